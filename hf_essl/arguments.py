@@ -1,0 +1,236 @@
+"""The four groups of recipe fields, each a dataclass: what to train, on which images, through which views, and how.
+
+Field names are unique over the four groups, so a recipe is one flat mapping and a command-line override needs no prefix.
+`check()` of each group refuses what cannot work, in one line that names the value, the choices and the fix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+def _help(text: str, default=None, factory=None):
+    metadata = {"help": text}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """The network and the objective."""
+
+    backbone: str = _help("A timm model name, such as resnet50, convnext_tiny or vit_small_patch16_224.", "resnet50")
+    method: str = _help("The self-supervised method; `hf_essl.methods.METHODS` lists them.", "simsiam")
+    backbone_args: dict = _help("Further arguments of timm.create_model, such as {drop_path_rate: 0.1}.", factory=dict)
+    method_args: dict = _help("Further arguments of the method's class, such as {projector_dim: 2048}.", factory=dict)
+    pretrained: bool = _help("Start from timm's published weights instead of a random initialisation.", False)
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from and how they are kept."""
+
+    dataset: str = _help(
+        "photo-patches (embedded, no download), a Hub id, a folder of images or of parquet files, or a parquet file.",
+        "photo-patches",
+    )
+    dataset_config: str | None = _help("Configuration (subset) name of a Hub dataset.")
+    train_split: str = _help("Split to train on.", "train")
+    eval_split: str | None = _help("Split to evaluate on; by default the first of validation, valid, val, test.")
+    eval_holdout: float = _help("Share of the training split held out for evaluation where there is no split.", 0.0)
+    image_column: str = _help("Column that holds the images.", "image")
+    label_column: str = _help("Column of class labels, for the evaluation alone; it may be absent.", "label")
+    streaming: bool = _help("Stream the training split instead of downloading it; needs max_steps.", False)
+    image_size: int = _help("Side in pixels of the decoded uint8 images: short side resized, centre cropped.", 256)
+    cache: Literal["none", "memory", "device"] = _help(
+        "Keep decoded images: none (decode every time), memory (of the host) or device (of the accelerator).", "none"
+    )
+    max_unreadable: float = _help("Share of unreadable images past which the run stops with an error.", 0.01)
+    max_train_samples: int | None = _help("Train on the first N images only.")
+    max_eval_samples: int | None = _help("Evaluate on N images only, evenly spaced over the split.")
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(f"max_unreadable is {self.max_unreadable}; it is a share in [0, 1), such as 0.01")
+        if not 0 <= self.eval_holdout < 1:
+            raise ValueError(f"eval_holdout is {self.eval_holdout}; it is a share in [0, 1), such as 0.1")
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, such as 256")
+        if self.streaming and self.cache != "none":
+            raise ValueError(f"cache is {self.cache} with streaming: true; a stream is not kept, set cache: none")
+
+
+@dataclass
+class ViewArguments:
+    """The augmentation chain, its curriculum (Super Progressive Learning, Sec. 3.2) and Hard Augment (Sec. 3.3)."""
+
+    resolution: int = _help("Side in pixels of the training views, r_max of the curriculum.", 224)
+    min_resolution: int | None = _help("r_min of the curriculum; needed unless resolution_schedule is constant.")
+    resolution_schedule: Literal["constant", "progressive", "super_progressive"] = _help(
+        "constant; progressive: r_min to r_max in equal stages; super_progressive: r_max in the warm-up before them.",
+        "constant",
+    )
+    resolution_step: int = _help("Stages are multiples of this many pixels.", 32)
+    min_magnitude: float = _help("Strength of the colour jitter at the start; 5 is the SimCLR standard.", 5.0)
+    max_magnitude: float = _help("Strength of the colour jitter at the end; linear in between.", 5.0)
+
+    num_views: int = _help("Views an image, m of Hard Augment.", 2)
+    selection: Literal["none", "hard", "random"] = _help(
+        "Which two of the views train: none (there are two), hard (highest loss, Eq. 10) or random.", "none"
+    )
+    selection_resolution: int = _help("Side in pixels at which the pairs are compared, r_sel.", 64)
+    selection_score: Literal["cosine", "loss"] = _help(
+        "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own, an image).", "cosine"
+    )
+
+    crop_scale: list[float] = _help("Smallest and largest share of the image's area in a crop.", factory=lambda: [0.2, 1.0])
+    crop_ratio: list[float] = _help("Smallest and largest width / height of a crop.", factory=lambda: [3 / 4, 4 / 3])
+    flip_p: float = _help("Probability of a horizontal flip.", 0.5)
+    jitter: list[float] = _help(
+        "Brightness, contrast, saturation and hue ranges at magnitude 5.", factory=lambda: [0.4, 0.4, 0.4, 0.1]
+    )
+    jitter_p: float = _help("Probability of the colour jitter.", 0.8)
+    grayscale_p: float = _help("Probability of a conversion to grayscale.", 0.2)
+    blur_p: list[float] = _help(
+        "Probability of a Gaussian blur; two values where the first and the second view differ (BYOL, DINO).",
+        factory=lambda: [0.5],
+    )
+    blur_sigma: list[float] = _help(
+        "Smallest and largest sigma of the blur, in pixels of a 224 px view.", factory=lambda: [0.1, 2.0]
+    )
+    solarize_p: list[float] = _help(
+        "Probability of solarization; two values where the first and the second view differ.", factory=lambda: [0.0]
+    )
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        self._check_resolutions()
+        self._check_selection()
+        for name in ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p"):
+            value = getattr(self, name)
+            values = value if isinstance(value, list) else [value]
+            if len(values) not in (1, 2) or not all(0 <= p <= 1 for p in values):
+                raise ValueError(f"{name} is {value}; it takes probabilities in [0, 1], one or one for each view")
+        for name, low in (("crop_scale", 0.0), ("crop_ratio", 0.0), ("blur_sigma", 0.0)):
+            value = getattr(self, name)
+            if len(value) != 2 or not low < value[0] <= value[1]:
+                raise ValueError(f"{name} is {value}; it takes [smallest, largest], both above {low:g}")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}; a crop holds at most the whole image, [0.2, 1.0]")
+        if len(self.jitter) != 4 or min(self.jitter) < 0:
+            raise ValueError(f"jitter is {self.jitter}; it takes [brightness, contrast, saturation, hue], none below 0")
+        largest_hue = self.jitter[3] * max(self.min_magnitude, self.max_magnitude) / 5
+        if min(self.min_magnitude, self.max_magnitude) < 0 or largest_hue > 0.5:
+            raise ValueError(
+                f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; they must be at "
+                f"least 0, and hue x magnitude / 5 at most 0.5: lower max_magnitude or the hue of jitter"
+            )
+
+    def _check_resolutions(self) -> None:
+        if self.resolution_step < 1:
+            raise ValueError(f"resolution_step is {self.resolution_step}; it is a number of pixels, such as 32")
+        if self.resolution_schedule != "constant" and self.min_resolution is None:
+            raise ValueError(
+                f"resolution_schedule is {self.resolution_schedule} without min_resolution; set it, such as "
+                f"min_resolution: 96, or resolution_schedule: constant"
+            )
+        for name in ("resolution", "min_resolution"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value % self.resolution_step):
+                below = max(value // self.resolution_step, 1) * self.resolution_step
+                raise ValueError(
+                    f"{name} is {value}, no multiple of resolution_step {self.resolution_step}; take {below} or "
+                    f"{below + self.resolution_step}, or set another resolution_step"
+                )
+        if self.min_resolution is not None and self.min_resolution > self.resolution:
+            raise ValueError(
+                f"min_resolution is {self.min_resolution}, above resolution {self.resolution}; lower it to at most that"
+            )
+
+    def _check_selection(self) -> None:
+        if self.num_views < 2:
+            raise ValueError(f"num_views is {self.num_views}; a pair needs at least 2 views, the paper takes 6")
+        if self.selection == "none" and self.num_views != 2:
+            raise ValueError(
+                f"num_views is {self.num_views} with selection: none, which trains on exactly 2; set selection: hard or "
+                f"random, or num_views: 2"
+            )
+        if self.selection == "hard" and not 1 <= self.selection_resolution <= self.resolution:
+            raise ValueError(
+                f"selection_resolution is {self.selection_resolution}; it lies between 1 and resolution "
+                f"{self.resolution}, the paper takes 64 of 224"
+            )
+
+
+@dataclass
+class SSLTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
+
+    output_dir: str | None = _help("Folder of the run: checkpoints, metrics, pictures and the backbone.", "runs/essl")
+    per_device_train_batch_size: int = _help("Images a step and process.", 128)
+    per_device_eval_batch_size: int = _help("Images a batch and process in evaluation.", 256)
+    learning_rate: float = _help("Peak learning rate, as given: it is not scaled with the batch.", 0.05)
+    weight_decay: float = _help("Weight decay, on every parameter, biases and normalisations included.", 5e-4)
+    num_train_epochs: float = _help("Passes over the training split.", 200)
+    optim: str = _help("Optimizer, by the names of transformers.TrainingArguments.", "sgd")
+    max_grad_norm: float = _help("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
+    remove_unused_columns: bool | None = _help("Kept off: the batch is an image.", False)
+    logging_nan_inf_filter: bool = _help("Kept off: a filtered loss hides divergence.", False)
+    logging_steps: float = _help("Log every so many optimizer steps.", 10)
+    save_total_limit: int | None = _help("Checkpoints kept; the oldest goes first.", 2)
+    ddp_find_unused_parameters: bool | None = _help("Every parameter takes part in the loss.", False)
+    dataloader_drop_last: bool = _help("Drop the last, smaller batch of an epoch.", True)
+
+    lr_schedule: Literal["cosine", "cosine_warmup", "one_cycle", "f1_clr", "constant"] = _help(
+        "cosine (Eq. 5), cosine_warmup (Eq. 6), one_cycle (1-CLR, Eq. 7), f1_clr (F1-CLR, Eq. 8) or constant.", "cosine"
+    )
+    warmup_epochs: float = _help("Warm-up t_w in epochs of num_train_epochs, for f1_clr and cosine_warmup.", 0.0)
+    one_cycle_fraction: float = _help("Share of the run in the first phase of one_cycle, rho of Eq. 7.", 0.3)
+    momentum: float = _help("Momentum of SGD where the schedule leaves it alone.", 0.9)
+    min_momentum: float = _help("Lowest momentum of the cycle, reached at the peak learning rate.", 0.85)
+    max_momentum: float = _help("Highest momentum of the cycle, at its start and end.", 0.95)
+    fix_predictor_lr: bool = _help("Hold the predictor's learning rate at the peak value, as SimSiam publishes.", True)
+
+    knn_every_epochs: int = _help("Evaluate by k nearest neighbours every N epochs; 0: at start and end only.", 0)
+    knn_k: int = _help("Neighbours of the kNN evaluation.", 20)
+    knn_temperature: float = _help("Temperature of the kNN votes, exp(cosine / T).", 0.07)
+    overwrite_output_dir: bool = _help("Start anew in an output folder that holds a run already.", False)
+    measure_speedup: bool = _help("Time steps of the plain recipe at the end, for the measured speed-up.", True)
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        if self.lr_schedule in ("f1_clr", "cosine_warmup"):
+            if not 0 < self.warmup_epochs:
+                raise ValueError(f"warmup_epochs is {self.warmup_epochs}; lr_schedule {self.lr_schedule} needs one above 0")
+            if self.warmup_epochs >= self.num_train_epochs:
+                raise ValueError(
+                    f"warmup_epochs is {self.warmup_epochs:g}, not shorter than num_train_epochs "
+                    f"{self.num_train_epochs:g}; shorten the warm-up or lengthen the run"
+                )
+        elif self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs:g} with lr_schedule {self.lr_schedule}, which has none; "
+                f"take f1_clr or cosine_warmup, or drop warmup_epochs"
+            )
+        if self.lr_schedule == "one_cycle" and not 0 < self.one_cycle_fraction < 1:
+            raise ValueError(f"one_cycle_fraction is {self.one_cycle_fraction}; it is a share between 0 and 1, such as 0.3")
+        if not 0 <= self.min_momentum <= self.max_momentum < 1:
+            raise ValueError(
+                f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; they are ordered and in [0, 1)"
+            )
+
+    @property
+    def warmup_fraction(self) -> float:
+        """Share of the run in the first phase: t_w / L (Eq. 6, 8) or rho (Eq. 7), 0 where the schedule has none.
+
+        A share, not a number of steps, so that `max_steps` shortens a whole recipe to a rehearsal of the same shape,
+        while another `num_train_epochs` stretches the annealing alone, which is what F1-CLR is about.
+        """
+        if self.lr_schedule == "one_cycle":
+            return self.one_cycle_fraction
+        return self.warmup_epochs / self.num_train_epochs

@@ -1,0 +1,48 @@
+"""A stopwatch of the training alone, which stands still in evaluation and saving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Counts seconds while it runs."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self, seconds: float = 0.0) -> None:
+        """Stands still at `seconds`: what was counted before, in the part of a run that was interrupted."""
+        self._counted = self._lap = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._counted + running
+
+    def lap(self) -> float:
+        """Seconds counted since the last call."""
+        last, self._lap = self._lap, self.seconds
+        return self._lap - last
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self._counted, self._since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stands still inside the block where it was running."""
+        was_running = self._since is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if was_running:
+                self.start()

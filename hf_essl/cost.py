@@ -1,0 +1,210 @@
+"""What a run costs in floating-point operations, by the paper's convention and by a true count, and what it saves.
+
+paper:    two operations a multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, a
+          backward pass counted as one forward pass: 8 MACs an image of two views, 12 with a teacher. It comes within
+          1.5 % of the costs that the paper prints (Tables 1 and 2), whose count of a forward pass is that much larger.
+measured: operations of torch's `FlopCounterMode` in convolutions and matrix products, heads and loss included, with
+          the backward pass that really runs, about twice the forward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from hf_essl.arguments import SSLTrainingArguments, ViewArguments
+    from hf_essl.methods.base import SSLModel
+
+STEP_TO_FORWARD = 6
+"""C of Eq. 11, a training step over the forward pass of one view: two views, forward and backward (two forward)."""
+
+
+class StepFlops(NamedTuple):
+    """Floating-point operations of one image of a step, both of its views."""
+
+    forward: float
+    backward: float
+    selection: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.selection
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a run, in petaFLOPs by both conventions, and what it saves at an equal number of steps.
+
+    A speed-up is the cost of the plain recipe (r_max throughout, two views, no selection) over that of this one, at
+    the same steps. A run that is shorter than its baseline gains the ratio of their steps on top.
+    """
+
+    steps: int
+    images_per_step: int
+    paper_petaflops: float
+    measured_petaflops: float
+    measured_forward_petaflops: float
+    measured_backward_petaflops: float
+    measured_selection_petaflops: float
+    paper_speedup: float
+    measured_speedup: float
+
+
+class FlopCounter:
+    """Counts the operations of a model's step at any resolution, without touching the model or a random state.
+
+    The count runs on a copy without memory (the meta device), seconds for the first step at each resolution, then
+    cached. It counts one process, in train mode, on a batch of two; a loss that grows faster than the batch (the
+    pairs of SimCLR) is counted at that size, a negligible share.
+
+    Args:
+        model: of the `SSLModel` contract.
+        num_views: m, views that the selection pass compares.
+        selection_resolution: r_sel, their side in pixels; None where there is no such pass.
+    """
+
+    def __init__(self, model: SSLModel, num_views: int = 2, selection_resolution: int | None = None):
+        self.num_views = num_views
+        self.selection_resolution = selection_resolution
+        self._model = _meta_copy(model).train()
+        self._steps: dict[int, StepFlops] = {}
+
+    def step(self, resolution: int) -> StepFlops:
+        """Operations of an image at `resolution` pixels: forward and backward of two views, and the selection pass."""
+        if resolution not in self._steps:
+            self._steps[resolution] = self._count_step(resolution)
+        return self._steps[resolution]
+
+    def backbone_macs(self, resolution: int) -> float:
+        """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels."""
+        with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._model.backbone(_views(resolution))
+        return counter.get_total_flops() / _BATCH / 2
+
+    def _count_step(self, resolution: int) -> StepFlops:
+        with _detached(), torch.enable_grad():
+            with FlopCounterMode(display=False) as forward:
+                loss = self._model(_views(resolution), _views(resolution))["loss"].mean()
+            with FlopCounterMode(display=False) as backward:
+                loss.backward()
+            self._model.zero_grad(set_to_none=True)
+        return StepFlops(forward.get_total_flops() / _BATCH, backward.get_total_flops() / _BATCH, self._selection)
+
+    @cached_property
+    def _selection(self) -> float:
+        if self.selection_resolution is None:
+            return 0.0
+        with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._model.embed(_views(self.selection_resolution))
+        return self.num_views * counter.get_total_flops() / _BATCH
+
+
+def estimate_cost(
+    model: SSLModel,
+    view_args: ViewArguments,
+    training_args: SSLTrainingArguments,
+    steps: int,
+    images_per_step: int,
+) -> Cost:
+    """Predicts what a run costs, from its model and its arguments alone.
+
+    Speed-ups are the true ratio of the two sums, L r_max^2 / sum_t r_t^2 for the resolution schedule alone. Eq. 9 as
+    printed, the mean of (r_max / r_t)^2, averages the speed-ups instead: more than the run saves.
+
+    Args:
+        model: of the `SSLModel` contract.
+        steps: L, optimizer steps of the run.
+        images_per_step: images of all processes and accumulated batches.
+
+    Raises:
+        ValueError: for steps or images_per_step below 1.
+    """
+    from hf_essl.schedules import resolution_schedule
+
+    if steps < 1 or images_per_step < 1:
+        raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
+    counter = FlopCounter(
+        model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
+    )
+    schedule = resolution_schedule(view_args, training_args.warmup_fraction)
+    steps_at = Counter(schedule(step / steps) for step in range(steps))
+    r_max, peta_images = view_args.resolution, images_per_step / 1e15
+    measured = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(3)]
+    plain_step = counter.step(r_max)
+    # what a step costs on average, in units of the plain one
+    paper_share = sum(n * _paper_share(r, r_max, counter) for r, n in steps_at.items()) / steps
+    paper_plain = _paper_step(counter.backbone_macs(r_max), model.has_teacher) * steps * peta_images
+    return Cost(
+        steps=steps,
+        images_per_step=images_per_step,
+        paper_petaflops=paper_plain * paper_share,
+        measured_petaflops=sum(measured),
+        measured_forward_petaflops=measured[0],
+        measured_backward_petaflops=measured[1],
+        measured_selection_petaflops=measured[2],
+        paper_speedup=1 / paper_share,
+        measured_speedup=(plain_step.forward + plain_step.backward) * steps * peta_images / sum(measured),
+    )
+
+
+def steps_per_epoch(num_images: int, images_per_step: int, drop_last: bool = True) -> int:
+    """Optimizer steps of a pass over the images. Raises ValueError where the images fill not one step."""
+    steps = num_images // images_per_step if drop_last else math.ceil(num_images / images_per_step)
+    if steps < 1:
+        raise ValueError(f"{num_images} images make no step of {images_per_step}; lower the batch, or keep the last")
+    return steps
+
+
+_BATCH = 2  # the smallest that BatchNorm over vectors trains on
+
+
+def _paper_step(macs: float, has_teacher: bool) -> float:
+    """Operations of one image at r_max: 2 views x (forward + backward as one forward + teacher) x 2 a MAC."""
+    passes = 3 if has_teacher else 2
+    return 2 * passes * 2 * macs
+
+
+def _paper_share(resolution: int, r_max: int, counter: FlopCounter) -> float:
+    """A step at `resolution` in units of a plain step at r_max: quadratic in it, and 1 / M_ha of Eq. 11."""
+    share = (resolution / r_max) ** 2
+    if counter.selection_resolution is None:
+        return share
+    overhead = counter.num_views * counter.selection_resolution**2 / (STEP_TO_FORWARD * resolution**2)
+    return share * (1 + overhead)
+
+
+def _views(resolution: int) -> torch.Tensor:
+    return torch.empty(_BATCH, 3, resolution, resolution, device="meta")
+
+
+def _meta_copy(model: SSLModel) -> SSLModel:
+    """A deep copy whose parameters and buffers have shapes and no memory."""
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    memo.update({id(b): b.detach().to("meta") for b in model.buffers()})  # what memo holds is not copied again
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """Keeps a count to itself: the CPU's random state restored, nothing compiled, and no process group to be seen.
+
+    Collectives and SyncBatchNorm refuse meta tensors, and a process that counts alone would wait for the others.
+    """
+    alone = patch.object(dist, "is_initialized", return_value=False)
+    with alone, torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,101 @@
+"""The pictures of a run: its curves and its views."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.schedules import magnitude_schedule, resolution_schedule
+from hf_essl.views import Views
+
+RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Writes a PNG beside its place and moves it there whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as scratch:
+        figure.savefig(scratch, format="png", dpi=120)
+    os.chmod(scratch.name, 0o644)
+    os.replace(scratch.name, path)
+    return path
+
+
+def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> Path:
+    """Six panels against the step: loss, kNN accuracy, feature std, LR with momentum, the curriculum, throughput.
+
+    Args:
+        history: `trainer.state.log_history`.
+    """
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3)
+    figure.suptitle(title)
+    _line(axes[0, 0], history, "loss", "loss", RED)
+    _line(axes[0, 1], history, "eval_knn_accuracy", "kNN accuracy (%)", RED, marker="o")
+    _line(axes[0, 2], history, "feature_std", "std of the embedding (0 = collapse)", RED)
+    _line(axes[1, 0], history, "learning_rate", "learning rate", RED)
+    _line(axes[1, 0].twinx(), history, "momentum", "momentum", BLUE)
+    _line(axes[1, 1], history, "resolution", "resolution (px)", RED, drawstyle="steps-mid")
+    _line(axes[1, 1].twinx(), history, "magnitude", "augmentation magnitude", BLUE)
+    _line(axes[1, 2], history, "images_per_second", "images/s", RED)
+    _line(axes[1, 2].twinx(), history, "petaflops", "petaFLOPs so far", BLUE)
+    return save_figure(figure, path)
+
+
+def _line(axis, history: Sequence[dict], key: str, label: str, color: str, **style) -> None:
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    axis.set_xlabel("step")
+    axis.set_ylabel(label, color=color)
+    axis.tick_params(axis="y", colors=color)
+    if points:
+        axis.plot(*zip(*points, strict=True), color=color, linewidth=1.6, **style)
+    else:
+        axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes, color=GREY)
+
+
+def draw_views(
+    images: Tensor, args: ViewArguments, warmup_fraction: float, path: str | Path, columns: int = 6, seed: int = 0
+) -> Path:
+    """A grid of augmented views at the start, the middle and the end of the curriculum, beside their originals.
+
+    Args:
+        images: uint8 N x 3 x H x W, a row each.
+        columns: views of each image.
+    """
+    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
+    resolution, magnitude = resolution_schedule(args, warmup_fraction), magnitude_schedule(args)
+    rows = len(images)
+    figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * rows * 3 + 1.2), layout="constrained")
+    for block, (name, progress) in zip(
+        figure.subfigures(3, 1), (("start", 0.0), ("middle", 0.5), ("end", 1 - 1e-9)), strict=True
+    ):
+        views.resolution, views.magnitude = resolution(progress), magnitude(progress)
+        block.suptitle(f"{name}: {views.resolution} px, magnitude {views.magnitude:.2f}", fontsize=10)
+        axes = block.subplots(rows, columns + 1, squeeze=False)
+        _show(axes[:, 0], images.float() / 255)
+        for column in range(columns):
+            _show(axes[:, column + 1], views.render(images, views.sample(images, column % 2)))
+    return save_figure(figure, path)
+
+
+def _show(axes, pictures: Tensor) -> None:
+    for axis, picture in zip(axes, pictures, strict=True):
+        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+        axis.set_axis_off()
+
+
+def sample_images(dataset, count: int = 3) -> Tensor:
+    """A few images, evenly spaced over a dataset (or the first of a stream): uint8 count x 3 x S x S."""
+    if hasattr(dataset, "__len__"):
+        picked = [dataset[int(i)] for i in torch.linspace(0, len(dataset) - 1, count)]
+    else:
+        picked = [sample for sample, _ in zip(dataset, range(count), strict=False)]
+    return torch.stack([sample["image"].cpu() for sample in picked])

@@ -1,0 +1,55 @@
+"""Writes the backbone alone, in the form that timm, and transformers through it, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import timm
+from torch import nn
+
+CONFIG_OF_TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # they describe the weights that timm published
+
+
+def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int, tag: str = "hf_essl") -> Path:
+    """Exports `model.backbone` (or a bare timm backbone) as `config.json` and `model.safetensors`.
+
+    Projector, predictor, teacher and queue stay out. The folder is written beside its place and moved there whole.
+
+    Args:
+        model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
+        input_size: side in pixels of the images it was trained on.
+        tag: name of the pretraining in the config.
+
+    Returns:
+        The folder: `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+    """
+    backbone = getattr(model, "backbone", model)
+    config = timm.data.resolve_model_data_config(backbone)
+    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"]}
+    target = Path(output_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        timm.models.save_for_hf(
+            backbone,
+            scratch,
+            safe_serialization=True,
+            data_config=data,
+            model_config={"pretrained_cfg": {"tag": tag}},
+        )
+        _tell_our_weights(Path(scratch) / "config.json")
+        target.mkdir(exist_ok=True)
+        for file in Path(scratch).iterdir():
+            os.replace(file, target / file.name)
+    return target
+
+
+def _tell_our_weights(path: Path) -> None:
+    """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time."""
+    config = json.loads(path.read_text())
+    config.get("model_args", {}).pop("num_classes", None)
+    for key in CONFIG_OF_TIMM_WEIGHTS:
+        config.get("pretrained_cfg", {}).pop(key, None)
+    path.write_text(json.dumps(config, indent=2))

@@ -1,0 +1,121 @@
+"""The learning-rate range test (appendix C): the loss while the learning rate grows exponentially."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hf_essl.figures import sample_images
+from hf_essl.selection import batch_statistics
+from hf_essl.speed import endless
+
+if TYPE_CHECKING:
+    from hf_essl.methods.base import SSLModel
+    from hf_essl.trainer import SSLTrainer
+
+
+@dataclass(frozen=True)
+class LRRange:
+    """The result of a range test, one entry a step."""
+
+    learning_rates: list[float]
+    train_losses: list[float]
+    validation_losses: list[float]
+    """Empty where no validation images were asked for."""
+    suggestion: float
+    """Where the (validation) loss has come down to its plateau: the peak learning rate to take."""
+
+
+def lr_range_test(
+    trainer: SSLTrainer,
+    *,
+    start: float = 1e-3,
+    end: float = 1.0,
+    steps: int = 200,
+    validation_images: int = 4096,
+) -> LRRange:
+    """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
+
+    Model, optimizer and random numbers of the trainer are left as they were. It ends early where the loss is no longer
+    finite.
+
+    Args:
+        trainer: gives model, images, views and optimizer.
+        steps: optimizer steps, 200 in the paper.
+        validation_images: images on which the loss is measured after each step, 4,096 in the paper; of the evaluation
+            images where there are any; 0 measures the training loss alone.
+
+    Raises:
+        ValueError: where the range or the number of steps makes no test.
+    """
+    if not 0 < start < end or steps < 10:
+        raise ValueError(f"start {start}, end {end}, steps {steps}: a test needs 0 < start < end and 10 steps or more")
+    rates = [start * (end / start) ** (step / (steps - 1)) for step in range(steps)]
+    with torch.random.fork_rng():
+        train_losses, validation_losses = _run(trainer, rates, validation_images)
+    judged = validation_losses or train_losses
+    return LRRange(rates[: len(train_losses)], train_losses, validation_losses, suggest(rates, judged))
+
+
+def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8, tolerance: float = 0.1) -> float:
+    """The learning rate at which the smoothed loss has made all but a tenth of its way down (Fig. 4's plateau)."""
+    smooth: list[float] = []
+    for loss in losses:
+        smooth.append(loss if not smooth else smoothing * smooth[-1] + (1 - smoothing) * loss)
+    lowest = min(smooth)
+    threshold = lowest + tolerance * (smooth[0] - lowest)
+    return next(rate for rate, loss in zip(rates, smooth, strict=False) if loss <= threshold)
+
+
+def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tuple[list[float], list[float]]:
+    model = copy.deepcopy(trainer.model).train()
+    optimizer = trainer.build_optimizer(model)
+    loader = endless(trainer.get_train_dataloader())
+    held_out = _validation_views(trainer, validation_images)
+    train_losses: list[float] = []
+    validation_losses: list[float] = []
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images = next(loader)["image"].to(trainer.args.device)
+        with trainer.accelerator.autocast():
+            loss = model(*trainer.views(images))["loss"].mean()
+        if not math.isfinite(loss.item()):
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step((step + 1) / len(rates))
+        train_losses.append(loss.item())
+        if held_out:
+            validation_losses.append(_loss_on(model, trainer, held_out))
+    return train_losses, validation_losses
+
+
+def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ...]]:
+    """Images in batches with the parameters of two views each, drawn once so that the steps are comparable."""
+    if not count:
+        return []
+    dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    images = sample_images(dataset, min(count, len(dataset)))
+    batches = images.split(trainer.args.per_device_train_batch_size)
+    return [(batch, trainer.views.sample(batch, 0), trainer.views.sample(batch, 1)) for batch in batches if len(batch) > 1]
+
+
+@torch.no_grad()
+def _loss_on(model: SSLModel, trainer: SSLTrainer, batches) -> float:
+    """Mean loss by batch statistics, as in training; nothing of the model changes."""
+    total, count = 0.0, 0
+    with batch_statistics(model):
+        for images, first, second in batches:
+            images = images.to(trainer.args.device)
+            views = trainer.views.render(images, first), trainer.views.render(images, second)
+            with trainer.accelerator.autocast():
+                total += model(*views)["loss"].float().sum().item()
+            count += len(images)
+    return total / count

@@ -1,0 +1,120 @@
+"""The contract of a self-supervised method: a backbone, its heads, a loss an image, and what changes after a step.
+
+A method is one file with one subclass of `SSLModel` and one line in `hf_essl.methods.METHODS`. It gives
+
+- `embed(view)`: the student's query and key of one view; the selection pass of Hard Augment calls it too;
+- `loss(queries, keys)`: one loss an image from the queries and the target keys of the two views;
+- `targets(...)`, where the target keys come from elsewhere than the student (a momentum teacher);
+- `after_step(progress)`, where anything outlives the step (teacher, queue, center): the loss itself changes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Pair = tuple[Tensor, Tensor]
+
+
+class SSLModel(nn.Module):
+    """A backbone with the heads and the loss of one self-supervised method.
+
+    Args:
+        backbone: a timm model built with `num_classes=0`: B x 3 x r x r in, B x num_features out.
+    """
+
+    has_teacher = False
+    """Whether a momentum teacher runs forward on both views: it costs a third more (facts of the paper's tables)."""
+    fixed_lr_modules: tuple[str, ...] = ()
+    """Submodules whose learning rate may be held constant (`fix_predictor_lr`)."""
+    _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        config = resolve_model_data_config(backbone)
+        self.pixel_mean: tuple[float, ...] = config["mean"]
+        self.pixel_std: tuple[float, ...] = config["std"]
+
+    @staticmethod
+    def from_timm(
+        backbone: str,
+        method: str = "simsiam",
+        *,
+        pretrained: bool = False,
+        backbone_args: dict | None = None,
+        method_args: dict | None = None,
+    ) -> SSLModel:
+        """Builds a method over a timm backbone, by their names.
+
+        Raises:
+            ValueError: for an unknown backbone, method or method argument, with the nearest that exist.
+        """
+        method_class = _method_class(method, method_args or {})
+        check_backbone(backbone)
+        return method_class(build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
+
+    def embed(self, view: Tensor) -> Pair:
+        """The student's query and key of one view: B x 3 x r x r to B x D and B x D."""
+        raise TypeError(f"{type(self).__name__} must define embed(view)")
+
+    def targets(self, views: Pair, keys: Pair) -> Pair:
+        """The keys that the queries are drawn to, B x D each, without gradient; by default the student's own."""
+        return keys[0].detach(), keys[1].detach()
+
+    def loss(self, queries: Pair, keys: Pair) -> Tensor:
+        """The loss of each image, B, from the queries and target keys of both views, B x D each."""
+        raise TypeError(f"{type(self).__name__} must define loss(queries, keys)")
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """The loss of each image and the first view's key, from two views, B x 3 x r x r each.
+
+        Both views go through one call, since two DDP forwards before a backward break BatchNorm; the encoder still
+        sees one view a batch.
+        """
+        (first_query, first_key), (second_query, second_key) = self.embed(first), self.embed(second)
+        keys = self.targets((first, second), (first_key, second_key))
+        return {"loss": self.loss((first_query, second_query), keys), "embedding": first_key.detach()}
+
+    def after_step(self, progress: float) -> None:
+        """Called once after each optimizer step; `progress` in (0, 1] is the share of the run that is done."""
+
+
+def negative_cosine(queries: Tensor, keys: Tensor) -> Tensor:
+    """-cos of matching rows in float32 whatever the autocast: B x D and B x D to B."""
+    return -(F.normalize(queries.float(), dim=-1) * F.normalize(keys.float(), dim=-1)).sum(dim=-1)
+
+
+def build_backbone(name: str, pretrained: bool = False, backbone_args: dict | None = None) -> nn.Module:
+    """A timm model without its classifier, able to run at any resolution (ViTs by interpolated positions)."""
+    arguments = {"num_classes": 0, "pretrained": pretrained, **(backbone_args or {})}
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **arguments)
+    except TypeError:  # not a ViT: the argument is unknown to it
+        return timm.create_model(name, **arguments)
+
+
+def check_backbone(name: str) -> None:
+    """Raises ValueError where timm has no such model."""
+    if timm.is_model(name.split(".")[0]):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+    raise ValueError(f"backbone is {name!r}, no timm model; {hint}")
+
+
+def _method_class(name: str, arguments: dict) -> type[SSLModel]:
+    from hf_essl.methods import METHODS  # the table imports the methods, which import this file
+
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; choose one of {', '.join(METHODS)}")
+    known = list(inspect.signature(METHODS[name].__init__).parameters)[2:]
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(f"method_args holds {argument!r}, unknown to {name}; it takes {', '.join(known)}")
+    return METHODS[name]

@@ -1,0 +1,43 @@
+"""SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hf_essl.methods.base import Pair, SSLModel, negative_cosine
+from hf_essl.methods.heads import mlp
+
+
+class SimSiam(SSLModel):
+    """L = D(p1, stopgrad(z2)) / 2 + D(p2, stopgrad(z1)) / 2, with D the negative cosine (Eq. 1 and 2 of SimSiam).
+
+    Args:
+        backbone: B x 3 x r x r to B x C.
+        projector_hidden: hidden size of the projector; by default C, as published.
+        projector_dim: size of z and p, D.
+        predictor_hidden: bottleneck of the predictor.
+    """
+
+    fixed_lr_modules = ("predictor",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector_hidden: int | None = None,
+        projector_dim: int = 2048,
+        predictor_hidden: int = 512,
+    ):
+        super().__init__(backbone)
+        features = backbone.num_features
+        hidden = projector_hidden or features
+        # BatchNorm without affine parameters ends the projector: with them the published runs are unstable
+        self.projector = mlp((features, hidden, hidden, projector_dim), last="plain_norm")
+        self.predictor = mlp((projector_dim, predictor_hidden, projector_dim))
+
+    def embed(self, view: Tensor) -> Pair:
+        z = self.projector(self.backbone(view))  # B x D
+        return self.predictor(z), z
+
+    def loss(self, queries: Pair, keys: Pair) -> Tensor:
+        (p1, p2), (z1, z2) = queries, keys
+        return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2

@@ -1,0 +1,120 @@
+"""Pretrains a backbone from a recipe: `hf-essl pretrain RECIPE`, or `accelerate launch -m hf_essl.pretrain RECIPE`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import set_seed
+
+from hf_essl.checkpoints import checkpoints
+from hf_essl.cost import Cost, estimate_cost
+from hf_essl.data import load_images
+from hf_essl.methods.base import SSLModel, check_backbone
+from hf_essl.recipe import Recipe
+from hf_essl.report import collect_metrics, result_table, write_report, write_text
+from hf_essl.speed import plain_step_seconds
+from hf_essl.trainer import SSLTrainer
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal, after a checkpoint."""
+
+
+def pretrain(recipe: Recipe) -> dict:
+    """Trains a recipe to its end and writes its report.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: for what cannot work, before any model is built.
+        Interrupted: where Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
+    """
+    check_backbone(recipe.model.backbone)
+    prepare_output_dir(recipe)
+    trainer = build_trainer(recipe)
+    cost = predict_cost(trainer)
+    main = trainer.is_world_process_zero()
+    if main:
+        write_text(Path(recipe.training.output_dir or ".") / "recipe.yaml", recipe.to_yaml())
+        print(describe_run(trainer, recipe, cost), flush=True)
+    trainer.train(resume_from_checkpoint=_resume(recipe))
+    if trainer.stop_on_signal.received:
+        raise Interrupted(f"stopped by {trainer.stop_on_signal.received.name} after step {trainer.state.global_step}")
+    timed = recipe.training.measure_speedup and trainer.args.world_size == 1
+    metrics = collect_metrics(trainer, recipe, cost, plain_step_seconds(trainer) if timed else None)
+    if main:
+        written = write_report(trainer, recipe, metrics)
+        print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
+    return metrics
+
+
+def build_trainer(recipe: Recipe) -> SSLTrainer:
+    """Images, model and trainer of a recipe, in this order: a missing folder is told before a model is built."""
+    images = load_images(recipe.data, recipe.training.device)
+    set_seed(recipe.training.seed)
+    model = SSLModel.from_timm(
+        recipe.model.backbone,
+        recipe.model.method,
+        pretrained=recipe.model.pretrained,
+        backbone_args=recipe.model.backbone_args,
+        method_args=recipe.model.method_args,
+    )
+    return SSLTrainer(
+        model,
+        recipe.training,
+        images.train,
+        images.eval,
+        bank_dataset=images.bank,
+        view_args=recipe.views,
+        data_args=recipe.data,
+    )
+
+
+def predict_cost(trainer: SSLTrainer) -> Cost:
+    """What the whole run costs, before it runs."""
+    args = trainer.args
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return estimate_cost(trainer.model, trainer.views.args, args, trainer.planned_steps(), images_per_step)
+
+
+def prepare_output_dir(recipe: Recipe) -> None:
+    """Refuses to write over a run that is there, unless it is resumed or overwritten on purpose."""
+    folder = Path(recipe.training.output_dir or ".")
+    if _resume(recipe) or not (checkpoints(folder) or (folder / "metrics.json").exists()):
+        return
+    if not recipe.training.overwrite_output_dir:
+        raise ValueError(
+            f"output_dir {folder} holds a run already; go on with --resume_from_checkpoint true, start anew with "
+            f"--overwrite_output_dir, or name another --output_dir"
+        )
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)
+
+
+def _resume(recipe: Recipe) -> str | bool | None:
+    value = recipe.training.resume_from_checkpoint
+    return {"true": True, "false": None, "none": None}.get(str(value).lower(), value)
+
+
+def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
+    """What is about to run, in a few lines."""
+    millions = sum(p.numel() for p in trainer.model.backbone.parameters()) / 1e6
+    images = f"{len(trainer.train_dataset):,}" if hasattr(trainer.train_dataset, "__len__") else "streamed"
+    judged = f"{len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else "no evaluation"
+    return (
+        f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
+        f"{trainer.train_dataset.name}: {images} training images, {judged}\n"
+        f"{cost.steps:,} steps of {cost.images_per_step} images: {cost.measured_petaflops:.4g} petaFLOPs, "
+        f"{cost.measured_speedup:.2f} x less than the plain recipe at equal epochs\n"
+        f"into {recipe.training.output_dir}"
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from hf_essl.cli import main
+
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

@@ -1,0 +1,73 @@
+"""A curve bound to an optimizer: learning rate and momentum have one writer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hf_essl.schedules.curves import Curve
+
+
+class CurveScheduler(LRScheduler):
+    """Sets the learning rate of every group, and its momentum where the curve moves it, from the step alone.
+
+    A group with `"fixed_lr": True` keeps its initial learning rate (SimSiam's predictor); its momentum moves too.
+    Momentum is `group["momentum"]` (SGD) or the first of `group["betas"]` (the Adam family).
+
+    Args:
+        optimizer: its groups' learning rates are the peaks.
+        curve: shares of the peak and of `momentum_range`, by optimizer step.
+        momentum_range: lowest and highest momentum, beta_l and beta_h of Eq. 7 and 8.
+        last_epoch: the last step taken, as in every torch scheduler.
+
+    Raises ValueError where the curve moves momentum and the optimizer has none.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        curve: Curve,
+        momentum_range: tuple[float, float] = (0.85, 0.95),
+        last_epoch: int = -1,
+    ):
+        self.curve = curve
+        self.momentum_range = momentum_range
+        if curve.momentum(0) is not None:
+            for group in optimizer.param_groups:
+                if "momentum" not in group and "betas" not in group:
+                    raise ValueError(
+                        f"{type(curve).__name__} cycles momentum and {type(optimizer).__name__} has none; take an "
+                        f"optimizer such as sgd or adamw_torch, or lr_schedule cosine_warmup"
+                    )
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        self._set_momentum()
+        share = self.curve.lr(self.last_epoch)
+        return [
+            base * (1.0 if group.get("fixed_lr") else share)
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
+
+    def _set_momentum(self) -> None:
+        position = self.curve.momentum(self.last_epoch)
+        if position is None:
+            return
+        low, high = self.momentum_range
+        momentum = low + (high - low) * position
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            else:
+                group["momentum"] = momentum
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step and the peaks, plain numbers: checkpoints are read with `weights_only=True`, which refuses classes.
+
+        The curve is left out; it comes from the run's arguments.
+        """
+        state = super().state_dict()
+        return {name: value for name, value in state.items() if name not in ("curve", "momentum_range")}

@@ -1,0 +1,115 @@
+"""Hard Augment (Sec. 3.3): of m views of an image, the pair with the highest loss trains."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.methods.base import SSLModel
+from hf_essl.views import ViewParams, Views
+
+
+class Selection(NamedTuple):
+    """The pair of views that trains, and what its choice said."""
+
+    first: ViewParams
+    second: ViewParams
+    pair: Tensor | None
+    """N, int64: position of the chosen pair in `HardAugment.pairs`; None where there was no choice."""
+    gap: Tensor | None
+    """Scalar on the device: mean score of the chosen pairs less that of a random pair."""
+
+
+class HardAugment:
+    """Samples m views of each image and chooses the two that train (Algorithm 1, Eq. 10).
+
+    The m views are rendered at r_sel alone and compared by one forward pass of the student without gradient; the
+    winners are rendered at full size later, from the same parameters. The pass leaves no trace: batch statistics in
+    BatchNorm, no running statistics, no teacher, no queue. Algorithm 1 prints `f(vs)` where `f(vs_small)` is meant.
+
+    Where first and second views are drawn differently (BYOL, DINO), a pair holds one of each kind.
+
+    Args:
+        views: samples and renders the views.
+        args: `selection` hard, random or none, `num_views` m, `selection_resolution` r_sel and `selection_score`.
+    """
+
+    def __init__(self, views: Views, args: ViewArguments | None = None):
+        self.views = views
+        self.args = args or views.args
+        self.kinds = [i % 2 for i in range(self.args.num_views)]
+        self.pairs: list[tuple[int, int]] = [
+            (i, j)
+            for i, j in itertools.combinations(range(self.args.num_views), 2)
+            if not views.asymmetric or self.kinds[i] != self.kinds[j]
+        ]
+        if views.asymmetric:  # a first view first
+            self.pairs = [(i, j) if self.kinds[i] == 0 else (j, i) for i, j in self.pairs]
+
+    def __call__(self, model: SSLModel, images: Tensor) -> Selection:
+        """Chooses a pair for each image.
+
+        Args:
+            model: the unwrapped student, in train mode.
+            images: uint8 N x 3 x H x W.
+        """
+        candidates = [self.views.sample(images, kind) for kind in self.kinds]
+        if self.args.selection == "none":
+            return Selection(candidates[0], candidates[1], None, None)
+        if self.args.selection == "random":
+            with self.views.random_stream():
+                pair = torch.randint(len(self.pairs), (len(images),))
+            gap = None
+        else:
+            scores = self.score(model, images, candidates)
+            pair = scores.argmax(dim=1).cpu()  # the one wait for the device: the parameters live on the host
+            gap = (scores.max(dim=1).values - scores.mean(dim=1)).mean()
+        first, second = torch.tensor(self.pairs)[pair].unbind(dim=1)
+        return Selection(ViewParams.choose(candidates, first), ViewParams.choose(candidates, second), pair, gap)
+
+    @torch.no_grad()
+    def score(self, model: SSLModel, images: Tensor, candidates: list[ViewParams]) -> Tensor:
+        """How hard each pair is, N x pairs in the order of `pairs`: the loss that it would bring."""
+        with batch_statistics(model):
+            embedded = [
+                model.embed(self.views.render(images, params, self.args.selection_resolution)) for params in candidates
+            ]
+        queries, keys = zip(*embedded, strict=True)
+        score = pair_losses if self.args.selection_score == "loss" else pair_cosines
+        return score(model, queries, keys, self.pairs)
+
+
+def pair_cosines(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs) -> Tensor:
+    """½ [D(q_i, k_j) + D(q_j, k_i)] with D the negative cosine, one m x m product an image: N x pairs."""
+    with torch.autocast(queries[0].device.type, enabled=False):
+        normal_queries = F.normalize(torch.stack(queries, dim=1).float(), dim=-1)  # N x m x D
+        normal_keys = F.normalize(torch.stack(keys, dim=1).float(), dim=-1)
+        cosines = torch.bmm(normal_queries, normal_keys.transpose(1, 2))  # N x m x m
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    return -(cosines[:, first, second] + cosines[:, second, first]) / 2
+
+
+def pair_losses(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs) -> Tensor:
+    """The method's own loss of each image and pair, with the student's keys for targets: N x pairs."""
+    return torch.stack([model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in pairs], dim=1)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch, as in training, and updates no running statistic."""
+    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True

@@ -1,0 +1,294 @@
+"""`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.callbacks import (
+    AfterStepCallback,
+    ClockCallback,
+    EvaluateEveryCallback,
+    ProgressBarCallback,
+    StopOnSignalCallback,
+)
+from hf_essl.checkpoints import last_complete_checkpoint
+from hf_essl.clock import Clock
+from hf_essl.cost import FlopCounter
+from hf_essl.data import UnreadableLog, as_images, collate
+from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
+from hf_essl.methods.base import SSLModel
+from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
+from hf_essl.selection import HardAugment
+from hf_essl.views import Views
+
+
+class SSLTrainer(Trainer):
+    """Trains an `SSLModel` on unlabelled images with F1-CLR, Super Progressive Learning and Hard Augment.
+
+    Args:
+        model: a backbone with a method, from `SSLModel.from_timm`.
+        args: optimizer, learning-rate schedule, evaluation, and all of transformers.TrainingArguments.
+        train_dataset: a datasets.Dataset with an `image` column, a folder of images or of parquet files, or a torch
+            dataset of images; labels never reach the loss.
+        eval_dataset: labelled images of the same kinds, for the kNN accuracy.
+        bank_dataset: the neighbours of the kNN accuracy; by default the training images, where they have labels.
+        view_args: the augmentation chain, the curriculum of resolution and magnitude, and Hard Augment.
+        data_args: how the images are decoded and kept.
+        callbacks: further transformers callbacks.
+    """
+
+    args: SSLTrainingArguments
+    model: SSLModel
+
+    def __init__(
+        self,
+        model: SSLModel,
+        args: SSLTrainingArguments | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        *,
+        bank_dataset=None,
+        view_args: ViewArguments | None = None,
+        data_args: DataArguments | None = None,
+        callbacks=None,
+    ):
+        args = args or SSLTrainingArguments()
+        data_args = data_args or DataArguments()
+        view_args = view_args or ViewArguments()
+        for group in (data_args, view_args, args):
+            group.check()
+        train_dataset, eval_dataset, bank_dataset = (
+            None if source is None else as_images(source, data_args)
+            for source in (train_dataset, eval_dataset, bank_dataset)
+        )
+        self.views = Views(view_args, model.pixel_mean, model.pixel_std)
+        self.hard_augment = HardAugment(self.views)
+        self.bank_dataset = bank_dataset if bank_dataset is not None else train_dataset
+        self.flop_counter = FlopCounter(
+            model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
+        )
+        self.clock = Clock()
+        self._images = 0  # of all processes, since the last log
+        self._step_seen: dict[str, float | Tensor] = {}  # of the step under way, read by log()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+        self.loss_is_scaled_for_ga = False
+        total = len(train_dataset) if hasattr(train_dataset, "__len__") else None
+        self.unreadable = UnreadableLog(total, data_args.max_unreadable)
+        self._add_callbacks()
+
+    def _add_callbacks(self) -> None:
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.stop_on_signal = StopOnSignalCallback()
+        for callback in (
+            SuperProgressiveCallback.from_args(self.views, self.views.args, self.args),
+            AfterStepCallback(self.accelerator),
+            EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
+            ClockCallback(self.clock),
+            self.stop_on_signal,
+            ProgressBarCallback(),
+        ):
+            self.add_callback(callback)
+
+    # ---- optimizer and schedule ----
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The optimizer of `args.optim` for the run."""
+        if self.optimizer is None:
+            self.optimizer = self.build_optimizer(model or self.model)
+        return self.optimizer
+
+    def build_optimizer(self, model: SSLModel) -> torch.optim.Optimizer:
+        """An optimizer with weight decay on every parameter, biases and norms included, as the methods publish.
+
+        A method's `fixed_lr_modules` form a group of their own, whose learning rate stays at the peak where
+        `fix_predictor_lr` is set.
+        """
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if optimizer_class is torch.optim.SGD:
+            settings.setdefault("momentum", self.args.momentum)
+        settings.setdefault("weight_decay", self.args.weight_decay)
+        fixed_names = self.model.fixed_lr_modules if self.args.fix_predictor_lr else ()
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        fixed = [p for n, p in trained if n.split(".")[0] in fixed_names]
+        scheduled = [p for n, p in trained if n.split(".")[0] not in fixed_names]
+        groups = [{"params": scheduled}] + ([{"params": fixed, "fixed_lr": True}] if fixed else [])
+        return optimizer_class(groups, **settings)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> CurveScheduler:
+        """The curve of `args.lr_schedule` over the whole run: learning rate and momentum have this one writer."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = CurveScheduler(
+                optimizer or self.optimizer,
+                curve_from_args(self.args, num_training_steps),
+                (self.args.min_momentum, self.args.max_momentum),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- a training step ----
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Makes the two views of the batch on the device and trains on them; no label gets past here.
+
+        Views are made here, in float32, outside autocast, DDP and compile.
+        """
+        self.unreadable.update(inputs.pop("unreadable", []))
+        images = self._prepare_inputs({"image": inputs["image"]})["image"]  # uint8 N x 3 x S x S
+        self._images += len(images) * self.args.world_size
+        model.train()
+        first, second = self.make_views(images)
+        return super().training_step(model, {"first": first, "second": second}, num_items_in_batch)
+
+    def make_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 N x 3 x S x S to the two float32 views that train, N x 3 x r x r each."""
+        self._seed_views()
+        with self.accelerator.autocast():
+            chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
+        if chosen.gap is not None:
+            self._step_seen["selection_gap"] = chosen.gap
+        return self.views.render(images, chosen.first), self.views.render(images, chosen.second)
+
+    def _seed_views(self) -> None:
+        """Each rank and optimizer step has its own stream, so a resumed run sees the views it would have seen."""
+        step = self.state.global_step
+        if self._step_seen.get("step") != step:
+            self.views.seed(self.args.seed, self.args.process_index, step)
+            self._step_seen = {"step": step, "momentum": momentum_of(self.optimizer)}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean loss of the images, from one forward pass of both views."""
+        outputs = model(**inputs)
+        self._step_seen["embedding"] = outputs["embedding"]
+        loss = outputs["loss"].mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs) -> int:
+        """FLOPs of this process's step: forward and backward of two views and the selection, counted by torch."""
+        return len(inputs["image"]) * self.flop_counter.step(self.views.resolution).total
+
+    # ---- the run ----
+
+    def train(self, resume_from_checkpoint=None, **arguments):
+        """Trains; `resume_from_checkpoint=True` goes on from the last complete checkpoint of the output folder.
+
+        Raises:
+            ValueError: where there is nothing to resume from, or no whole batch to train on.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self._check_batch()
+        # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        batches = len(self.get_train_dataloader())
+        return math.ceil(self.args.num_train_epochs * max(math.ceil(batches / self.args.gradient_accumulation_steps), 1))
+
+    def _check_batch(self) -> None:
+        if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
+            images, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+            if images < batch:
+                raise ValueError(
+                    f"{images} training images make no batch of {batch}; lower per_device_train_batch_size, or set "
+                    f"dataloader_drop_last: false"
+                )
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """kNN accuracy (percent), feature standard deviation and RankMe of the backbone's features.
+
+        Without labels, or without evaluation images, the features are those of the training images and there is no
+        accuracy.
+        """
+        with self.clock.paused():
+            metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._evaluate_features(eval_dataset).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_features(self, eval_dataset) -> dict[str, float]:
+        queries_from = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if queries_from is None:
+            queries_from = self.bank_dataset
+        queries, query_labels = self.features(queries_from)
+        metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
+        if queries_from is not self.bank_dataset and query_labels is not None and self.bank_dataset is not None:
+            bank, bank_labels = self.features(self.bank_dataset)
+            if bank_labels is not None:
+                metrics["knn_accuracy"] = knn_accuracy(
+                    bank, bank_labels, queries, query_labels, self.args.knn_k, self.args.knn_temperature
+                )
+        return metrics
+
+    def features(self, dataset) -> tuple[Tensor, Tensor | None]:
+        """Features N x D of the backbone at the full resolution, without augmentation, and labels N."""
+        return extract_features(
+            self.model.backbone,
+            dataset,
+            resolution=self.views.args.resolution,
+            mean=self.model.pixel_mean,
+            std=self.model.pixel_std,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            accelerator=self.accelerator,
+        )
+
+    # ---- what is logged and saved ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds momentum, resolution, magnitude, feature std, images/s and petaFLOPs to the logs of training steps.
+
+        Here and not in a callback, since W&B's callback runs before a user's.
+        """
+        if "loss" in logs:
+            logs.update(self._step_metrics())
+        super().log(logs, start_time)
+
+    def _step_metrics(self) -> dict[str, float]:
+        images, self._images = self._images, 0
+        elapsed = self.clock.lap()
+        metrics = {
+            "momentum": self._step_seen.get("momentum"),
+            "resolution": self.views.resolution,
+            "magnitude": self.views.magnitude,
+            "feature_std": feature_std(self._step_seen["embedding"]).item(),
+            "images_per_second": images / elapsed,
+            "petaflops": self.state.total_flos / 1e15,
+            "train_seconds": self.clock.seconds,
+        }
+        if "selection_gap" in self._step_seen:
+            flops = self.flop_counter.step(self.views.resolution)
+            metrics["selection_gap"] = self._step_seen["selection_gap"].item()
+            metrics["selection_cost_percent"] = 100 * flops.selection / flops.total
+        return {key: value for key, value in metrics.items() if value is not None}
+
+    def _save_checkpoint(self, model, trial) -> None:
+        with self.clock.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        state = state_dict if state_dict is not None else self.model.state_dict()
+        super()._save(output_dir, {key: value.contiguous() for key, value in state.items()})  # safetensors wants it
+
+
+def momentum_of(optimizer) -> float | None:
+    """Momentum of the first group: SGD's, or the first beta of the Adam family."""
+    group = optimizer.param_groups[0]
+    return group["momentum"] if "momentum" in group else group.get("betas", (None,))[0]

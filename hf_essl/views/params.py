@@ -1,0 +1,51 @@
+"""The parameters of augmented views, which know no pixel size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    """What was drawn for one view of each of N images, on the host.
+
+    Sizes are relative, so the same parameters can be rendered at any resolution: boxes are fractions of the image, the
+    blur's sigma is stated in pixels of a 224 px view.
+
+    They stay on the host, where they were drawn: choosing the images that an operation touches would otherwise
+    wait for the device once an operation.
+    """
+
+    box: Tensor
+    """N x 4: left, top, width, height of the crop."""
+    flip: Tensor
+    """N, bool: mirrored left to right."""
+    jitter: Tensor
+    """N x 4: factors of brightness, contrast and saturation, shift of hue in turns; (1, 1, 1, 0) changes nothing."""
+    grayscale: Tensor
+    """N, bool."""
+    sigma: Tensor
+    """N: sigma of the Gaussian blur at 224 px; 0 is no blur."""
+    solarize: Tensor
+    """N, bool."""
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def take(self, index: Tensor) -> ViewParams:
+        """The parameters at these positions, by an index or a mask."""
+        return ViewParams(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @staticmethod
+    def choose(candidates: list[ViewParams], choice: Tensor) -> ViewParams:
+        """For each image n the parameters of candidate `choice[n]`: m candidates of N and a choice of N to N."""
+        rows = torch.arange(len(choice))
+        return ViewParams(
+            **{
+                f.name: torch.stack([getattr(c, f.name) for c in candidates])[choice, rows]
+                for f in fields(ViewParams)
+            }
+        )

@@ -1,0 +1,103 @@
+"""Renders view parameters to pixels at any size: crop, flip and resize at once, then colour, blur and solarization."""
+
+from __future__ import annotations
+
+import torch
+from kornia.color import rgb_to_grayscale
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+    solarize,
+)
+from kornia.filters import gaussian_blur2d
+from torch import Tensor
+
+from hf_essl.views.params import ViewParams
+
+REFERENCE_SIZE = 224
+"""Side in pixels at which the sigma of the blur is stated."""
+
+
+def render_view(images: Tensor, params: ViewParams, size: int) -> Tensor:
+    """Renders one view of each image: uint8 N x 3 x H x W to float32 N x 3 x size x size in [0, 1].
+
+    The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarization.
+    """
+    view = crop_flip_resize(images, params.box, params.flip, size)
+    neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    view = _where(view, (params.jitter != neutral).any(dim=1), params.jitter, color_jitter)
+    view = _where(view, params.grayscale, None, lambda x: rgb_to_grayscale(x).expand(-1, 3, -1, -1))
+    view = _where(view, params.sigma > 0, params.sigma * (size / REFERENCE_SIZE), gaussian_blur)
+    return _where(view, params.solarize, None, lambda x: solarize(x, 0.5))
+
+
+def crop_flip_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crops, mirrors and resizes each image by two small matrices: rows · image · columnsᵀ.
+
+    The weights are those of an antialiased bilinear resize of the crop, so a view rendered small is the same view seen
+    from afar; no loop over the images and no wait for the device.
+
+    Args:
+        images: uint8, N x 3 x H x W.
+        box: N x 4, left, top, width, height as fractions of the image.
+        flip: N, bool.
+        size: side of the views in pixels.
+    """
+    device = images.device
+    box, flip = (x.to(device, non_blocking=True) for x in (box, flip))
+    height, width = images.shape[-2:]
+    rows = resize_weights(box[:, 1] * height, box[:, 3] * height, height, size)
+    columns = resize_weights(box[:, 0] * width, box[:, 2] * width, width, size, flip)
+    shrunk = torch.matmul(rows[:, None], images.float().div_(255))  # N x 3 x size x W
+    return torch.matmul(shrunk, columns[:, None].transpose(-1, -2)).clamp_(0, 1)
+
+
+def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int, flip: Tensor | None = None) -> Tensor:
+    """Weights that resample an interval of `pixels` to `size` samples by a triangle filter: N x size x pixels.
+
+    The filter widens with the shrinkage (antialiasing), sees nothing outside the interval, and sums to 1.
+
+    Args:
+        start, length: N, the interval in pixels.
+        flip: N, bool: samples in reverse order.
+    """
+    step = (length / size)[:, None, None]
+    index = torch.arange(size, device=start.device, dtype=torch.float32)[None, :, None]
+    if flip is not None:
+        index = torch.where(flip[:, None, None], size - 1 - index, index)
+    center = start[:, None, None] + (index + 0.5) * step
+    pixel = torch.arange(pixels, device=start.device, dtype=torch.float32)[None, None] + 0.5
+    weights = (1 - (pixel - center).abs() / step.clamp(min=1)).clamp_(min=0)
+    inside = (pixel > start[:, None, None]) & (pixel < (start + length)[:, None, None])
+    weights = weights * inside
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def color_jitter(view: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue in this order, as torchvision defines them: N x 3 x r x r and N x 4."""
+    brightness, contrast, saturation, hue = factors.unbind(dim=1)
+    view = adjust_brightness_accumulative(view, brightness)
+    view = adjust_contrast_with_mean_subtraction(view, contrast)
+    view = adjust_saturation_with_gray_subtraction(view, saturation)
+    return adjust_hue(view, hue * (2 * torch.pi))
+
+
+def gaussian_blur(view: Tensor, sigma: Tensor) -> Tensor:
+    """Separable Gaussian blur, N x 3 x r x r and sigma in pixels, N; the kernel spans a tenth of the side (SimCLR)."""
+    kernel = 2 * round(view.shape[-1] / 20) + 1
+    return gaussian_blur2d(view, (kernel, kernel), sigma[:, None].expand(-1, 2))
+
+
+def _where(view: Tensor, mask: Tensor, factors: Tensor | None, operation) -> Tensor:
+    """Applies an operation to the images of a host mask, and to them alone."""
+    index = mask.nonzero().squeeze(1)
+    if not len(index):
+        return view
+    chosen = index.to(view.device, non_blocking=True)
+    if factors is None:
+        changed = operation(view[chosen])
+    else:
+        changed = operation(view[chosen], factors[index].to(view.device, non_blocking=True))
+    return view.index_copy(0, chosen, changed)

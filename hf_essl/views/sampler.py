@@ -1,0 +1,69 @@
+"""Draws the parameters of the SimCLR chain with kornia's generators, on the host."""
+
+from __future__ import annotations
+
+import torch
+from kornia.augmentation.random_generator import (
+    ColorJitterGenerator,
+    PlainUniformGenerator,
+    ResizedCropGenerator,
+)
+from torch import Tensor
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.views.params import ViewParams
+
+STANDARD_MAGNITUDE = 5.0
+"""The magnitude at which the colour jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)."""
+
+
+def sample_params(
+    args: ViewArguments, count: int, height: int, width: int, magnitude: float, kind: int = 0
+) -> ViewParams:
+    """Draws one view of each of `count` images of height x width pixels from torch's global generator.
+
+    Args:
+        magnitude: strength of the colour jitter, linear, 5 being the SimCLR standard.
+        kind: 0 for a first view, 1 for a second, where their blur and solarization differ (BYOL, DINO).
+    """
+    draws = torch.rand(5, count)
+    flip, jittered, gray, blurred, solarized = (
+        draw < p
+        for draw, p in zip(
+            draws,
+            (args.flip_p, args.jitter_p, args.grayscale_p, _of_kind(args.blur_p, kind), _of_kind(args.solarize_p, kind)),
+            strict=True,
+        )
+    )
+    sigma = PlainUniformGenerator((tuple(args.blur_sigma), "sigma", None, None))
+    return ViewParams(
+        box=_sample_boxes(args, count, height, width),
+        flip=flip,
+        jitter=torch.where(jittered[:, None], _sample_jitter(args, count, magnitude), torch.tensor([1.0, 1.0, 1.0, 0.0])),
+        grayscale=gray,
+        sigma=_draw(sigma, (count,))["sigma"] * blurred,
+        solarize=solarized,
+    )
+
+
+def _sample_boxes(args: ViewArguments, count: int, height: int, width: int) -> Tensor:
+    crop = ResizedCropGenerator((1, 1), tuple(args.crop_scale), tuple(args.crop_ratio))
+    corners = _draw(crop, (count, 3, height, width))["src"]  # N x 4 x 2 corners, clockwise from the top left, inclusive
+    left_top, right_bottom = corners[:, 0], corners[:, 2]
+    size = torch.tensor([width, height], dtype=torch.float32)
+    return torch.cat([left_top / size, (right_bottom - left_top + 1) / size], dim=1)
+
+
+def _sample_jitter(args: ViewArguments, count: int, magnitude: float) -> Tensor:
+    strength = magnitude / STANDARD_MAGNITUDE
+    drawn = _draw(ColorJitterGenerator(*(strength * value for value in args.jitter)), (count,))
+    return torch.stack([drawn[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")], dim=1)
+
+
+def _draw(generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    generator.make_samplers(torch.device("cpu"), torch.float32)  # kornia draws nothing before this
+    return generator(torch.Size(shape))
+
+
+def _of_kind(values: list[float], kind: int) -> float:
+    return values[kind] if len(values) > 1 else values[0]

@@ -1,0 +1,102 @@
+"""`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change as training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.views.params import ViewParams
+from hf_essl.views.render import render_view
+from hf_essl.views.sampler import sample_params
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Views:
+    """Samples and renders augmented views; owns the current resolution and the current magnitude.
+
+    `resolution` (pixels) and `magnitude` (5 is the SimCLR standard) may be set at any time; nothing is rebuilt. In
+    training `SuperProgressiveCallback` is their one writer.
+
+    Args:
+        args: the chain and its probabilities.
+        mean, std: pixel statistics that the rendered views are normalised with.
+        seed: of the private stream of random numbers; torch's global generator is left alone.
+
+    Example:
+        >>> views = Views(ViewArguments(resolution=96))
+        >>> params = views.sample(images)                # images: uint8 N x 3 x H x W
+        >>> small, full = views.render(images, params, 32), views.render(images, params)
+    """
+
+    def __init__(
+        self,
+        args: ViewArguments | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+    ):
+        self.args = args or ViewArguments()
+        self.resolution = self.args.resolution
+        self.magnitude = self.args.min_magnitude
+        self.mean, self.std = (torch.tensor(x).view(1, 3, 1, 1) for x in (mean, std))
+        self.seed(seed)
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether first and second views are drawn differently (BYOL, DINO)."""
+        return len(self.args.blur_p) > 1 or len(self.args.solarize_p) > 1
+
+    def seed(self, *numbers: int) -> None:
+        """Restarts the stream from these numbers, such as seed, rank and step: other numbers, other views."""
+        state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+        self._stream = torch.Generator().manual_seed(int(state >> 1)).get_state()
+
+    @contextmanager
+    def random_stream(self) -> Iterator[None]:
+        """Makes torch's global generator continue this object's stream, and gives it back untouched."""
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self._stream)
+        try:
+            yield
+        finally:
+            self._stream = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
+    def sample(self, images: Tensor, kind: int = 0) -> ViewParams:
+        """Draws the parameters of one view of each image, N x 3 x H x W, at the current magnitude.
+
+        Args:
+            kind: 0 for a first view, 1 for a second, where the two differ.
+        """
+        count, _, height, width = images.shape
+        with self.random_stream():
+            return sample_params(self.args, count, height, width, self.magnitude, kind)
+
+    @torch.no_grad()
+    def render(self, images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
+        """Renders sampled views: uint8 N x 3 x H x W to normalised float32 N x 3 x size x size.
+
+        Args:
+            size: side in pixels; by default the current resolution.
+
+        Raises:
+            ValueError: where the images are not uint8 N x 3 x H x W or their number is not that of the parameters.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; views take torch.uint8 (N, 3, H, W)")
+        if len(images) != len(params):
+            raise ValueError(f"{len(images)} images with parameters for {len(params)}; sample them from the same batch")
+        with torch.autocast(images.device.type, enabled=False):
+            view = render_view(images, params, size or self.resolution)
+            return (view - self.mean.to(view.device)) / self.std.to(view.device)
+
+    def __call__(self, images: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Two views of each image at the current magnitude, and at the current resolution or another size."""
+        first, second = self.sample(images, kind=0), self.sample(images, kind=1)
+        return self.render(images, first, size), self.render(images, second, size)

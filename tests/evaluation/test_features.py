@@ -1,0 +1,185 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+import hf_essl
+from hf_essl.evaluation import extract_features
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPTIONS = {"resolution": 32, "mean": MEAN, "std": STD, "batch_size": 4}
+
+
+class Images(torch.utils.data.Dataset):
+    """Samples of the hf_essl.data contract."""
+
+    def __init__(self, n=11, size=32, labels=True, unreadable=(), seed=0):
+        self.images = torch.randint(
+            256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+        )
+        self.labels, self.unreadable = labels, unreadable
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        from hf_essl.data import Unreadable
+
+        stands_in = [Unreadable(index, f"{index}.jpg", "torn")] if index in self.unreadable else []
+        sample = {"image": self.images[index], "unreadable": stands_in}
+        return sample | {"label": index % 3} if self.labels else sample
+
+
+class ReadyBatches(Images):
+    def __getitems__(self, indices):
+        return {"image": self.images[indices], "label": torch.tensor(indices) % 3, "unreadable": []}
+
+
+class Pixels(nn.Module):
+    """The mean of each channel."""
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return timm.create_model("test_resnet", num_classes=0).eval()
+
+
+@pytest.fixture(scope="module")
+def expected(backbone):
+    """The features of Images(), one image at a time."""
+    images = Images().images
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        return torch.cat([backbone(((image / 255.0 - mean) / std)[None]) for image in images])
+
+
+def test_equals_one_image_at_a_time(backbone, expected):
+    features, labels = extract_features(backbone, Images(), **OPTIONS)
+    assert features.dtype == torch.float32 and features.device.type == "cpu" and not features.is_inference()
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [i % 3 for i in range(11)]
+
+
+def test_batches_that_the_dataset_gathers_and_worker_processes(backbone, expected):
+    for dataset, workers in ((ReadyBatches(), 0), (Images(), 2)):
+        features, labels = extract_features(backbone, dataset, num_workers=workers, **OPTIONS)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+        assert labels.tolist() == [i % 3 for i in range(11)]
+
+
+def test_normalisation_by_hand():
+    dataset = Images(2, size=8)
+    dataset.images[0], dataset.images[1] = 0, 255
+    features, _ = extract_features(Pixels(), dataset, resolution=4, mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
+    torch.testing.assert_close(features, torch.tensor([[-1.0, -2.0, 0.0], [1.0, 3.0, 1.0]]))
+
+
+def test_resize_is_antialiased_as_pillows_is():
+    dataset = Images(1, size=64)
+    features, _ = extract_features(nn.Flatten(), dataset, resolution=16, mean=(0, 0, 0), std=(1, 1, 1))
+    picture = Image.fromarray(dataset.images[0].permute(1, 2, 0).numpy())
+    reference = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    # Pillow rounds to whole values, once in each direction
+    assert np.abs(features.view(3, 16, 16).numpy() - reference).max() <= 1.01 / 255
+
+
+def test_without_labels(backbone):
+    features, labels = extract_features(backbone, Images(labels=False), **OPTIONS)
+    assert features.shape == (11, backbone.num_features)
+    assert labels is None
+
+
+def test_unreadable_images_are_left_out_with_a_warning(backbone, expected, caplog):
+    features, labels = extract_features(backbone, Images(unreadable=(1, 10)), **OPTIONS)
+    kept = [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    torch.testing.assert_close(features, expected[kept], rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [i % 3 for i in kept]
+    assert "left out 2 of 11 images" in caplog.text
+
+
+@pytest.mark.parametrize(("max_samples", "kept"), [(11, range(11)), (3, [0, 3, 7]), (1, [0])])
+def test_max_samples_are_evenly_spaced(backbone, expected, max_samples, kept):
+    features, labels = extract_features(backbone, Images(), max_samples=max_samples, **OPTIONS)
+    torch.testing.assert_close(features, expected[list(kept)], rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [i % 3 for i in kept]
+
+
+def test_nothing_else_changes():
+    backbone = timm.create_model("test_resnet", num_classes=0, drop_rate=0.5).train()
+    backbone.layer1.eval()  # a frozen part
+    modes = [module.training for module in backbone.modules()]
+    weights = {name: value.clone() for name, value in backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    first, _ = extract_features(backbone, Images(), **OPTIONS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in backbone.modules()] == modes
+    assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
+    assert torch.equal(first, extract_features(backbone, Images(), **OPTIONS)[0])
+
+
+def test_modes_come_back_after_an_error():
+    backbone = timm.create_model("test_resnet", num_classes=0, global_pool="").train()
+    with pytest.raises(ValueError, match="instead of B x D; build it with"):
+        extract_features(backbone, Images(), **OPTIONS)
+    assert backbone.training
+
+
+def test_mixed_precision_gives_float32(backbone, expected):
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    features, _ = extract_features(backbone, Images(), accelerator=accelerator, **OPTIONS)
+    assert features.dtype == torch.float32
+    assert not torch.allclose(features, expected, rtol=1e-5, atol=1e-6)  # autocast was on
+    assert torch.nn.functional.cosine_similarity(features, expected).min() > 0.99
+
+
+def on_two_processes():
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    torch.manual_seed(0)
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    cases = [
+        (Images(11), None),  # an odd number
+        (Images(18), None),  # a last batch that is short
+        (Images(1), None),  # fewer images than processes
+        (Images(9, unreadable=(8,)), None),
+        (Images(11, labels=False), 5),
+    ]
+    for dataset, share in cases:
+        alone, labels_alone = extract_features(backbone, dataset, max_samples=share, **OPTIONS)
+        features, labels = extract_features(backbone, dataset, accelerator=accelerator, max_samples=share, **OPTIONS)
+        torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
+        assert labels is labels_alone is None or torch.equal(labels, labels_alone)
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_refusals(backbone):
+    with pytest.raises(ValueError, match="max_samples is 12 with 11 images"):
+        extract_features(backbone, Images(), max_samples=12, **OPTIONS)
+    with pytest.raises(ValueError, match="holds no images"):
+        extract_features(backbone, [], **OPTIONS)
+    with pytest.raises(ValueError, match="a stream without a length"):
+        extract_features(backbone, iter(Images()), **OPTIONS)
+
+
+if __name__ == "__main__":
+    on_two_processes()

@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_essl.evaluation import knn_accuracy
+
+
+def blobs(seed, n, d, classes, spread):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(classes, d, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return means[labels] + spread * torch.randn(n, d, generator=generator), labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    bank_size=st.integers(20, 300),
+    k=st.integers(1, 20),
+    temperature=st.sampled_from([0.02, 0.07, 0.5]),
+    chunk_size=st.sampled_from([1, 7, 64, 4096]),
+)
+def test_equals_scikit_learn(seed, bank_size, k, temperature, chunk_size):
+    features, labels = blobs(seed, bank_size + 30, 8, 5, 1.5)
+    bank, queries = features[:bank_size], features[bank_size:]
+    reference = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
+    ).fit(bank.double().numpy(), labels[:bank_size].numpy())
+    expected = 100 * reference.score(queries.double().numpy(), labels[bank_size:].numpy())
+    got = knn_accuracy(bank, labels[:bank_size], queries, labels[bank_size:], k, temperature, chunk_size=chunk_size)
+    assert got == pytest.approx(expected)
+
+
+def at(*degrees):
+    return torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
+
+
+def test_by_hand_near_neighbour_against_two_far_ones():
+    # cosines to the query 0.985 (class 0), 0.5 and 0.5 (class 1)
+    bank, labels, query = at(10, 60, -60), torch.tensor([0, 1, 1]), at(0)
+    # at T = 0.07 exp(0.985 / T) beats 2 exp(0.5 / T); at T = 10 the votes are nearly equal, and two beat one
+    assert knn_accuracy(bank, labels, query, torch.tensor([0]), k=3, temperature=0.07) == 100.0
+    assert knn_accuracy(bank, labels, query, torch.tensor([1]), k=3, temperature=10.0) == 100.0
+    assert knn_accuracy(bank, labels, query, torch.tensor([1]), k=1, temperature=10.0) == 0.0
+
+
+def test_by_hand_the_share_of_right_queries_in_percent():
+    bank, labels = at(0, 90, 180), torch.tensor([0, 1, 2])
+    queries, truth = at(5, 80, 185, 100), torch.tensor([0, 1, 2, 0])
+    assert knn_accuracy(bank, labels, queries, truth, k=1) == 75.0
+
+
+def test_length_does_not_count():
+    bank, labels = at(0, 90) * torch.tensor([[0.01], [100.0]]), torch.tensor([0, 1])
+    assert knn_accuracy(bank, labels, 50 * at(40), torch.tensor([0]), k=1) == 100.0
+
+
+def test_a_small_temperature_does_not_overflow():
+    # exp(1 / 0.001) is no float32
+    assert (
+        knn_accuracy(at(0, 90), torch.tensor([0, 1]), at(1, 89), torch.tensor([0, 1]), k=2, temperature=0.001) == 100.0
+    )
+
+
+def test_half_precision_and_a_class_that_the_bank_lacks():
+    bank, labels = at(0, 90).half(), torch.tensor([0, 1])
+    assert knn_accuracy(bank, labels, at(1, 2).half(), torch.tensor([0, 7]), k=1) == 50.0
+    assert knn_accuracy(bank, labels, at(1, 2).half(), torch.tensor([0, 7]), k=1, num_classes=10) == 50.0
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return out
+
+
+def test_memory_is_bounded_for_a_million_features():
+    bank = torch.ones(1, 128).expand(1_000_000, 128)  # one row, seen a million times
+    labels = torch.zeros(1_000_000, dtype=torch.long)
+    with LargestTensor() as made:
+        assert knn_accuracy(bank, labels, bank[:256], labels[:256]) == 100.0
+    assert made.largest < 100e6  # of the 0.5 GB of such a bank; a full matrix of similarities is 1 GB
+
+
+BANK, LABELS = at(0, 90, 180), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 4}, "k is 4 with 3 features in the bank; lower k or enlarge the bank"),
+        ({"k": 0}, "k is 0"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"num_classes": 2}, "num_classes is 2 with label 2 in the bank; take at least 3"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"bank_labels": torch.tensor([0, 1])}, r"bank labels have shape \(2,\) for 3 features"),
+        ({"bank_labels": torch.tensor([-1, 0, 1])}, "bank labels hold -1"),
+        ({"queries": torch.rand(3, 5)}, "2 and 5 dimensions"),
+        ({"queries": torch.rand(0, 2), "query_labels": torch.zeros(0)}, r"query features have shape \(0, 2\)"),
+        ({"queries": torch.tensor([[1, 0], [torch.nan, 0], [0, 1]])}, "query features are not finite, first in row 1"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = {"bank": BANK, "bank_labels": LABELS, "queries": BANK, "query_labels": LABELS, "k": 2} | change
+    with pytest.raises(ValueError, match=message):
+        knn_accuracy(**arguments)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from hf_essl.evaluation import linear_probe
+
+
+def blobs(n, d, classes, spread, seed=0):
+    """Train and test halves of Gaussian blobs, n each."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(classes, d, generator=generator)
+    labels = torch.randint(classes, (2 * n,), generator=generator)
+    features = means[labels] + spread * torch.randn(2 * n, d, generator=generator)
+    return features[:n], labels[:n], features[n:], labels[n:]
+
+
+def logistic_regression(train, train_labels, test, test_labels):
+    scaler = StandardScaler().fit(train.numpy())
+    model = LogisticRegression(max_iter=500).fit(scaler.transform(train.numpy()), train_labels.numpy())
+    return 100 * model.score(scaler.transform(test.numpy()), test_labels.numpy())
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "classes", "spread"), [(5000, 16, 4, 2.0), (3000, 64, 10, 2.0), (6000, 32, 20, 1.5), (300, 32, 3, 2.0)]
+)
+def test_within_a_point_of_logistic_regression(n, d, classes, spread):
+    data = blobs(n, d, classes, spread)
+    expected = logistic_regression(*data)
+    assert 60 < expected < 99.9
+    assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
+
+
+def test_correlated_features_of_unequal_scale():
+    data = blobs(3000, 32, 8, 1.5)
+    mix = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 32)
+    mixed = (data[0] @ mix, data[1], data[2] @ mix, data[3])
+    assert linear_probe(*mixed, epochs=200) == pytest.approx(logistic_regression(*mixed), abs=2.0)
+
+
+def test_digits():
+    features, labels = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
+    data = features[:1200], labels[:1200], features[1200:], labels[1200:]
+    assert linear_probe(*data, batch_size=128) == pytest.approx(
+        logistic_regression(*data), abs=2.0
+    )  # 12 of 597 images
+
+
+def test_known_answers():
+    labels = torch.arange(400) % 4
+    features = torch.eye(4)[labels] + 0.01
+    assert linear_probe(features, labels, features, labels) == 100.0
+    # a quarter of the test labels is another class than the features say
+    flipped = torch.where(torch.arange(400) < 100, (labels + 1) % 4, labels)
+    assert linear_probe(features, labels, features, flipped) == 75.0
+    # xor is beyond any linear classifier: at best three of its four corners
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(100, 1)
+    xor = (corners[:, 0] != corners[:, 1]).long()
+    assert linear_probe(corners, xor, corners, xor) <= 75.0
+
+
+def test_scale_offset_and_a_constant_dimension_change_nothing():
+    train, train_labels, test, test_labels = blobs(1000, 16, 4, 1.5)
+    plain = linear_probe(train, train_labels, test, test_labels)
+    scaled = linear_probe(1000 * train + 50, train_labels, 1000 * test + 50, test_labels)
+    assert scaled == pytest.approx(plain, abs=0.3)
+    constant = torch.full((1000, 1), 3.0)
+    drifted = torch.full((1000, 1), 3.1)  # constant in training, elsewhere in the test
+    got = linear_probe(torch.cat([train, constant], 1), train_labels, torch.cat([test, drifted], 1), test_labels)
+    assert got == pytest.approx(plain, abs=0.3)
+
+
+def test_repeats_and_leaves_the_random_state():
+    data = blobs(500, 16, 4, 2.5)
+    state = torch.get_rng_state()
+    with torch.no_grad():  # as an evaluation loop calls it
+        first = linear_probe(*data, batch_size=64)
+    torch.manual_seed(123)
+    assert linear_probe(*data, batch_size=64) == first
+    torch.set_rng_state(state)
+    linear_probe(*data, epochs=2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_features_are_left_alone():
+    data = blobs(200, 8, 3, 1.0)
+    copies = [value.clone() for value in data]
+    linear_probe(*data, epochs=3)
+    assert all(torch.equal(value, copy) for value, copy in zip(data, copies, strict=True))
+
+
+def test_refusals():
+    train, train_labels, test, test_labels = blobs(50, 8, 3, 1.0)
+    with pytest.raises(ValueError, match="epochs and batch_size are 0 and 2048"):
+        linear_probe(train, train_labels, test, test_labels, epochs=0)
+    with pytest.raises(ValueError, match=r"train labels have shape \(49,\) for 50 features"):
+        linear_probe(train, train_labels[1:], test, test_labels)
+    with pytest.raises(ValueError, match="8 and 4 dimensions"):
+        linear_probe(train, train_labels, test[:, :4], test_labels)
+    with pytest.raises(ValueError, match="test features are not finite"):
+        linear_probe(train, train_labels, test * torch.nan, test_labels)
+    with pytest.raises(ValueError, match="train labels hold -1"):
+        linear_probe(train, train_labels - 1, test, test_labels)

@@ -1,0 +1,110 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_essl.schedules import F1CLR, Constant, Cosine, CosineWarmup, OneCycle, curve_from_args
+
+HALF_WAVE_QUARTER = (1 + math.sqrt(0.5)) / 2  # (cos(pi / 4) + 1) / 2 = 0.8535...
+
+
+@pytest.mark.parametrize(
+    ("curve", "values"),
+    [
+        (Cosine(100), {0: 1, 25: HALF_WAVE_QUARTER, 50: 0.5, 75: 1 - HALF_WAVE_QUARTER, 100: 0}),
+        (CosineWarmup(100, 20), {0: 0, 5: 0.25, 10: 0.5, 20: 1, 40: HALF_WAVE_QUARTER, 60: 0.5, 100: 0}),
+        (F1CLR(480, 80), {0: 0, 20: 1 - HALF_WAVE_QUARTER, 40: 0.5, 80: 1, 180: HALF_WAVE_QUARTER, 280: 0.5, 480: 0}),
+        (OneCycle(100, 0.3), {0: 0, 15: 0.5, 30: 1, 65: 0.5, 100: 0}),
+        (Constant(), {0: 1, 7: 1}),
+    ],
+)
+def test_lr_at_hand_computed_steps(curve, values):
+    assert {t: curve.lr(t) for t in values} == pytest.approx(values, abs=1e-12)
+
+
+def test_momentum_is_high_at_the_ends_and_low_at_the_peak():
+    curve = F1CLR(480, 80)
+    assert [curve.momentum(t) for t in (0, 40, 80, 280, 480)] == pytest.approx([1, 0.5, 0, 0.5, 1], abs=1e-12)
+    assert [c.momentum(3) for c in (Cosine(9), CosineWarmup(9, 2), Constant())] == [None, None, None]
+
+
+@pytest.mark.parametrize(("length", "warmup"), [(100, 30), (480, 80), (37, 5), (10, 1)])
+def test_cycle_equals_torch_one_cycle_lr(length, warmup):
+    """torch peaks at step pct_start * total_steps - 1 and ends at total_steps - 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=1.0,
+        total_steps=length + 1,
+        pct_start=(warmup + 1) / (length + 1),
+        div_factor=math.inf,
+        final_div_factor=1e4,
+        base_momentum=0.0,
+        max_momentum=1.0,
+    )
+    ours = F1CLR(length, warmup)
+    one_cycle = OneCycle(length, warmup / length)
+    for t in range(length + 1):
+        group = optimizer.param_groups[0]
+        assert ours.lr(t) == pytest.approx(group["lr"], abs=1e-12)
+        assert ours.momentum(t) == pytest.approx(group["momentum"], abs=1e-12)
+        assert one_cycle.lr(t) == pytest.approx(group["lr"], abs=1e-12)
+        if t < length:
+            optimizer.step()
+            theirs.step()
+
+
+@given(st.floats(1, 1e6), st.floats(0, 0.99), st.floats(0, 1), st.floats(0, 1))
+def test_curves_stay_in_bounds_rise_to_the_warm_up_and_fall_after_it(length, fraction, a, b):
+    warmup = fraction * length
+    for curve in (CosineWarmup(length, warmup), F1CLR(length, warmup), OneCycle(length, fraction)):
+        rise = sorted((a * warmup, b * warmup))
+        fall = sorted((warmup + a * (length - warmup), warmup + b * (length - warmup)))
+        fall = [min(t, length) for t in fall]
+        assert 0 <= curve.lr(rise[0]) <= curve.lr(rise[1]) + 1e-12
+        assert 1 + 1e-12 >= curve.lr(fall[0]) + 1e-12 >= curve.lr(fall[1]) >= 0
+        momentum = curve.momentum(fall[0])
+        assert momentum is None or 0 <= momentum <= 1
+
+
+def test_a_longer_f1_clr_run_keeps_its_rise_and_a_longer_one_cycle_stretches_it():
+    rise = range(0, 81, 8)
+    assert [F1CLR(480, 80).lr(t) for t in rise] == [F1CLR(800, 80).lr(t) for t in rise]
+    assert OneCycle(800, 1 / 6).lr(80) < OneCycle(480, 1 / 6).lr(80) == 1
+
+
+def _args(**changes):
+    return SimpleNamespace(**{"lr_schedule": "cosine", "warmup_fraction": 0.0, "one_cycle_fraction": 0.3, **changes})
+
+
+def test_curve_from_args_takes_each_schedule_by_name():
+    assert curve_from_args(_args(), 600) == Cosine(600)
+    assert curve_from_args(_args(lr_schedule="constant"), 600) == Constant()
+    assert curve_from_args(_args(lr_schedule="cosine_warmup", warmup_fraction=0.25), 600) == CosineWarmup(600, 150)
+    assert curve_from_args(_args(lr_schedule="f1_clr", warmup_fraction=0.25), 600) == F1CLR(600, 150)
+    assert curve_from_args(_args(lr_schedule="one_cycle", one_cycle_fraction=0.5), 600) == OneCycle(600, 0.5)
+
+
+def test_a_rehearsal_shorter_than_the_warm_up_still_peaks():
+    curve = curve_from_args(_args(lr_schedule="f1_clr", warmup_fraction=1 / 6), 2)
+    assert [curve.lr(t) for t in (0, 1 / 3, 2)] == pytest.approx([0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cosine(0), "length must be above 0"),
+        (lambda: F1CLR(100, 100), "does not fit a run of 100"),
+        (lambda: CosineWarmup(100, -1), "does not fit a run of 100"),
+        (lambda: OneCycle(100, 1.0), "does not fit a run of 100"),
+        (lambda: F1CLR(100, 10).lr(101), "step 101 lies outside"),
+        (lambda: curve_from_args(_args(lr_schedule="linear"), 10), "take one of cosine, cosine_warmup"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,98 @@
+import io
+import math
+
+import pytest
+import torch
+
+from hf_essl.schedules import F1CLR, Cosine, CurveScheduler
+
+
+def _sgd(lr=0.2):
+    return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=lr, momentum=0.9)
+
+
+def _advance(optimizer, scheduler, steps):
+    """(lr, momentum) as each of the `steps` optimizer steps uses them."""
+    used = []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        used.append((group["lr"], group["betas"][0] if "betas" in group else group["momentum"]))
+        optimizer.step()
+        scheduler.step()
+    return used
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_equals_torch_one_cycle_lr_over_all_steps(name):
+    length, warmup = 60, 20
+
+    def optimizer():
+        parameters = [torch.nn.Parameter(torch.ones(2))]
+        return (
+            torch.optim.AdamW(parameters, lr=0.2)
+            if name == "adamw"
+            else torch.optim.SGD(parameters, lr=0.2, momentum=0.9)
+        )
+
+    ours, theirs = optimizer(), optimizer()
+    mine = CurveScheduler(ours, F1CLR(length, warmup), (0.85, 0.95))
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.2, total_steps=length + 1, pct_start=(warmup + 1) / (length + 1), div_factor=math.inf
+    )
+    for a, b in zip(_advance(ours, mine, length), _advance(theirs, torchs, length), strict=True):
+        assert a == pytest.approx(b, abs=1e-12)
+
+
+def test_step_zero_has_zero_lr_and_the_highest_momentum_and_the_peak_the_lowest():
+    optimizer = _sgd(lr=0.16)
+    used = _advance(optimizer, CurveScheduler(optimizer, F1CLR(120, 10)), 120)
+    assert used[0] == pytest.approx((0.0, 0.95))
+    assert used[5] == pytest.approx((0.08, 0.90))
+    assert used[10] == pytest.approx((0.16, 0.85))
+    assert used[65] == pytest.approx((0.08, 0.90))
+
+
+def test_cosine_leaves_momentum_alone():
+    optimizer = _sgd()
+    used = _advance(optimizer, CurveScheduler(optimizer, Cosine(10)), 10)
+    assert {momentum for _, momentum in used} == {0.9}
+
+
+def test_a_group_with_fixed_lr_keeps_the_peak_and_shares_the_momentum():
+    backbone, predictor = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [backbone]}, {"params": [predictor], "fixed_lr": True}]
+    optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9)
+    scheduler = CurveScheduler(optimizer, F1CLR(40, 8))
+    for _ in range(30):
+        assert optimizer.param_groups[1]["lr"] == 0.2
+        assert optimizer.param_groups[1]["momentum"] == optimizer.param_groups[0]["momentum"]
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] < 0.1
+
+
+@pytest.mark.parametrize("stop", [1, 7, 33])
+def test_a_resumed_scheduler_continues_bit_for_bit(stop):
+    optimizer = _sgd()
+    straight = _advance(optimizer, CurveScheduler(optimizer, F1CLR(50, 10)), 50)
+
+    optimizer = _sgd()
+    scheduler = CurveScheduler(optimizer, F1CLR(50, 10))
+    _advance(optimizer, scheduler, stop)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    optimizer = _sgd()
+    scheduler = CurveScheduler(optimizer, F1CLR(50, 10))
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    assert _advance(optimizer, scheduler, 50 - stop) == straight[stop:]
+
+
+def test_an_optimizer_without_momentum_is_refused_only_where_the_curve_cycles_it():
+    adagrad = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    CurveScheduler(adagrad, Cosine(10))
+    with pytest.raises(ValueError, match="F1CLR cycles momentum and Adagrad has none; take an optimizer such as sgd"):
+        CurveScheduler(adagrad, F1CLR(10, 2))

@@ -1,0 +1,124 @@
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from hf_essl import cli
+
+
+def _python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.getcwd())
+
+
+def test_help_imports_nothing_heavy_and_is_quick():
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from hf_essl.cli import main; rc = main(['--help'])\n"
+        "import json; took = time.perf_counter() - start\n"
+        "heavy = [m for m in ('torch', 'transformers', 'timm', 'yaml', 'numpy') if m in sys.modules]\n"
+        "print(json.dumps([rc, took, heavy]))"
+    )
+    result = _python(code)
+    rc, took, heavy = json.loads(result.stdout.splitlines()[-1])
+    assert (rc, heavy) == (0, [])
+    assert took < 1
+    assert "pretrain" in result.stdout and "preview" in result.stdout
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Puts a function in as the command `pretrain`."""
+
+    def _set(function):
+        monkeypatch.setitem(cli.COMMANDS, "pretrain", ("fake_command", "a fake"))
+        monkeypatch.setitem(sys.modules, "fake_command", types.SimpleNamespace(run=function))
+
+    return _set
+
+
+def _raiser(error):
+    def run(argv):
+        raise error
+
+    return run
+
+
+def test_the_words_after_the_command_reach_it(command):
+    seen = []
+    command(seen.append)
+    assert cli.main(["pretrain", "r.yaml", "--max_steps", "2"]) == 0
+    assert seen == [["r.yaml", "--max_steps", "2"]]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("seed is x;\n  take 1"), FileNotFoundError("seed is x; take 1"), OSError("seed is x; take 1")]
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(command, capsys, error):
+    command(_raiser(error))
+    assert cli.main(["pretrain"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "hf-essl: error: seed is x; take 1\n")
+
+
+def test_debug_shows_the_traceback(command, monkeypatch):
+    monkeypatch.setenv("HF_ESSL_DEBUG", "1")
+    command(_raiser(ValueError("x")))
+    with pytest.raises(ValueError):
+        cli.main(["pretrain"])
+
+
+def test_a_bug_is_not_hidden(command):
+    command(_raiser(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["pretrain"])
+
+
+def test_ctrl_c_says_how_to_resume(command, capsys):
+    command(_raiser(KeyboardInterrupt()))
+    assert cli.main(["pretrain"]) == 130
+    assert "--resume_from_checkpoint true" in capsys.readouterr().err
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["pretrian"]) == 2
+    assert capsys.readouterr().err == "hf-essl: error: unknown command 'pretrian'; did you mean 'pretrain'?\n"
+    assert cli.main(["zzz"]) == 2
+    assert "take one of pretrain, preview" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_usage_to_stderr(capsys):
+    assert cli.main([]) == 2
+    assert "usage: hf-essl COMMAND" in capsys.readouterr().err
+
+
+def test_a_missing_recipe_is_one_line(capsys, tmp_path):
+    assert cli.main(["preview", str(tmp_path / "no.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        f"hf-essl: error: recipe {tmp_path / 'no.yaml'} cannot be read: No such file or directory\n"
+    )
+
+
+def test_a_recipe_parser_leaves_the_overrides_in_order():
+    parser = cli.RecipeParser("preview", "text")
+    parser.add_argument("--output")
+    words = [
+        "r.yaml",
+        "--output_dir",
+        "x",
+        "--blur_p",
+        "1.0",
+        "0.1",
+        "--output",
+        "p.png",
+        "--max_steps",
+        "-1",
+        "--a=b c",
+    ]
+    options, overrides = parser.parse_known_args(words)
+    assert (options.recipe, options.output) == ("r.yaml", "p.png")
+    assert overrides == ["--output_dir", "x", "--blur_p", "1.0", "0.1", "--max_steps", "-1", "--a=b c"]
+    with pytest.raises(ValueError, match="RECIPE; `hf-essl preview --help` explains"):
+        parser.parse_known_args([])

@@ -1,0 +1,130 @@
+"""Hard Augment against brute force, and the traces that it must not leave."""
+
+import copy
+import itertools
+
+import pytest
+import skimage.data
+import torch
+from torch.nn import functional as F
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.methods import SSLModel
+from hf_essl.selection import HardAugment, batch_statistics, pair_cosines
+from hf_essl.views import Views
+
+IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SSLModel.from_timm("test_resnet", method_args={"projector_dim": 32, "predictor_hidden": 16}).train()
+
+
+def arguments(**changes):
+    return ViewArguments(**{"resolution": 64, "num_views": 4, "selection": "hard", "selection_resolution": 32, **changes})
+
+
+def frozen_copy(model):
+    """The same network whose statistics cannot move, for a recomputation of its own."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.0
+    return other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("score", ["cosine", "loss"])
+def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model, score):
+    views = Views(arguments(selection_score=score), seed=5)
+    chosen = HardAugment(views)(model, IMAGES)
+
+    again = Views(arguments(), seed=5)
+    small = [again.render(IMAGES, again.sample(IMAGES, i % 2), 32) for i in range(4)]
+    other, losses = frozen_copy(model), []
+    for i, j in itertools.combinations(range(4), 2):
+        (z_i, z_j) = (other.projector(other.backbone(small[k])) for k in (i, j))
+        (p_i, p_j) = (other.predictor(z) for z in (z_i, z_j))
+        losses.append(-(F.cosine_similarity(p_i, z_j) + F.cosine_similarity(p_j, z_i)) / 2)
+    losses = torch.stack(losses, dim=1)
+    assert torch.equal(chosen.pair, losses.argmax(dim=1))
+    assert len(set(chosen.pair.tolist())) > 1  # images differ in their hardest pair
+    assert chosen.gap.item() == pytest.approx((losses.max(1).values - losses.mean(1)).mean().item(), abs=1e-5)
+
+
+def test_the_selection_pass_leaves_no_trace(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    HardAugment(Views(arguments()))(model, IMAGES)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    with torch.no_grad():
+        model(torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32))  # and tracking goes on after it
+    assert not all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_winners_are_rendered_from_the_parameters_that_won(model):
+    views = Views(arguments(), seed=9)
+    chosen = HardAugment(views)(model, IMAGES)
+    again = Views(arguments(), seed=9)
+    candidates = [again.sample(IMAGES, i % 2) for i in range(4)]
+    pairs = list(itertools.combinations(range(4), 2))
+    full = views.render(IMAGES, chosen.first), views.render(IMAGES, chosen.second)
+    for n, pair in enumerate(chosen.pair.tolist()):
+        for side, candidate in enumerate(pairs[pair]):
+            torch.testing.assert_close(full[side][n], again.render(IMAGES, candidates[candidate])[n])
+
+
+def test_the_views_drawn_do_not_depend_on_the_selection(model):
+    """The stream of the training views is the same with and without a selection pass."""
+    hard, none = Views(arguments(num_views=2), seed=1), Views(arguments(num_views=2, selection="none"), seed=1)
+    first, second = HardAugment(hard)(model, IMAGES), HardAugment(none)(model, IMAGES)
+    assert torch.equal(first.first.box, second.first.box) and torch.equal(first.second.box, second.second.box)
+    assert torch.equal(hard.sample(IMAGES).box, none.sample(IMAGES).box)
+
+
+def test_random_selection_takes_every_pair_about_equally_and_runs_no_forward(model):
+    views = Views(arguments(selection="random"), seed=2)
+    images = IMAGES.repeat(75, 1, 1, 1)
+    chosen = HardAugment(views)(None, images)
+    counts = torch.bincount(chosen.pair, minlength=6)
+    assert (counts - 100).abs().max() < 40 and chosen.gap is None
+
+
+def test_hard_pairs_bring_a_higher_loss_than_random_pairs(model):
+    photograph = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)
+    patches = photograph.unfold(1, 64, 64).unfold(2, 64, 64).reshape(3, 64, 64, 64).transpose(0, 1).contiguous()
+    losses = []
+    for selection in ("hard", "random"):
+        views = Views(arguments(selection=selection, num_views=6, selection_resolution=64), seed=3)
+        with torch.no_grad(), batch_statistics(model):
+            chosen = HardAugment(views)(model, patches)
+            first, second = (views.render(patches, side) for side in (chosen.first, chosen.second))
+            losses.append(model(first, second)["loss"].mean())
+    assert losses[0] > losses[1]
+
+
+def test_a_pair_holds_one_view_of_each_kind_where_the_kinds_differ(model):
+    views = Views(arguments(blur_p=[1.0, 0.0]))
+    augment = HardAugment(views)
+    assert augment.pairs == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    chosen = augment(model, IMAGES)
+    assert (chosen.first.sigma > 0).all() and not (chosen.second.sigma > 0).any()
+
+
+def test_cosine_scores_by_hand():
+    a, b, c = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([-3.0, 0.0])
+    vectors = tuple(v[None] for v in (a, b, c))
+    scores = pair_cosines(None, vectors, vectors, [(0, 1), (0, 2), (1, 2)])
+    torch.testing.assert_close(scores, torch.tensor([[0.0, 1.0, 0.0]]))
+
+
+def test_batch_statistics_are_restored_after_an_error(model):
+    with pytest.raises(RuntimeError, match="midway"), batch_statistics(model):
+        raise RuntimeError("midway")
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(m.track_running_stats for m in norms)

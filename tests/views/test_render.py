@@ -1,0 +1,117 @@
+"""Rendering against torchvision's and kornia's own operations, and against itself at another size."""
+
+import kornia.augmentation as K
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.views import ViewParams, Views
+from hf_essl.views.render import color_jitter, crop_flip_resize, render_view, resize_weights
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Two real photographs, uint8 2 x 3 x 224 x 224."""
+    from skimage import data
+
+    pictures = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (data.astronaut(), data.coffee())]
+    return torch.stack([TF.resize(TF.center_crop(p, [400, 400]), [224, 224], antialias=True) for p in pictures])
+
+
+def params(n=2, **changes):
+    neutral = {
+        "box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(n, 1),
+        "flip": torch.zeros(n, dtype=torch.bool),
+        "jitter": torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
+        "grayscale": torch.zeros(n, dtype=torch.bool),
+        "sigma": torch.zeros(n),
+        "solarize": torch.zeros(n, dtype=torch.bool),
+    }
+    return ViewParams(**{**neutral, **changes})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    left=st.integers(0, 150), top=st.integers(0, 150), width=st.integers(2, 74), height=st.integers(2, 74),
+    size=st.sampled_from([16, 32, 64, 96]), flip=st.booleans(),
+)  # fmt: skip
+def test_crop_equals_torchvisions_antialiased_resized_crop(photos, left, top, width, height, size, flip):
+    box = torch.tensor([[left / 224, top / 224, width / 224, height / 224]])
+    ours = crop_flip_resize(photos[:1], box, torch.tensor([flip]), size)
+    expected = TF.resized_crop(photos[:1].float() / 255, top, left, height, width, [size, size], antialias=True)
+    expected = expected.flip(-1) if flip else expected
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
+
+
+def test_whole_image_at_its_own_size_is_the_image(photos):
+    torch.testing.assert_close(render_view(photos, params(), 224), photos.float() / 255, atol=1e-6, rtol=0)
+
+
+def test_resize_weights_by_hand():
+    # 4 pixels to 2 samples: centers at 1 and 3, filter of half-width 2, pixel centers at .5, 1.5, 2.5, 3.5
+    weights = resize_weights(torch.tensor([0.0]), torch.tensor([4.0]), 4, 2)[0]
+    expected = torch.tensor([[0.75, 0.75, 0.25, 0.0], [0.0, 0.25, 0.75, 0.75]])
+    torch.testing.assert_close(weights, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_a_small_view_is_the_same_view_seen_from_afar(photos):
+    drawn = Views(ViewArguments(), seed=3).sample(photos)
+    small, full = render_view(photos, drawn, 64), render_view(photos, drawn, 224)
+    from_afar = F.interpolate(full, size=(64, 64), mode="bilinear", antialias=True)
+    assert (small - from_afar).abs().mean() < 0.02
+    other = render_view(photos, Views(ViewArguments(), seed=4).sample(photos), 64)
+    assert (other - from_afar).abs().mean() > 0.05  # the measure tells views apart
+
+
+@settings(max_examples=25, deadline=None)
+@given(factors=st.tuples(*[st.floats(0.6, 1.4)] * 3, st.floats(-0.1, 0.1)))
+def test_jitter_equals_kornias_color_jitter(photos, factors):
+    view = photos.float() / 255
+    jitter = K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0, order=(0, 1, 2, 3))
+    names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
+    drawn = jitter.forward_parameters(view.shape)
+    drawn.update({name: torch.full((2,), value) for name, value in zip(names, factors, strict=True)})
+    expected = jitter(view, params=drawn)
+    torch.testing.assert_close(color_jitter(view, torch.tensor([factors] * 2)), expected, atol=1e-5, rtol=0)
+
+
+def test_jitter_brightness_is_torchvisions(photos):
+    view = photos.float() / 255
+    ours = color_jitter(view, torch.tensor([[1.3, 1.0, 1.0, 0.0]] * 2))
+    torch.testing.assert_close(ours, TF.adjust_brightness(view, 1.3), atol=2e-5, rtol=0)
+
+
+def test_operations_touch_the_images_that_drew_them_alone(photos):
+    plain = render_view(photos, params(), 96)
+    only_second = torch.tensor([False, True])
+    for changes in (
+        {"flip": only_second},
+        {"grayscale": only_second},
+        {"solarize": only_second},
+        {"sigma": torch.tensor([0.0, 2.0])},
+        {"jitter": torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.3, 0.7, 1.0, 0.05]])},
+    ):
+        changed = render_view(photos, params(**changes), 96)
+        torch.testing.assert_close(changed[0], plain[0])
+        assert (changed[1] - plain[1]).abs().mean() > 1e-3, changes
+
+
+def test_solarize_and_grayscale_by_hand():
+    image = torch.tensor([51, 204, 102], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)  # 0.2, 0.8, 0.4
+    solarized = render_view(image, params(1, solarize=torch.tensor([True])), 8)
+    torch.testing.assert_close(solarized[0, :, 0, 0], torch.tensor([0.2, 0.2, 0.4]))  # 1 - 0.8
+    gray = render_view(image, params(1, grayscale=torch.tensor([True])), 8)
+    torch.testing.assert_close(gray[0, :, 0, 0], torch.full((3,), 0.299 * 0.2 + 0.587 * 0.8 + 0.114 * 0.4))
+
+
+@pytest.mark.parametrize("size", [224, 64])
+def test_blur_equals_torchvisions_gaussian_at_its_scaled_sigma(photos, size):
+    plain = render_view(photos, params(), size)
+    blurred = render_view(photos, params(sigma=torch.tensor([1.5, 1.5])), size)
+    kernel = {224: 23, 64: 7}[size]
+    expected = TF.gaussian_blur(plain, [kernel, kernel], [1.5 * size / 224] * 2)
+    torch.testing.assert_close(blurred, expected, atol=1e-4, rtol=0)

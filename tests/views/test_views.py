@@ -1,0 +1,116 @@
+"""Views: what is drawn, the stream of random numbers, the two quantities that change in training."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.views import ViewParams, Views
+
+IMAGES = torch.randint(0, 256, (400, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def same(first: ViewParams, second: ViewParams) -> bool:
+    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__)
+
+
+def test_float_views_of_the_asked_size_from_uint8_images():
+    views = Views(ViewArguments(resolution=32))
+    first, second = views(IMAGES[:4])
+    assert first.shape == second.shape == (4, 3, 32, 32)
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+
+
+def test_normalised_with_the_backbones_statistics():
+    chain = ViewArguments(resolution=32, jitter_p=0, blur_p=[0.0], grayscale_p=0, flip_p=0, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+    grey = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
+    views = Views(chain, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25))
+    view, _ = views(grey)
+    torch.testing.assert_close(view[0, :, 5, 5], torch.tensor([0.2, 0.0, -0.4]), atol=1e-6, rtol=1e-5)
+
+
+def test_resolution_and_magnitude_change_at_run_time():
+    views = Views(ViewArguments(resolution=64))
+    params = views.sample(IMAGES)
+    spread = params.jitter[:, 0][params.jitter[:, 0] != 1].std().item()
+    views.resolution, views.magnitude = 32, 2.5
+    halved = views.sample(IMAGES)
+    assert views.render(IMAGES[:2], halved.take(torch.arange(2))).shape[-1] == 32
+    assert halved.jitter[:, 0][halved.jitter[:, 0] != 1].std().item() == pytest.approx(spread / 2, rel=0.15)
+
+
+@pytest.mark.parametrize(("magnitude", "ranges"), [(5.0, (0.4, 0.4, 0.4, 0.1)), (6.0, (0.48, 0.48, 0.48, 0.12))])
+def test_jitter_ranges_are_simclrs_at_magnitude_five_and_linear(magnitude, ranges):
+    views = Views(ViewArguments(jitter_p=1.0))
+    views.magnitude = magnitude
+    jitter = views.sample(IMAGES).jitter - torch.tensor([1.0, 1.0, 1.0, 0.0])
+    for column, limit in zip(jitter.T, ranges, strict=True):
+        assert column.abs().max() <= limit + 1e-6
+        assert column.abs().max() > 0.97 * limit  # 400 uniform draws come close
+        assert column.mean().abs() < 0.1 * limit
+
+
+def test_probabilities_are_those_asked_for():
+    drawn = Views(ViewArguments(solarize_p=[0.2])).sample(IMAGES.repeat(10, 1, 1, 1))
+    neutral = (drawn.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)
+    shares = (drawn.flip, ~neutral, drawn.grayscale, drawn.sigma > 0, drawn.solarize)
+    for share, expected in zip(shares, (0.5, 0.8, 0.2, 0.5, 0.2), strict=True):
+        assert share.float().mean().item() == pytest.approx(expected, abs=0.03)
+    assert 0.1 <= drawn.sigma[drawn.sigma > 0].min() and drawn.sigma.max() <= 2.0
+
+
+def test_crop_areas_and_ratios_are_in_range_and_inside_the_image():
+    box = Views(ViewArguments(crop_scale=[0.3, 0.9])).sample(IMAGES).box
+    left, top, width, height = box.T
+    assert (box[:, :2] >= 0).all() and (left + width <= 1 + 1e-6).all() and (top + height <= 1 + 1e-6).all()
+    area, pixel = width * height, 2 / 48  # a box is whole pixels of the 48
+    assert area.min() > 0.3 - pixel and area.max() < 0.9 + pixel
+    assert area.min() < 0.35 and area.max() > 0.8
+    assert (width / height).min() > 0.7 and (width / height).max() < 1.45
+
+
+def test_reproducible_from_the_seed_and_different_on_every_rank_and_step():
+    views = Views()
+    views.seed(7, 0, 3)
+    drawn = views.sample(IMAGES)
+    views.seed(7, 0, 3)
+    assert same(views.sample(IMAGES), drawn)
+    assert not same(views.sample(IMAGES), drawn)  # the stream goes on
+    for other in ((8, 0, 3), (7, 1, 3), (7, 0, 4)):
+        views.seed(*other)
+        assert not same(views.sample(IMAGES), drawn)
+
+
+def test_the_global_generators_are_left_alone():
+    torch.manual_seed(11)
+    np.random.seed(11)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    Views()(IMAGES[:8])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+
+
+def test_first_and_second_views_may_differ():
+    views = Views(ViewArguments(blur_p=[1.0, 0.0], solarize_p=[0.0, 1.0]))
+    first, second = views.sample(IMAGES, kind=0), views.sample(IMAGES, kind=1)
+    assert (first.sigma > 0).all() and not first.solarize.any()
+    assert not (second.sigma > 0).any() and second.solarize.all()
+
+
+def test_choose_takes_each_images_own_candidate():
+    views = Views()
+    candidates = [views.sample(IMAGES[:5]) for _ in range(3)]
+    choice = torch.tensor([2, 0, 1, 1, 2])
+    chosen = ViewParams.choose(candidates, choice)
+    for n, c in enumerate(choice.tolist()):
+        assert torch.equal(chosen.box[n], candidates[c].box[n])
+        assert torch.equal(chosen.jitter[n], candidates[c].jitter[n])
+
+
+def test_other_images_are_refused_in_one_line():
+    views = Views()
+    with pytest.raises(ValueError, match=r"torch\.float32 \(4, 3, 48, 48\); views take torch\.uint8"):
+        views(IMAGES[:4].float())
+    with pytest.raises(ValueError, match="3 images with parameters for 4"):
+        views.render(IMAGES[:3], views.sample(IMAGES[:4]))
