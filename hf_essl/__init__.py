@@ -24,7 +24,7 @@ _HOMES = {
     "export_backbone": "hf_essl.hub",
     "load_recipe": "hf_essl.recipe",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 if TYPE_CHECKING:
     from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments

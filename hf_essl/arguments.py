@@ -1,6 +1,6 @@
 """The four groups of recipe fields, each a dataclass: what to train, on which images, through which views, and how.
 
-Field names are unique over the four groups, so a recipe is one flat mapping and a command-line override needs no prefix.
+Field names are unique over the four groups, so a recipe is one flat mapping and an override needs no prefix.
 `check()` of each group refuses what cannot work, in one line that names the value, the choices and the fix.
 """
 
@@ -88,7 +88,9 @@ class ViewArguments:
         "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own, an image).", "cosine"
     )
 
-    crop_scale: list[float] = _help("Smallest and largest share of the image's area in a crop.", factory=lambda: [0.2, 1.0])
+    crop_scale: list[float] = _help(
+        "Smallest and largest share of the image's area in a crop.", factory=lambda: [0.2, 1.0]
+    )
     crop_ratio: list[float] = _help("Smallest and largest width / height of a crop.", factory=lambda: [3 / 4, 4 / 3])
     flip_p: float = _help("Probability of a horizontal flip.", 0.5)
     jitter: list[float] = _help(
@@ -123,12 +125,14 @@ class ViewArguments:
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale is {self.crop_scale}; a crop holds at most the whole image, [0.2, 1.0]")
         if len(self.jitter) != 4 or min(self.jitter) < 0:
-            raise ValueError(f"jitter is {self.jitter}; it takes [brightness, contrast, saturation, hue], none below 0")
+            raise ValueError(
+                f"jitter is {self.jitter}; it takes [brightness, contrast, saturation, hue], none below 0"
+            )
         largest_hue = self.jitter[3] * max(self.min_magnitude, self.max_magnitude) / 5
         if min(self.min_magnitude, self.max_magnitude) < 0 or largest_hue > 0.5:
             raise ValueError(
-                f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; they must be at "
-                f"least 0, and hue x magnitude / 5 at most 0.5: lower max_magnitude or the hue of jitter"
+                f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; they must be "
+                f"at least 0, and hue x magnitude / 5 at most 0.5: lower max_magnitude or the hue of jitter"
             )
 
     def _check_resolutions(self) -> None:
@@ -149,7 +153,7 @@ class ViewArguments:
                 )
         if self.min_resolution is not None and self.min_resolution > self.resolution:
             raise ValueError(
-                f"min_resolution is {self.min_resolution}, above resolution {self.resolution}; lower it to at most that"
+                f"min_resolution is {self.min_resolution}, above resolution {self.resolution}; lower it to that"
             )
 
     def _check_selection(self) -> None:
@@ -157,8 +161,8 @@ class ViewArguments:
             raise ValueError(f"num_views is {self.num_views}; a pair needs at least 2 views, the paper takes 6")
         if self.selection == "none" and self.num_views != 2:
             raise ValueError(
-                f"num_views is {self.num_views} with selection: none, which trains on exactly 2; set selection: hard or "
-                f"random, or num_views: 2"
+                f"num_views is {self.num_views} with selection: none, which trains on exactly 2; set selection: hard "
+                f"or random, or num_views: 2"
             )
         if self.selection == "hard" and not 1 <= self.selection_resolution <= self.resolution:
             raise ValueError(
@@ -179,7 +183,7 @@ class SSLTrainingArguments(TrainingArguments):
     num_train_epochs: float = _help("Passes over the training split.", 200)
     optim: str = _help("Optimizer, by the names of transformers.TrainingArguments.", "sgd")
     max_grad_norm: float = _help("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
-    remove_unused_columns: bool | None = _help("Kept off: the batch is an image.", False)
+    remove_unused_columns: bool = _help("Kept off: the batch is an image.", False)
     logging_nan_inf_filter: bool = _help("Kept off: a filtered loss hides divergence.", False)
     logging_steps: float = _help("Log every so many optimizer steps.", 10)
     save_total_limit: int | None = _help("Checkpoints kept; the oldest goes first.", 2)
@@ -187,7 +191,8 @@ class SSLTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = _help("Drop the last, smaller batch of an epoch.", True)
 
     lr_schedule: Literal["cosine", "cosine_warmup", "one_cycle", "f1_clr", "constant"] = _help(
-        "cosine (Eq. 5), cosine_warmup (Eq. 6), one_cycle (1-CLR, Eq. 7), f1_clr (F1-CLR, Eq. 8) or constant.", "cosine"
+        "cosine (Eq. 5), cosine_warmup (Eq. 6), one_cycle (1-CLR, Eq. 7), f1_clr (F1-CLR, Eq. 8) or constant.",
+        "cosine",
     )
     warmup_epochs: float = _help("Warm-up t_w in epochs of num_train_epochs, for f1_clr and cosine_warmup.", 0.0)
     one_cycle_fraction: float = _help("Share of the run in the first phase of one_cycle, rho of Eq. 7.", 0.3)
@@ -205,8 +210,10 @@ class SSLTrainingArguments(TrainingArguments):
     def check(self) -> None:
         """Raises ValueError for values that cannot work."""
         if self.lr_schedule in ("f1_clr", "cosine_warmup"):
-            if not 0 < self.warmup_epochs:
-                raise ValueError(f"warmup_epochs is {self.warmup_epochs}; lr_schedule {self.lr_schedule} needs one above 0")
+            if not self.warmup_epochs > 0:
+                raise ValueError(
+                    f"warmup_epochs is {self.warmup_epochs}; lr_schedule {self.lr_schedule} needs one above 0"
+                )
             if self.warmup_epochs >= self.num_train_epochs:
                 raise ValueError(
                     f"warmup_epochs is {self.warmup_epochs:g}, not shorter than num_train_epochs "
@@ -218,10 +225,13 @@ class SSLTrainingArguments(TrainingArguments):
                 f"take f1_clr or cosine_warmup, or drop warmup_epochs"
             )
         if self.lr_schedule == "one_cycle" and not 0 < self.one_cycle_fraction < 1:
-            raise ValueError(f"one_cycle_fraction is {self.one_cycle_fraction}; it is a share between 0 and 1, such as 0.3")
+            raise ValueError(
+                f"one_cycle_fraction is {self.one_cycle_fraction}; it is a share between 0 and 1, such as 0.3"
+            )
         if not 0 <= self.min_momentum <= self.max_momentum < 1:
             raise ValueError(
-                f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; they are ordered and in [0, 1)"
+                f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; they lie in [0, 1), "
+                f"the smaller first"
             )
 
     @property

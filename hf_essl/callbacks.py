@@ -98,7 +98,7 @@ class StopOnSignalCallback(TrainerCallback):
 
 
 class ProgressBarCallback(TrainerCallback):
-    """One bar with loss, LR, momentum, resolution, magnitude, images/s and petaFLOPs; lines where there is no terminal."""
+    """A bar with loss, LR, momentum, resolution, magnitude, images/s and petaFLOPs; lines without a terminal."""
 
     FIELDS = (
         ("loss", "loss {:.4f}"),

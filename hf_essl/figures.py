@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -22,10 +23,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Writes a PNG beside its place and moves it there whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as scratch:
-        figure.savefig(scratch, format="png", dpi=120)
-    os.chmod(scratch.name, 0o644)
-    os.replace(scratch.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
+        figure.savefig(Path(scratch) / path.name, format="png", dpi=120)
+        os.replace(Path(scratch) / path.name, path)
     return path
 
 
@@ -74,9 +74,9 @@ def draw_views(
     resolution, magnitude = resolution_schedule(args, warmup_fraction), magnitude_schedule(args)
     rows = len(images)
     figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * rows * 3 + 1.2), layout="constrained")
-    for block, (name, progress) in zip(
-        figure.subfigures(3, 1), (("start", 0.0), ("middle", 0.5), ("end", 1 - 1e-9)), strict=True
-    ):
+    stages = {"start": 0.0, "middle": 0.5, "end": 1 - 1e-9}
+    blocks: Any = figure.subfigures(3, 1)
+    for block, (name, progress) in zip(blocks, stages.items(), strict=True):
         views.resolution, views.magnitude = resolution(progress), magnitude(progress)
         block.suptitle(f"{name}: {views.resolution} px, magnitude {views.magnitude:.2f}", fontsize=10)
         axes = block.subplots(rows, columns + 1, squeeze=False)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hf_essl.data import image_count
 from hf_essl.figures import sample_images
 from hf_essl.selection import batch_statistics
 from hf_essl.speed import endless
+from hf_essl.views import ViewParams
 
 if TYPE_CHECKING:
     from hf_essl.methods.base import SSLModel
@@ -97,14 +99,14 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     return train_losses, validation_losses
 
 
-def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ...]]:
+def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ViewParams, ViewParams]]:
     """Images in batches with the parameters of two views each, drawn once so that the steps are comparable."""
     if not count:
         return []
     dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
-    images = sample_images(dataset, min(count, len(dataset)))
-    batches = images.split(trainer.args.per_device_train_batch_size)
-    return [(batch, trainer.views.sample(batch, 0), trainer.views.sample(batch, 1)) for batch in batches if len(batch) > 1]
+    images = sample_images(dataset, min(count, image_count(dataset) or count))
+    batches = [b for b in images.split(trainer.args.per_device_train_batch_size) if len(b) > 1]
+    return [(batch, trainer.views.sample(batch, 0), trainer.views.sample(batch, 1)) for batch in batches]
 
 
 @torch.no_grad()

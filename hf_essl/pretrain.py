@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from hf_essl.checkpoints import checkpoints
 from hf_essl.cost import Cost, estimate_cost
-from hf_essl.data import load_images
+from hf_essl.data import image_count, load_images
 from hf_essl.methods.base import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
 from hf_essl.report import collect_metrics, result_table, write_report, write_text
@@ -17,7 +17,7 @@ from hf_essl.speed import plain_step_seconds
 from hf_essl.trainer import SSLTrainer
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """The run was stopped by a signal, after a checkpoint."""
 
 
@@ -39,7 +39,7 @@ def pretrain(recipe: Recipe) -> dict:
     if main:
         write_text(Path(recipe.training.output_dir or ".") / "recipe.yaml", recipe.to_yaml())
         print(describe_run(trainer, recipe, cost), flush=True)
-    trainer.train(resume_from_checkpoint=_resume(recipe))
+    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
     if trainer.stop_on_signal.received:
         raise Interrupted(f"stopped by {trainer.stop_on_signal.received.name} after step {trainer.state.global_step}")
     timed = recipe.training.measure_speedup and trainer.args.world_size == 1
@@ -82,7 +82,7 @@ def predict_cost(trainer: SSLTrainer) -> Cost:
 def prepare_output_dir(recipe: Recipe) -> None:
     """Refuses to write over a run that is there, unless it is resumed or overwritten on purpose."""
     folder = Path(recipe.training.output_dir or ".")
-    if _resume(recipe) or not (checkpoints(folder) or (folder / "metrics.json").exists()):
+    if recipe.training.resume_from_checkpoint or not (checkpoints(folder) or (folder / "metrics.json").exists()):
         return
     if not recipe.training.overwrite_output_dir:
         raise ValueError(
@@ -93,19 +93,14 @@ def prepare_output_dir(recipe: Recipe) -> None:
         shutil.rmtree(checkpoint)
 
 
-def _resume(recipe: Recipe) -> str | bool | None:
-    value = recipe.training.resume_from_checkpoint
-    return {"true": True, "false": None, "none": None}.get(str(value).lower(), value)
-
-
 def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
     """What is about to run, in a few lines."""
     millions = sum(p.numel() for p in trainer.model.backbone.parameters()) / 1e6
-    images = f"{len(trainer.train_dataset):,}" if hasattr(trainer.train_dataset, "__len__") else "streamed"
-    judged = f"{len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else "no evaluation"
+    trained, judged = image_count(trainer.train_dataset), image_count(trainer.eval_dataset)
     return (
         f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
-        f"{trainer.train_dataset.name}: {images} training images, {judged}\n"
+        f"{trainer.train_dataset.name}: {f'{trained:,}' if trained else 'streamed'} training images, "
+        f"{f'{judged:,} to evaluate on' if judged else 'none to evaluate on'}\n"
         f"{cost.steps:,} steps of {cost.images_per_step} images: {cost.measured_petaflops:.4g} petaFLOPs, "
         f"{cost.measured_speedup:.2f} x less than the plain recipe at equal epochs\n"
         f"into {recipe.training.output_dir}"

@@ -356,3 +356,8 @@ def _check(model: ModelArguments, data: DataArguments, views: ViewArguments, tra
             f"max_steps is {training.max_steps} with streaming: true; a stream has no length, set max_steps to the "
             f"optimizer steps of the run"
         )
+    if data.cache == "device" and training.dataloader_num_workers > 0:
+        raise ValueError(
+            f"dataloader_num_workers is {training.dataloader_num_workers} with cache: device, which workers cannot "
+            f"reach; set dataloader_num_workers: 0 or cache: memory"
+        )

@@ -31,7 +31,8 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
     """
     history, state = trainer.state.log_history, trainer.state
     evaluations = [entry for entry in history if "eval_feature_std" in entry]
-    first, last = evaluations[0], evaluations[-1]
+    last = evaluations[-1] if evaluations else {}
+    first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}  # of the random initialisation
     seconds, images = trainer.clock.seconds, cost.images_per_step * state.global_step
     return {
         "method": recipe.model.method,
@@ -41,11 +42,11 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
         "knn_accuracy": last.get("eval_knn_accuracy"),
-        "random_init_knn_accuracy": first.get("eval_knn_accuracy") if first["step"] == 0 else None,
-        "feature_std": last["eval_feature_std"],
-        "random_init_feature_std": first["eval_feature_std"] if first["step"] == 0 else None,
+        "random_init_knn_accuracy": first.get("eval_knn_accuracy"),
+        "feature_std": last.get("eval_feature_std"),
+        "random_init_feature_std": first.get("eval_feature_std"),
         "embedding_std": next((e["feature_std"] for e in reversed(history) if "feature_std" in e), None),
-        "rankme": last["eval_rankme"],
+        "rankme": last.get("eval_rankme"),
         "petaflops": state.total_flos / 1e15,
         "petaflops_paper_convention": cost.paper_petaflops,
         "predicted_speedup": cost.measured_speedup,
@@ -54,7 +55,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "plain_step_seconds": plain_step,
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
-        "unreadable_images": len(trainer.unreadable),
+        "unreadable_images": len(trainer.unreadable.found),
         "device": describe_device(trainer.args.device),
         "processes": trainer.args.world_size,
         "versions": {name: version(name) for name in PACKAGES},
@@ -71,7 +72,7 @@ def describe_device(device: torch.device) -> str:
 
 def write_report(trainer: SSLTrainer, recipe: Recipe, metrics: dict) -> list[Path]:
     """Writes metrics.json, curves.png, views.png and the backbone into the run's folder; returns their paths."""
-    folder = Path(trainer.args.output_dir)
+    folder = Path(recipe.training.output_dir or ".")
     title = f"{recipe.model.method} · {recipe.model.backbone} · {metrics['dataset']}"
     return [
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),

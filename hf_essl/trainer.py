@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -20,12 +23,22 @@ from hf_essl.callbacks import (
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.clock import Clock
 from hf_essl.cost import FlopCounter
-from hf_essl.data import UnreadableLog, as_images, collate
+from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, collate, image_count
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
 from hf_essl.methods.base import SSLModel
 from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
+
+
+@dataclass
+class StepRecord:
+    """What the step under way has shown, for `log()`; tensors stay on the device until then."""
+
+    step: int = -1
+    momentum: float | None = None
+    embedding: Tensor | None = None
+    selection_gap: Tensor | None = None
 
 
 class SSLTrainer(Trainer):
@@ -45,6 +58,10 @@ class SSLTrainer(Trainer):
 
     args: SSLTrainingArguments
     model: SSLModel
+    train_dataset: ImageDataset
+    eval_dataset: ImageDataset | None
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -63,19 +80,23 @@ class SSLTrainer(Trainer):
         view_args = view_args or ViewArguments()
         for group in (data_args, view_args, args):
             group.check()
+        if args.device.type == "cpu" or data_args.cache == "device":
+            args.dataloader_pin_memory = False  # there is nothing to copy to, or nothing to copy
         train_dataset, eval_dataset, bank_dataset = (
-            None if source is None else as_images(source, data_args)
+            None if source is None else as_images(source, data_args, args.device)
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
-        self.bank_dataset = bank_dataset if bank_dataset is not None else train_dataset
+        if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
+            bank_dataset = train_dataset
+        self.bank_dataset = bank_dataset
         self.flop_counter = FlopCounter(
             model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
         )
         self.clock = Clock()
         self._images = 0  # of all processes, since the last log
-        self._step_seen: dict[str, float | Tensor] = {}  # of the step under way, read by log()
+        self._seen = StepRecord()
         super().__init__(
             model=model,
             args=args,
@@ -85,8 +106,7 @@ class SSLTrainer(Trainer):
             callbacks=callbacks,
         )
         self.loss_is_scaled_for_ga = False
-        total = len(train_dataset) if hasattr(train_dataset, "__len__") else None
-        self.unreadable = UnreadableLog(total, data_args.max_unreadable)
+        self.unreadable = UnreadableLog(image_count(train_dataset), data_args.max_unreadable)
         self._add_callbacks()
 
     def _add_callbacks(self) -> None:
@@ -96,12 +116,23 @@ class SSLTrainer(Trainer):
         for callback in (
             SuperProgressiveCallback.from_args(self.views, self.views.args, self.args),
             AfterStepCallback(self.accelerator),
+            ProgressBarCallback(),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),
             self.stop_on_signal,
-            ProgressBarCallback(),
         ):
             self.add_callback(callback)
+
+    def get_train_dataloader(self):
+        """The loader of the training images; a stream shares itself out over the processes."""
+        if isinstance(self.train_dataset, StreamedImages):
+            return DataLoader(
+                self.train_dataset.for_process(self.args.process_index, self.args.world_size),
+                batch_size=self.args.train_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                collate_fn=self.data_collator,
+            )
+        return super().get_train_dataloader()
 
     # ---- optimizer and schedule ----
 
@@ -117,7 +148,7 @@ class SSLTrainer(Trainer):
         A method's `fixed_lr_modules` form a group of their own, whose learning rate stays at the peak where
         `fix_predictor_lr` is set.
         """
-        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
         if optimizer_class is torch.optim.SGD:
             settings.setdefault("momentum", self.args.momentum)
         settings.setdefault("weight_decay", self.args.weight_decay)
@@ -128,7 +159,7 @@ class SSLTrainer(Trainer):
         groups = [{"params": scheduled}] + ([{"params": fixed, "fixed_lr": True}] if fixed else [])
         return optimizer_class(groups, **settings)
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> CurveScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The curve of `args.lr_schedule` over the whole run: learning rate and momentum have this one writer."""
         if self.lr_scheduler is None:
             self.lr_scheduler = CurveScheduler(
@@ -146,7 +177,7 @@ class SSLTrainer(Trainer):
 
         Views are made here, in float32, outside autocast, DDP and compile.
         """
-        self.unreadable.update(inputs.pop("unreadable", []))
+        self.unreadable.update(inputs["unreadable"], seen=len(inputs["image"]))
         images = self._prepare_inputs({"image": inputs["image"]})["image"]  # uint8 N x 3 x S x S
         self._images += len(images) * self.args.world_size
         model.train()
@@ -159,63 +190,64 @@ class SSLTrainer(Trainer):
         with self.accelerator.autocast():
             chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
         if chosen.gap is not None:
-            self._step_seen["selection_gap"] = chosen.gap
+            self._seen.selection_gap = chosen.gap
         return self.views.render(images, chosen.first), self.views.render(images, chosen.second)
 
     def _seed_views(self) -> None:
         """Each rank and optimizer step has its own stream, so a resumed run sees the views it would have seen."""
         step = self.state.global_step
-        if self._step_seen.get("step") != step:
+        if self._seen.step != step:
             self.views.seed(self.args.seed, self.args.process_index, step)
-            self._step_seen = {"step": step, "momentum": momentum_of(self.optimizer)}
+            self._seen = StepRecord(step, momentum_of(self.optimizer))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the images, from one forward pass of both views."""
         outputs = model(**inputs)
-        self._step_seen["embedding"] = outputs["embedding"]
+        self._seen.embedding = outputs["embedding"]
         loss = outputs["loss"].mean()
         return (loss, outputs) if return_outputs else loss
 
-    def floating_point_ops(self, inputs) -> int:
+    def floating_point_ops(self, inputs) -> float:  # type: ignore[override]
         """FLOPs of this process's step: forward and backward of two views and the selection, counted by torch."""
         return len(inputs["image"]) * self.flop_counter.step(self.views.resolution).total
 
     # ---- the run ----
 
-    def train(self, resume_from_checkpoint=None, **arguments):
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """Trains; `resume_from_checkpoint=True` goes on from the last complete checkpoint of the output folder.
 
         Raises:
             ValueError: where there is nothing to resume from, or no whole batch to train on.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
         self._check_batch()
         # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
         self.model.__dict__.pop("_is_accelerate_prepared", None)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return self.args.max_steps
         batches = len(self.get_train_dataloader())
-        return math.ceil(self.args.num_train_epochs * max(math.ceil(batches / self.args.gradient_accumulation_steps), 1))
+        return math.ceil(
+            self.args.num_train_epochs * max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+        )
 
     def _check_batch(self) -> None:
-        if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
-            images, batch = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
-            if images < batch:
-                raise ValueError(
-                    f"{images} training images make no batch of {batch}; lower per_device_train_batch_size, or set "
-                    f"dataloader_drop_last: false"
-                )
+        images, batch = image_count(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and images is not None and images < batch:
+            raise ValueError(
+                f"{images} training images make no batch of {batch}; lower per_device_train_batch_size, or set "
+                f"dataloader_drop_last: false"
+            )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """kNN accuracy (percent), feature standard deviation and RankMe of the backbone's features.
 
         Without labels, or without evaluation images, the features are those of the training images and there is no
-        accuracy.
+        accuracy; a stream without labels is not evaluated.
         """
         with self.clock.paused():
             metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._evaluate_features(eval_dataset).items()}
@@ -227,6 +259,8 @@ class SSLTrainer(Trainer):
         queries_from = eval_dataset if eval_dataset is not None else self.eval_dataset
         if queries_from is None:
             queries_from = self.bank_dataset
+        if queries_from is None:
+            return {}
         queries, query_labels = self.features(queries_from)
         metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
         if queries_from is not self.bank_dataset and query_labels is not None and self.bank_dataset is not None:
@@ -264,18 +298,18 @@ class SSLTrainer(Trainer):
     def _step_metrics(self) -> dict[str, float]:
         images, self._images = self._images, 0
         elapsed = self.clock.lap()
-        metrics = {
-            "momentum": self._step_seen.get("momentum"),
+        metrics: dict[str, float | None] = {
+            "momentum": self._seen.momentum,
             "resolution": self.views.resolution,
             "magnitude": self.views.magnitude,
-            "feature_std": feature_std(self._step_seen["embedding"]).item(),
+            "feature_std": None if self._seen.embedding is None else feature_std(self._seen.embedding).item(),
             "images_per_second": images / elapsed,
             "petaflops": self.state.total_flos / 1e15,
             "train_seconds": self.clock.seconds,
         }
-        if "selection_gap" in self._step_seen:
+        if self._seen.selection_gap is not None:
             flops = self.flop_counter.step(self.views.resolution)
-            metrics["selection_gap"] = self._step_seen["selection_gap"].item()
+            metrics["selection_gap"] = self._seen.selection_gap.item()
             metrics["selection_cost_percent"] = 100 * flops.selection / flops.total
         return {key: value for key, value in metrics.items() if value is not None}
 

@@ -9,7 +9,14 @@ from pathlib import Path
 _CACHES = Path(tempfile.mkdtemp(prefix="hf-essl-tests-"))
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
 
-for _name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN", "XDG_CACHE_HOME"):
+for _name in (
+    "HF_DATASETS_CACHE",
+    "HF_HUB_CACHE",
+    "HF_ASSETS_CACHE",
+    "HF_MODULES_CACHE",
+    "HF_TOKEN",
+    "XDG_CACHE_HOME",
+):
     os.environ.pop(_name, None)
 os.environ.update(
     HF_HUB_OFFLINE="1",

@@ -23,7 +23,9 @@ def model():
 
 
 def arguments(**changes):
-    return ViewArguments(**{"resolution": 64, "num_views": 4, "selection": "hard", "selection_resolution": 32, **changes})
+    return ViewArguments(
+        **{"resolution": 64, "num_views": 4, "selection": "hard", "selection_resolution": 32, **changes}
+    )
 
 
 def frozen_copy(model):

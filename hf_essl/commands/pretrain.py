@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
+from hf_essl.cli import RecipeParser
+
 
 def run(argv: list[str]) -> None:
     """Loads the recipe with its overrides and trains it."""
-    from hf_essl.pretrain import pretrain
+    epilog = None
+    if {"-h", "--help"} & set(argv):
+        from hf_essl.recipe import describe_fields
+
+        epilog = describe_fields()
+    parser = RecipeParser(
+        "pretrain", "Pretrain a backbone as a recipe says; any of its fields can be overridden.", epilog
+    )
+    options, overrides = parser.parse_known_args(argv)
+
     from hf_essl.recipe import load_recipe
 
-    pretrain(load_recipe(argv[0], argv[1:]))
+    recipe = load_recipe(options.recipe, overrides)
+    print(f"loading {recipe.data.dataset} …", file=sys.stderr)
+
+    from hf_essl.pretrain import pretrain
+
+    pretrain(recipe)

@@ -1,11 +1,11 @@
 """Images: found, decoded to uint8 tensors, and kept or streamed."""
 
-from .cache import CachedImages
-from .dataset import DecodedImages, ImageDataset, collate
-from .decode import UnreadableImage, decode
-from .load import Images, as_images, load_images
-from .stream import StreamedImages
-from .unreadable import Unreadable, UnreadableLog
+from hf_essl.data.cache import CachedImages
+from hf_essl.data.dataset import DecodedImages, ImageDataset, collate, image_count
+from hf_essl.data.decode import UnreadableImage, decode
+from hf_essl.data.load import Images, as_images, load_images
+from hf_essl.data.stream import StreamedImages
+from hf_essl.data.unreadable import Unreadable, UnreadableLog
 
 __all__ = [
     "CachedImages",
@@ -19,5 +19,6 @@ __all__ = [
     "as_images",
     "collate",
     "decode",
+    "image_count",
     "load_images",
 ]

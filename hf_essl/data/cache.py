@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
-from .dataset import DecodedImages, ImageDataset
-from .unreadable import Unreadable, UnreadableLog, read_image
+from hf_essl.data.dataset import DecodedImages, ImageDataset
+from hf_essl.data.unreadable import Unreadable, UnreadableLog, read_image
 
 CHUNK = 1_024  # images decoded between two copies to the cache
 USABLE = 0.8  # share of the free memory that a cache may take

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from .unreadable import Unreadable, read_image, require_readable
+from hf_essl.data.unreadable import Unreadable, read_image, require_readable
 
 
 class Source(Protocol):
@@ -37,6 +37,11 @@ class ImageDataset(Dataset):
     image_size: int
     classes: list[str] | None = None
     labels: torch.Tensor | None = None
+
+
+def image_count(dataset: Any) -> int | None:
+    """Images of a dataset; None for a stream, and where there is no dataset."""
+    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 class DecodedImages(ImageDataset):

@@ -13,14 +13,14 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from ..arguments import DataArguments
-from . import photo_patches
-from .cache import CachedImages, cache_images, decode_all, require_memory
-from .dataset import DecodedImages, ImageDataset, Items, Rows
-from .labels import encode_labels
-from .sources import Location, choose_splits, encoded_images, locate, prepare
-from .stream import StreamedImages
-from .unreadable import UnreadableLog
+from hf_essl.arguments import DataArguments
+from hf_essl.data import photo_patches
+from hf_essl.data.cache import CachedImages, cache_images, decode_all, require_memory
+from hf_essl.data.dataset import DecodedImages, ImageDataset, Items, Rows
+from hf_essl.data.labels import encode_labels
+from hf_essl.data.sources import Location, choose_splits, encoded_images, locate, prepare
+from hf_essl.data.stream import StreamedImages
+from hf_essl.data.unreadable import UnreadableLog
 
 BANK_SIZE = 5_000  # first images of a stream that are kept as the neighbours of the kNN evaluation
 

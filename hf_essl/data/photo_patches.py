@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .cache import CachedImages, require_memory
+from hf_essl.data.cache import CachedImages, require_memory
 
 Split = Literal["train", "validation"]
 NAME = "photo-patches"

@@ -15,8 +15,8 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from ..arguments import DataArguments
-from .photo_patches import NAME as PHOTO_PATCHES
+from hf_essl.arguments import DataArguments
+from hf_essl.data.photo_patches import NAME as PHOTO_PATCHES
 
 EVAL_SPLITS = ("validation", "valid", "val", "test")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,7 +65,7 @@ def prepare(builder: datasets.DatasetBuilder, name: str) -> None:
     """Downloads a dataset and stores it in the cache of `datasets`. Raises ValueError when that fails."""
     try:
         builder.download_and_prepare()
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:  # of pyarrow: an ArrowInvalid is a ValueError
         cause = error.__cause__ or error
         raise ValueError(f"dataset {name} cannot be read: {_one_line(cause)}") from error
     except (ConnectionError, HfHubHTTPError) as error:

@@ -14,8 +14,8 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
-from .dataset import ImageDataset
-from .unreadable import Unreadable, read_image, require_readable
+from hf_essl.data.dataset import ImageDataset
+from hf_essl.data.unreadable import Unreadable, read_image, require_readable
 
 SHUFFLE_BUFFER = 1_000
 
@@ -25,7 +25,7 @@ class StreamedImages(ImageDataset, IterableDataset):
 
     Pass follows pass, each shuffled anew from `seed` (shards, then a buffer of 1,000 images), so that processes whose
     shares differ by an image stay in step; the run ends by `max_steps`. DataLoader workers share the shards out.
-    Unreadable images are skipped and reported in the next sample.
+    Unreadable images are skipped and reported in a sample beside them.
 
     Args:
         stream: a `datasets.IterableDataset` whose image column yields {"bytes", "path"}.

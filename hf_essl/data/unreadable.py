@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from .decode import UnreadableImage, decode, image_path
+from hf_essl.data.decode import UnreadableImage, decode, image_path
 
 logger = logging.getLogger(__name__)
 

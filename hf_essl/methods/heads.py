@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
 
 
-def mlp(sizes: Sequence[int], *, norm: bool = True, last: Literal["bias", "norm", "plain_norm"] = "bias") -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int], *, norm: bool = True, last: Literal["bias", "norm", "plain_norm"] = "bias"
+) -> nn.Sequential:
     """A multi-layer perceptron: Linear, BatchNorm, ReLU for each hidden size, then a last Linear.
 
     Args:
@@ -18,7 +21,7 @@ def mlp(sizes: Sequence[int], *, norm: bool = True, last: Literal["bias", "norm"
             parameters.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out, bias=not norm)]
         layers += [nn.BatchNorm1d(fan_out)] if norm else []
         layers += [nn.ReLU(inplace=True)]

@@ -28,10 +28,9 @@ class SimSiam(SSLModel):
         predictor_hidden: int = 512,
     ):
         super().__init__(backbone)
-        features = backbone.num_features
-        hidden = projector_hidden or features
+        hidden = projector_hidden or self.num_features
         # BatchNorm without affine parameters ends the projector: with them the published runs are unstable
-        self.projector = mlp((features, hidden, hidden, projector_dim), last="plain_norm")
+        self.projector = mlp((self.num_features, hidden, hidden, projector_dim), last="plain_norm")
         self.predictor = mlp((projector_dim, predictor_hidden, projector_dim))
 
     def embed(self, view: Tensor) -> Pair:

@@ -44,8 +44,5 @@ class ViewParams:
         """For each image n the parameters of candidate `choice[n]`: m candidates of N and a choice of N to N."""
         rows = torch.arange(len(choice))
         return ViewParams(
-            **{
-                f.name: torch.stack([getattr(c, f.name) for c in candidates])[choice, rows]
-                for f in fields(ViewParams)
-            }
+            **{f.name: torch.stack([getattr(c, f.name) for c in candidates])[choice, rows] for f in fields(ViewParams)}
         )

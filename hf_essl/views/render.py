@@ -23,7 +23,7 @@ REFERENCE_SIZE = 224
 def render_view(images: Tensor, params: ViewParams, size: int) -> Tensor:
     """Renders one view of each image: uint8 N x 3 x H x W to float32 N x 3 x size x size in [0, 1].
 
-    The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarization.
+    The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarize.
     """
     view = crop_flip_resize(images, params.box, params.flip, size)
     neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])

@@ -31,7 +31,13 @@ def sample_params(
         draw < p
         for draw, p in zip(
             draws,
-            (args.flip_p, args.jitter_p, args.grayscale_p, _of_kind(args.blur_p, kind), _of_kind(args.solarize_p, kind)),
+            (
+                args.flip_p,
+                args.jitter_p,
+                args.grayscale_p,
+                _of_kind(args.blur_p, kind),
+                _of_kind(args.solarize_p, kind),
+            ),
             strict=True,
         )
     )
@@ -39,7 +45,9 @@ def sample_params(
     return ViewParams(
         box=_sample_boxes(args, count, height, width),
         flip=flip,
-        jitter=torch.where(jittered[:, None], _sample_jitter(args, count, magnitude), torch.tensor([1.0, 1.0, 1.0, 0.0])),
+        jitter=torch.where(
+            jittered[:, None], _sample_jitter(args, count, magnitude), torch.tensor([1.0, 1.0, 1.0, 0.0])
+        ),
         grayscale=gray,
         sigma=_draw(sigma, (count,))["sigma"] * blurred,
         solarize=solarized,
@@ -47,8 +55,10 @@ def sample_params(
 
 
 def _sample_boxes(args: ViewArguments, count: int, height: int, width: int) -> Tensor:
-    crop = ResizedCropGenerator((1, 1), tuple(args.crop_scale), tuple(args.crop_ratio))
-    corners = _draw(crop, (count, 3, height, width))["src"]  # N x 4 x 2 corners, clockwise from the top left, inclusive
+    crop = ResizedCropGenerator((1, 1), torch.tensor(args.crop_scale), torch.tensor(args.crop_ratio))
+    corners = _draw(crop, (count, 3, height, width))[
+        "src"
+    ]  # N x 4 x 2 corners, clockwise from the top left, inclusive
     left_top, right_bottom = corners[:, 0], corners[:, 2]
     size = torch.tensor([width, height], dtype=torch.float32)
     return torch.cat([left_top / size, (right_bottom - left_top + 1) / size], dim=1)

@@ -91,7 +91,9 @@ class Views:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; views take torch.uint8 (N, 3, H, W)")
         if len(images) != len(params):
-            raise ValueError(f"{len(images)} images with parameters for {len(params)}; sample them from the same batch")
+            raise ValueError(
+                f"{len(images)} images with parameters for {len(params)}; sample them from the same batch"
+            )
         with torch.autocast(images.device.type, enabled=False):
             view = render_view(images, params, size or self.resolution)
             return (view - self.mean.to(view.device)) / self.std.to(view.device)

@@ -13,19 +13,6 @@ from hf_essl.arguments import DataArguments
 from hf_essl.data import CachedImages, Images, as_images, collate, load_images
 
 
-def helpers():
-    from importlib.util import module_from_spec, spec_from_file_location
-    from pathlib import Path
-
-    spec = spec_from_file_location("data_conftest", Path(__file__).with_name("conftest.py"))
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-png, write_image, write_parquet = (getattr(helpers(), name) for name in ("png", "write_image", "write_parquet"))
-
-
 def load(path, **options) -> Images:
     return load_images(DataArguments(dataset=str(path), image_size=16, **options))
 
@@ -56,7 +43,7 @@ class TestFolder:
         assert [int(value >= 10) for value in values(images.train)] == images.train.labels.tolist()
         assert images.train[19]["label"] == images.train.labels[19]
 
-    def test_split_folders_share_the_classes(self, tmp_path):
+    def test_split_folders_share_the_classes(self, tmp_path, write_image):
         for value, where in enumerate(["train/ant", "train/bee", "train/cat", "val/cat", "val/bee", "test/ant"]):
             write_image(tmp_path / where / f"{value}.png", value)
         images = load(tmp_path)
@@ -67,14 +54,14 @@ class TestFolder:
         refused("eval_split is vall; the splits of .* are test, train, val", tmp_path, eval_split="vall")
         refused("train_split is training; the splits of .* are test, train, val", tmp_path, train_split="training")
 
-    def test_split_folders_of_heaps_have_no_labels(self, tmp_path):
+    def test_split_folders_of_heaps_have_no_labels(self, tmp_path, write_image):
         for value, where in enumerate(["train", "train", "val"]):
             write_image(tmp_path / where / f"{value}.png", value)
         images = load(tmp_path)
         assert sorted(values(images.train)) == [0, 1]
         assert images.train.labels is None and images.eval is None
 
-    def test_classes_named_as_splits_or_with_odd_names(self, tmp_path):
+    def test_classes_named_as_splits_or_with_odd_names(self, tmp_path, write_image):
         for value, where in enumerate(["[a] car", "plane-test", "train"]):
             write_image(tmp_path / "vehicles [1]" / where / f"test_{value}.png", value)
         images = load(tmp_path / "vehicles [1]")
@@ -93,7 +80,7 @@ class TestFolder:
 
 
 class TestParquet:
-    def test_folder_with_string_labels(self, tmp_path):
+    def test_folder_with_string_labels(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1], ["bee", "cat"])
         write_parquet(tmp_path / "train-00001-of-00002.parquet", [2, 3], ["ant", "bee"])
         write_parquet(tmp_path / "test-00000-of-00001.parquet", [4, 5], ["cat", "bee"])
@@ -102,18 +89,18 @@ class TestParquet:
         assert (values(images.train), images.train.labels.tolist()) == ([0, 1, 2, 3], [1, 2, 0, 1])
         assert (values(images.eval), images.eval.labels.tolist()) == ([4, 5], [2, 1])
 
-    def test_one_file_with_integer_labels(self, tmp_path):
+    def test_one_file_with_integer_labels(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "few.parquet", [7, 8, 9], [2, 0, 2])
         images = load(tmp_path / "few.parquet")
         assert (values(images.train), images.train.labels.tolist()) == ([7, 8, 9], [2, 0, 2])
         assert images.train.name == "few" and images.train.classes is None
 
-    def test_unknown_class_in_evaluation(self, tmp_path):
+    def test_unknown_class_in_evaluation(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "train.parquet", [0, 1], ["ant", "bee"])
         write_parquet(tmp_path / "test.parquet", [2], ["emu"])
         refused("label_column label holds 'emu'; the classes are ant, bee", tmp_path)
 
-    def test_labels_missing_or_of_another_kind(self, tmp_path):
+    def test_labels_missing_or_of_another_kind(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "none.parquet", [0, 1], [-1, -1])
         assert load(tmp_path / "none.parquet").train.labels is None
         write_parquet(tmp_path / "part.parquet", [0, 1], [3, None])
@@ -121,7 +108,7 @@ class TestParquet:
         write_parquet(tmp_path / "float.parquet", [0, 1], [0.5, 1.5])
         refused("label_column label holds float; labels are class indices", tmp_path / "float.parquet")
 
-    def test_columns(self, tmp_path):
+    def test_columns(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "a.parquet", [0, 1], ["ant", "bee"])
         refused("image_column is img; the columns of a are image, label", tmp_path / "a.parquet", image_column="img")
         assert load(tmp_path / "a.parquet", label_column="species").bank is None
@@ -132,13 +119,13 @@ class TestParquet:
         (tmp_path / "a.parquet").write_bytes(b"nothing of the kind")
         refused("dataset a cannot be read: .*[Pp]arquet", tmp_path / "a.parquet")
 
-    def test_unknown_configuration(self, tmp_path):
+    def test_unknown_configuration(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "train.parquet", [0], ["ant"])
         refused("dataset_config is tiny; the configurations of .* are default", tmp_path, dataset_config="tiny")
 
 
 class TestSubsets:
-    def test_first_and_evenly_spaced(self, tmp_path):
+    def test_first_and_evenly_spaced(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "train.parquet", range(10), [i % 2 for i in range(10)])
         write_parquet(tmp_path / "test.parquet", range(100, 110), [0] * 10)
         images = load(tmp_path, max_train_samples=4, max_eval_samples=5)
@@ -147,7 +134,7 @@ class TestSubsets:
         assert len(load(tmp_path, max_train_samples=99).train) == 10
         refused("max_train_samples is 0", tmp_path, max_train_samples=0)
 
-    def test_hold_out(self, tmp_path):
+    def test_hold_out(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "a.parquet", range(20), ["ant"] * 10 + ["bee"] * 10)
         images = load(tmp_path / "a.parquet", eval_holdout=0.2)
         assert len(images.eval) == 4 and sorted(values(images.train) + values(images.eval)) == list(range(20))
@@ -155,7 +142,7 @@ class TestSubsets:
         assert values(load(tmp_path / "a.parquet", eval_holdout=0.2).eval) == values(images.eval)
         assert load(tmp_path / "a.parquet").eval is None
 
-    def test_hold_out_shares_classes_with_few_training_images(self, tmp_path):
+    def test_hold_out_shares_classes_with_few_training_images(self, tmp_path, write_parquet):
         write_parquet(tmp_path / "a.parquet", range(20), ["bee"] * 10 + ["ant"] * 10)
         images = load(tmp_path / "a.parquet", eval_holdout=0.2, max_train_samples=3)
         assert images.train.classes == images.eval.classes == ["ant", "bee"]
@@ -219,7 +206,7 @@ class TestPythonAPI:
         images = as_images(TensorDataset(pixels, torch.arange(5)), self.args)
         assert all(torch.equal(images[index]["image"], pixels[index]) for index in range(5))
         assert images.labels.tolist() == [0, 1, 2, 3, 4]
-        with pytest.raises(ValueError, match="torch.float32 tensor"):
+        with pytest.raises(ValueError, match=r"torch\.float32 tensor"):
             as_images(TensorDataset(torch.rand(5, 3, 16, 16)), self.args)[0]
 
     def test_targets_are_read_without_the_images(self):
@@ -232,7 +219,9 @@ class TestPythonAPI:
         assert as_images(Counted("pair"), self.args).labels.tolist() == [5, 4, 3, 2, 1, 0]
 
     def test_hugging_face_dataset(self):
-        rows = datasets.Dataset.from_dict({"image": [Image.new("L", (20, 20), v) for v in range(4)], "label": [1, 0, 1, 0]})
+        rows = datasets.Dataset.from_dict(
+            {"image": [Image.new("L", (20, 20), v) for v in range(4)], "label": [1, 0, 1, 0]}
+        )
         rows = rows.cast_column("label", datasets.ClassLabel(names=["ant", "bee"])).with_format("numpy")
         images = as_images(rows, self.args)
         assert (values(images), images.labels.tolist(), images.classes) == ([0, 1, 2, 3], [1, 0, 1, 0], ["ant", "bee"])
@@ -246,7 +235,7 @@ class TestPythonAPI:
     def test_cache_and_others(self, heap):
         assert isinstance(as_images(heap, DataArguments(image_size=16, cache="memory")), CachedImages)
         for wrong in (7, datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": []})})):
-            with pytest.raises(ValueError, match="the dataset is a .*; give one split as a datasets.Dataset"):
+            with pytest.raises(ValueError, match=r"the dataset is a .*; give one split as a datasets.Dataset"):
                 as_images(wrong, self.args)
 
 
@@ -271,7 +260,7 @@ def test_imagenette():
     assert np.isin(images.eval.labels, np.arange(10)).all()
 
 
-def test_second_load_sees_a_changed_folder(classes):
+def test_second_load_sees_a_changed_folder(classes, png):
     assert len(load(classes).train) == 20
     shutil.copy(classes / "ant" / "00.png", classes / "ant" / "20.png")
     assert len(load(classes).train) == 21

@@ -87,7 +87,12 @@ def test_any_backbone_at_any_resolution(backbone, size):
     [
         ("resnet5O", "simsiam", {}, r"backbone is 'resnet5O', no timm model; did you mean .*resnet50"),
         ("test_resnet", "simsian", {}, r"method is 'simsian'; choose one of simsiam"),
-        ("test_resnet", "simsiam", {"projector_dims": 8}, r"method_args holds 'projector_dims', unknown to simsiam; it takes"),
+        (
+            "test_resnet",
+            "simsiam",
+            {"projector_dims": 8},
+            r"method_args holds 'projector_dims', unknown to simsiam; it takes",
+        ),
     ],
 )
 def test_unknown_names_are_told_in_one_line(backbone, method, arguments, message):

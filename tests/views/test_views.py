@@ -23,7 +23,9 @@ def test_float_views_of_the_asked_size_from_uint8_images():
 
 
 def test_normalised_with_the_backbones_statistics():
-    chain = ViewArguments(resolution=32, jitter_p=0, blur_p=[0.0], grayscale_p=0, flip_p=0, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+    chain = ViewArguments(
+        resolution=32, jitter_p=0, blur_p=[0.0], grayscale_p=0, flip_p=0, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]
+    )
     grey = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
     views = Views(chain, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25))
     view, _ = views(grey)
@@ -57,7 +59,7 @@ def test_probabilities_are_those_asked_for():
     shares = (drawn.flip, ~neutral, drawn.grayscale, drawn.sigma > 0, drawn.solarize)
     for share, expected in zip(shares, (0.5, 0.8, 0.2, 0.5, 0.2), strict=True):
         assert share.float().mean().item() == pytest.approx(expected, abs=0.03)
-    assert 0.1 <= drawn.sigma[drawn.sigma > 0].min() and drawn.sigma.max() <= 2.0
+    assert drawn.sigma[drawn.sigma > 0].min() >= 0.1 and drawn.sigma.max() <= 2.0
 
 
 def test_crop_areas_and_ratios_are_in_range_and_inside_the_image():
