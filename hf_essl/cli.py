@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone as a recipe says"),
+    "compare": ("hf_essl.commands.compare", "draw accuracy against cost of finished runs"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
 }
 

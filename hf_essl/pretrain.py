@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from hf_essl.checkpoints import checkpoints
+from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
 from hf_essl.methods.base import SSLModel, check_backbone
@@ -80,9 +80,17 @@ def predict_cost(trainer: SSLTrainer) -> Cost:
 
 
 def prepare_output_dir(recipe: Recipe) -> None:
-    """Refuses to write over a run that is there, unless it is resumed or overwritten on purpose."""
+    """Refuses to write over a run that is there, unless it is resumed or overwritten on purpose.
+
+    Raises:
+        ValueError: for a run that would be lost, or where there is nothing to resume.
+    """
     folder = Path(recipe.training.output_dir or ".")
-    if recipe.training.resume_from_checkpoint or not (checkpoints(folder) or (folder / "metrics.json").exists()):
+    if recipe.training.resume_from_checkpoint:
+        if recipe.training.resume_from_checkpoint is True:
+            last_complete_checkpoint(folder)
+        return
+    if not (checkpoints(folder) or (folder / "metrics.json").exists()):
         return
     if not recipe.training.overwrite_output_dir:
         raise ValueError(

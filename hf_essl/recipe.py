@@ -92,7 +92,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError, in one line, for whatever is wrong with either.
     """
-    given = {**_read(Path(path), ()), **_parse_overrides(overrides)}
+    given = _over(_read(Path(path), ()), _parse_overrides(overrides))
     try:
         groups = _build(given)
     except (ValueError, ImportError, OSError) as error:
@@ -131,7 +131,14 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is not None and not isinstance(base, str):
         raise RecipeError(f"extends is {base!r} in {path}; expected the path of one recipe, relative to this file")
     values = {} if base is None else _read(path.parent / base, chain)
-    return values | {key: _convert(key, value, str(path)) for key, value in content.items()}
+    return _over(values, {key: _convert(key, value, str(path)) for key, value in content.items()})
+
+
+def _over(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """`delta` over `base`; another dataset leaves the configuration of the former one behind."""
+    if "dataset" in delta:
+        base = {key: value for key, value in base.items() if key != "dataset_config"}
+    return base | delta
 
 
 def _parse_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class SSLTrainer(Trainer):
         view_args = view_args or ViewArguments()
         for group in (data_args, view_args, args):
             group.check()
+        if args.data_seed is None:
+            args.data_seed = args.seed  # else the order of the images follows whatever seeded torch last
         if args.device.type == "cpu" or data_args.cache == "device":
             args.dataloader_pin_memory = False  # there is nothing to copy to, or nothing to copy
         train_dataset, eval_dataset, bank_dataset = (

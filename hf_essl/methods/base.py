@@ -37,7 +37,7 @@ class SSLModel(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        self.num_features = int(backbone.num_features)
+        self.num_features: int = backbone.num_features  # type: ignore[assignment]
         config = resolve_model_data_config(backbone)
         self.pixel_mean: tuple[float, ...] = config["mean"]
         self.pixel_std: tuple[float, ...] = config["std"]

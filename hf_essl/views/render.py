@@ -7,7 +7,6 @@ from kornia.color import rgb_to_grayscale
 from kornia.enhance import (
     adjust_brightness_accumulative,
     adjust_contrast_with_mean_subtraction,
-    adjust_hue,
     adjust_saturation_with_gray_subtraction,
     solarize,
 )
@@ -45,13 +44,14 @@ def crop_flip_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Te
         flip: N, bool.
         size: side of the views in pixels.
     """
-    device = images.device
-    box, flip = (x.to(device, non_blocking=True) for x in (box, flip))
-    height, width = images.shape[-2:]
-    rows = resize_weights(box[:, 1] * height, box[:, 3] * height, height, size)
+    count, channels, height, width = images.shape
+    box, flip = (x.to(images.device, non_blocking=True) for x in (box, flip))
+    rows = resize_weights(box[:, 1] * height, box[:, 3] * height, height, size) / 255
     columns = resize_weights(box[:, 0] * width, box[:, 2] * width, width, size, flip)
-    shrunk = torch.matmul(rows[:, None], images.float().div_(255))  # N x 3 x size x W
-    return torch.matmul(shrunk, columns[:, None].transpose(-1, -2)).clamp_(0, 1)
+    # both as plain batched products: a broadcast matmul would copy the larger operand for each channel
+    narrow = torch.bmm(images.float().view(count, channels * height, width), columns.transpose(1, 2))
+    view = torch.bmm(rows.repeat_interleave(channels, dim=0), narrow.view(count * channels, height, size))
+    return view.view(count, channels, size, size).clamp_(0, 1)
 
 
 def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int, flip: Tensor | None = None) -> Tensor:
@@ -81,7 +81,30 @@ def color_jitter(view: Tensor, factors: Tensor) -> Tensor:
     view = adjust_brightness_accumulative(view, brightness)
     view = adjust_contrast_with_mean_subtraction(view, contrast)
     view = adjust_saturation_with_gray_subtraction(view, saturation)
-    return adjust_hue(view, hue * (2 * torch.pi))
+    return shift_hue(view, hue)
+
+
+def shift_hue(view: Tensor, turns: Tensor) -> Tensor:
+    """Shifts the hue in HSV: N x 3 x r x r and N, in turns of the colour circle.
+
+    Value and chroma stay, so each channel follows from them and the shifted hue in one step, without a way through
+    HSV and back: v - c max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green, blue.
+    """
+    red, green, blue = view.unbind(dim=1)
+    value = view.amax(dim=1)
+    chroma = value - view.amin(dim=1)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )  # sixths of a turn, N x r x r
+    hue += 6 * turns[:, None, None]
+    channels = []
+    for n in (5, 3, 1):
+        k = torch.remainder(hue + n, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
 
 
 def gaussian_blur(view: Tensor, sigma: Tensor) -> Tensor:

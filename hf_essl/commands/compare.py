@@ -1,0 +1,22 @@
+"""`hf-essl compare RUN…`: accuracy against cost of finished runs, as a picture and a table."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def run(argv: list[str]) -> None:
+    """Prints the table in Markdown and writes the picture."""
+    parser = argparse.ArgumentParser(
+        prog="hf-essl compare",
+        description="Compare finished runs; folders that differ in a trailing -seedN alone are averaged.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run; the first is the baseline")
+    parser.add_argument("--output", default="compare.png", metavar="PNG", help="where to draw it [compare.png]")
+    options = parser.parse_args(argv)
+
+    from hf_essl.compare import comparison_table, draw_comparison, load_groups
+
+    groups = load_groups(options.runs)
+    print(comparison_table(groups))
+    print(f"\nwrote {draw_comparison(groups, options.output)}")

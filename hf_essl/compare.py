@@ -1,0 +1,93 @@
+"""Runs beside each other: accuracy against cost, as the paper's Figure 1 draws it, and a table in Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hf_essl.figures import BLUE, GREY, RED, save_figure
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe that differ in their seed alone."""
+
+    name: str
+    runs: tuple[dict, ...]
+    """What each run's `metrics.json` holds."""
+
+    def values(self, key: str) -> list[float]:
+        """The values that were measured, one a run at most."""
+        return [run[key] for run in self.runs if run.get(key) is not None]
+
+    def mean(self, key: str) -> float | None:
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def show(self, key: str, form: str) -> str:
+        """The mean, with the standard deviation over the runs where there are several."""
+        values = self.values(key)
+        if not values:
+            return "not measured"
+        spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):{form}}{spread}"
+
+
+def load_groups(folders: Sequence[str | Path]) -> list[Group]:
+    """The runs in these folders, those of one name but for a trailing `-seedN` together, in the order given.
+
+    Raises:
+        ValueError: for a folder without a readable metrics.json.
+    """
+    groups: dict[str, list[dict]] = {}
+    for folder in map(Path, folders):
+        try:
+            metrics = json.loads((folder / "metrics.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no finished run ({error}); give folders with a metrics.json") from error
+        groups.setdefault(folder.resolve().name.split("-seed")[0], []).append(metrics)
+    return [Group(name, tuple(runs)) for name, runs in groups.items()]
+
+
+def comparison_table(groups: Sequence[Group]) -> str:
+    """A Markdown table, a row a group; the mean over its runs and their standard deviation."""
+    columns = (
+        ("kNN (%)", "knn_accuracy", ".1f"),
+        ("random init (%)", "random_init_knn_accuracy", ".1f"),
+        ("petaFLOPs", "petaflops", ".4f"),
+        ("training (s)", "train_seconds", ".0f"),
+        ("speed-up, predicted", "predicted_speedup", ".2f"),
+        ("speed-up, measured", "measured_speedup", ".2f"),
+    )
+    rows = [["run", "seeds", *(title for title, _, _ in columns)]]
+    rows += [[g.name, str(len(g.runs)), *(g.show(key, form) for _, key, form in columns)] for g in groups]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def draw_comparison(groups: Sequence[Group], path: str | Path) -> Path:
+    """Accuracy against cost (Fig. 1): a point a run, an arrow from the first group's mean to each other's."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    points = []
+    for position, group in enumerate(groups):
+        color = RED if position == 0 else BLUE
+        shown = [run for run in group.runs if run.get("knn_accuracy") is not None]
+        axis.scatter([r["petaflops"] for r in shown], [r["knn_accuracy"] for r in shown], color=color, alpha=0.4, s=24)
+        cost, accuracy = group.mean("petaflops"), group.mean("knn_accuracy")
+        if cost is None or accuracy is None:
+            continue
+        axis.scatter([cost], [accuracy], color=color, marker="D", s=60, label=group.name)
+        points.append((cost, accuracy))
+    for point in points[1:]:
+        axis.annotate("", xy=point, xytext=points[0], arrowprops={"arrowstyle": "->", "color": GREY, "shrinkB": 6})
+    axis.set_xlabel("training cost (petaFLOPs, counted)")
+    axis.set_ylabel("kNN accuracy (%)")
+    axis.margins(0.25)
+    axis.legend(frameon=False)
+    return save_figure(figure, path)

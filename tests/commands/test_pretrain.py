@@ -1,0 +1,112 @@
+"""`hf-essl pretrain` as a user runs it: to the end, interrupted and resumed, and stopped by mistakes in its input."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+    --max_train_samples 256 --max_eval_samples 64 --num_train_epochs 3 --warmup_epochs 1 --logging_steps 1
+    --image_size 32 --resolution 32 --min_resolution 16 --resolution_step 16 --selection_resolution 16
+    --per_device_train_batch_size 32 --use_cpu true
+""".split()
+
+
+def start(*words, **options):
+    code = "import sys; from hf_essl.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+        **options,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
+    quickstart = ["pretrain", "recipes/quickstart.yaml", *SMALL]
+    code, out, err = finish(start(*quickstart, "--output_dir", tmp_path / "whole"))
+    assert code == 0, err
+    assert re.search(r"kNN accuracy +\d+\.\d %", out) and re.search(r"at random initialisation +\d+\.\d %", out)
+    assert re.search(r"measured in wall-clock +\d+\.\d\d x", out)
+    assert re.search(r"step 24/24 .*lr .*mom .* px +mag .*img/s .*pF", err)
+
+    cut = start(*quickstart, "--output_dir", tmp_path / "cut")
+    while "step 3/24" not in (line := cut.stderr.readline()):
+        assert line, "it ended before its third step"
+    cut.send_signal(signal.SIGINT)
+    code, out, err = finish(cut)
+    assert code == 130
+    assert "stopped by SIGINT after step" in err and "--resume_from_checkpoint true" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "cut" / "checkpoint-24").exists()
+
+    code, out, err = finish(start(*quickstart, "--output_dir", tmp_path / "cut", "--resume_from_checkpoint", "true"))
+    assert code == 0, err
+    whole, resumed = (load_file(tmp_path / name / "checkpoint-24" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+    code, out, err = finish(start(*quickstart, "--output_dir", tmp_path / "cut"))
+    assert code == 2
+    assert "holds a run already; go on with --resume_from_checkpoint true" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resolutoin", "64"], "unknown key 'resolutoin' in the command line; did you mean 'resolution'?"),
+        (["--learning_rate", "fast"], "learning_rate is 'fast' in the command line; expected a number"),
+        (["--resolution", "100"], "resolution is 100, no multiple of resolution_step 32; take 96 or 128"),
+        (["--num_views", "1"], "num_views is 1; a pair needs at least 2 views"),
+        (["--selection_resolution", "128"], "selection_resolution is 128; it lies between 1 and resolution 96"),
+        (["--warmup_epochs", "20"], "warmup_epochs is 20, not shorter than num_train_epochs 10"),
+        (["--dataset", "./no/such/folder"], "dataset is ./no/such/folder, which does not exist; give a folder"),
+        (["--backbone", "resnet51"], "backbone is 'resnet51', no timm model; did you mean"),
+        (["--method", "simsiaam"], "method is 'simsiaam'; take one of simsiam"),
+        (["--method_args", "{projector_size: 3}"], "method_args holds 'projector_size', unknown to simsiam"),
+        (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_model_is_built(words, message, tmp_path, capsys, monkeypatch):
+    from hf_essl import cli
+    from hf_essl.methods import base
+
+    monkeypatch.setattr(base, "build_backbone", lambda *_: pytest.fail("a model was built"))
+    code = cli.main(["pretrain", str(ROOT / "recipes" / "quickstart.yaml"), "--output_dir", str(tmp_path), *words])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2
+    assert message in error and error.startswith("hf-essl: error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_every_field(capsys):
+    from hf_essl import cli
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in ("--backbone", "--dataset", "--min_resolution", "--lr_schedule", "--knn_every_epochs"):
+        assert field in text
+
+
+def test_no_recipe_is_one_line(capsys):
+    from hf_essl import cli
+
+    assert cli.main(["pretrain"]) == 2
+    assert "RECIPE" in capsys.readouterr().err

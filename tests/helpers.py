@@ -1,0 +1,55 @@
+"""A run small enough for a test: 96 patches of 32 px, a network of 0.4 M parameters, every strategy switched on."""
+
+import torch
+
+from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.data import CachedImages
+from hf_essl.data.photo_patches import photo_patches
+from hf_essl.methods import SSLModel
+from hf_essl.trainer import SSLTrainer
+
+SMALL_HEADS = {"projector_dim": 32, "predictor_hidden": 16}
+VIEWS = {
+    "resolution": 32,
+    "min_resolution": 16,
+    "resolution_step": 8,
+    "resolution_schedule": "super_progressive",
+    "min_magnitude": 4.0,
+    "max_magnitude": 6.0,
+    "selection": "hard",
+    "num_views": 3,
+    "selection_resolution": 16,
+}
+TRAINING = {
+    "per_device_train_batch_size": 16,
+    "num_train_epochs": 2,
+    "lr_schedule": "f1_clr",
+    "warmup_epochs": 0.5,
+    "learning_rate": 0.1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "knn_k": 5,
+}
+
+
+def patches(split: str, count: int) -> CachedImages:
+    """Photo patches of 32 px, evenly spaced over the classes."""
+    whole = photo_patches(split, 32)
+    return whole.take([i * len(whole) // count for i in range(count)])
+
+
+def small_trainer(output_dir, *, train=None, held=None, views=None, callbacks=None, method="simsiam", **training):
+    """A trainer over 96 patches (6 steps an epoch); `training` and `views` override."""
+    torch.manual_seed(0)
+    model = SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS)
+    return SSLTrainer(
+        model,
+        SSLTrainingArguments(output_dir=str(output_dir), **{**TRAINING, **training}),
+        train if train is not None else patches("train", 96),
+        held if held is not None else patches("validation", 32),
+        view_args=ViewArguments(**{**VIEWS, **(views or {})}),
+        data_args=DataArguments(image_size=32),
+        callbacks=callbacks,
+    )

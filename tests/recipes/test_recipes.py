@@ -1,0 +1,98 @@
+"""Every recipe of the repository: two steps on stand-in images, resumed, and its backbone loaded by timm."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from hf_essl.pretrain import pretrain
+from hf_essl.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+STAND_IN = """
+    --dataset photo-patches --max_train_samples 16 --max_eval_samples 16 --per_device_train_batch_size 4 --knn_k 3
+    --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1 --measure_speedup false --use_cpu true
+    --disable_tqdm true
+""".split()
+FILES = (
+    "metrics.json",
+    "curves.png",
+    "views.png",
+    "recipe.yaml",
+    "backbone/config.json",
+    "backbone/model.safetensors",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_recipe_trains_resumes_and_exports(path, tmp_path):
+    overrides = [*STAND_IN, "--output_dir", str(tmp_path)]
+    recipe = load_recipe(path, overrides)
+    metrics = pretrain(recipe)
+    assert metrics["steps"] == 2 and metrics["knn_accuracy"] is not None
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    for name in FILES:
+        assert (tmp_path / name).stat().st_size > 0, name
+    for name in ("curves.png", "views.png"):
+        with Image.open(tmp_path / name) as picture:
+            picture.verify()
+
+    weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    pretrain(load_recipe(path, [*overrides, "--resume_from_checkpoint", "true"]))
+    resumed = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+
+    backbone = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True).eval()
+    trained = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
+    assert all(torch.equal(value, trained[name]) for name, value in backbone.state_dict().items())
+    assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, backbone.num_features)
+
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.views == recipe.views and again.training.learning_rate == recipe.training.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("baseline", {"num_train_epochs": 800, "learning_rate": 0.05, "lr_schedule": "cosine", "momentum": 0.9}),
+        (
+            "efficient",
+            {
+                "num_train_epochs": 480,
+                "learning_rate": 0.1,
+                "lr_schedule": "f1_clr",
+                "warmup_epochs": 80,
+                "min_momentum": 0.85,
+                "max_momentum": 0.95,
+                "min_magnitude": 4,
+                "max_magnitude": 6,
+                "min_resolution": 96,
+                "num_views": 6,
+                "selection_resolution": 64,
+            },
+        ),
+    ],
+)
+def test_imagenette_recipes_hold_table_10(name, expected):
+    recipe = load_recipe(ROOT / "recipes" / "imagenette" / f"simsiam_resnet50_{name}.yaml", ["--use_cpu"])
+    expected |= {"per_device_train_batch_size": 128, "weight_decay": 5e-4, "resolution": 224}
+    for key, value in expected.items():
+        group = recipe.views if hasattr(recipe.views, key) else recipe.training
+        assert getattr(group, key) == value, key
+
+
+def test_every_recipe_says_its_command():
+    for path in RECIPES:
+        header = path.read_text().split("\n\n")[0]
+        assert f"hf-essl pretrain {path.relative_to(ROOT)}" in header or "hf-essl pretrain" in path.read_text()
+        assert all(line.startswith("#") for line in path.read_text().splitlines()[:3])
+        assert isinstance(yaml.safe_load(path.read_text()), dict)

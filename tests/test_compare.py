@@ -1,0 +1,42 @@
+"""Comparing runs, against numbers worked out by hand."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from hf_essl import cli
+from hf_essl.compare import comparison_table, load_groups
+
+
+@pytest.fixture
+def runs(tmp_path):
+    results = {"plain-seed0": (80.0, 0.02), "plain-seed1": (84.0, 0.02), "fast-seed0": (85.0, 0.01)}
+    for name, (accuracy, cost) in results.items():
+        (tmp_path / name).mkdir()
+        metrics = {"knn_accuracy": accuracy, "petaflops": cost, "train_seconds": 100.0, "measured_speedup": None}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+    return [tmp_path / name for name in results]
+
+
+def test_seeds_are_averaged_with_their_spread(runs):
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in comparison_table(load_groups(runs)).split("\n")
+    ]
+    assert rows[0][:3] == ["run", "seeds", "kNN (%)"]
+    assert rows[2] == [
+        "plain", "2", "82.0 ± 2.8", "not measured", "0.0200 ± 0.0000", "100 ± 0", "not measured", "not measured",
+    ]  # fmt: skip
+    assert rows[3][:5] == ["fast", "1", "85.0", "not measured", "0.0100"]
+
+
+def test_the_command_prints_and_draws(runs, tmp_path, capsys):
+    assert cli.main(["compare", *map(str, runs), "--output", str(tmp_path / "c.png")]) == 0
+    assert "| plain | 2 |" in capsys.readouterr().out
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width > 400
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
+    assert cli.main(["compare", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""The trainer: exact resume, one writer of each quantity, what it logs, and what it must leave alone."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hf_essl.checkpoints import last_complete_checkpoint
+from hf_essl.data import collate
+from tests.helpers import patches, small_trainer
+
+
+class StopAfter(TrainerCallback):
+    """Saves and stops after a step, as an interruption does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+class Uncached(torch.utils.data.Dataset):
+    """Patches as a user's own dataset hands them over, decoded one by one and in workers."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]["image"], self.images[index]["label"]
+
+
+def curriculum(trainer):
+    keys = ("loss", "learning_rate", "momentum", "resolution", "magnitude")
+    return [[entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (6, 0), (8, 0), (8, 2)])
+def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
+    images = Uncached(patches("train", 96))
+    whole = small_trainer(tmp_path / "whole", train=images, dataloader_num_workers=workers)
+    whole.train()
+    cut = small_trainer(tmp_path / "cut", train=images, dataloader_num_workers=workers, callbacks=[StopAfter(stop)])
+    cut.train()
+    assert cut.state.global_step == stop
+
+    resumed = small_trainer(tmp_path / "cut", train=images, dataloader_num_workers=workers)
+    torch.manual_seed(1234)  # whatever the new process drew before
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 12
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for ours, theirs in zip(resumed.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
+        assert torch.equal(ours["momentum_buffer"], theirs["momentum_buffer"])
+    assert curriculum(resumed) == curriculum(whole)
+    assert resumed.state.total_flos == whole.state.total_flos
+
+
+def test_resumed_with_gradient_accumulation(tmp_path):
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    whole = small_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    small_trainer(tmp_path / "cut", callbacks=[StopAfter(7)], **settings).train()
+    resumed = small_trainer(tmp_path / "cut", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 12
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+
+
+def test_curriculum_and_schedule_of_a_run_by_hand(tmp_path):
+    """12 steps, 3 of warm-up at 32 px, then 16, 24 and 32 px for 3 steps each; LR and momentum of Eq. 8."""
+    trainer = small_trainer(tmp_path)
+    trainer.train()
+    rows = curriculum(trainer)
+    assert [row[3] for row in rows] == [32] * 3 + [16] * 3 + [24] * 3 + [32] * 3
+    assert [row[4] for row in rows] == pytest.approx([4 + 2 * step / 12 for step in range(12)])
+    rates, momenta = [row[1] for row in rows], [row[2] for row in rows]
+    assert rates[:4] == pytest.approx([0, 0.025, 0.075, 0.1])  # (1 - cos(pi t / 3)) / 2 of the peak
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert momenta[0] == pytest.approx(0.95) and momenta[3] == pytest.approx(0.85)
+    assert momenta[3:] == sorted(momenta[3:])
+
+
+def test_the_predictors_learning_rate_is_held_where_asked(tmp_path):
+    for fixed, expected in ((True, 0.1), (False, 0.0)):
+        trainer = small_trainer(tmp_path / str(fixed), fix_predictor_lr=fixed, num_train_epochs=1, warmup_epochs=0.25)
+        trainer.train()
+        predictor = {id(p) for p in trainer.model.predictor.parameters()}
+        rates = {
+            group["lr"] for group in trainer.optimizer.param_groups if {id(p) for p in group["params"]} & predictor
+        }
+        assert list(rates) == pytest.approx([expected], abs=1e-9)
+
+
+def test_weight_decay_is_on_every_parameter_and_momentum_is_sgds(tmp_path):
+    trainer = small_trainer(tmp_path, weight_decay=0.01)
+    optimizer = trainer.create_optimizer()
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(list(trainer.model.parameters()))
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01}
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    assert isinstance(optimizer, torch.optim.SGD)
+
+
+def test_what_is_logged(tmp_path):
+    trainer = small_trainer(tmp_path, knn_every_epochs=1)
+    trainer.train()
+    evaluations = [e["step"] for e in trainer.state.log_history if "eval_knn_accuracy" in e]
+    assert evaluations == [0, 6, 12]  # the random initialisation, each epoch, the end once
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert last["petaflops"] * 1e15 == pytest.approx(trainer.state.total_flos)
+    assert 0 < last["feature_std"] < 2 / math.sqrt(32)
+    assert last["selection_gap"] > 0 and 0 < last["selection_cost_percent"] < 100
+    assert last["images_per_second"] > 0 and last["train_seconds"] > 0
+
+
+def test_petaflops_are_those_of_the_schedule(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.train()
+    per_step = [16 * trainer.flop_counter.step(r).total for r in (32, 16, 24, 32)]
+    assert trainer.state.total_flos == pytest.approx(3 * sum(per_step))
+
+
+def test_labels_never_reach_the_model(tmp_path):
+    trainer = small_trainer(tmp_path, max_steps=1)
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((len(args), set(kwargs))), with_kwargs=True
+    )
+    trainer.train()
+    assert seen == [(0, {"first", "second"})]
+    assert "label" in collate([trainer.train_dataset[0]])  # they were there to be dropped
+
+
+def test_evaluation_changes_nothing_of_the_run(tmp_path):
+    plain, evaluated = small_trainer(tmp_path / "a"), small_trainer(tmp_path / "b", knn_every_epochs=1)
+    for trainer in (plain, evaluated):
+        trainer.train()
+    assert all(torch.equal(v, evaluated.model.state_dict()[k]) for k, v in plain.model.state_dict().items())
+
+
+def test_views_are_made_outside_autocast_in_float32(tmp_path):
+    trainer = small_trainer(tmp_path, bf16=True)
+    trainer.create_optimizer()
+    first, second = trainer.make_views(patches("train", 4).images)
+    assert first.dtype == second.dtype == torch.float32
+
+
+def test_channels_last_weights_can_be_saved(tmp_path):
+    trainer = small_trainer(tmp_path)
+    trainer.model.to(memory_format=torch.channels_last)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert set(saved) == set(trainer.model.state_dict())
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    small_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-12")
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_')
+    assert last_complete_checkpoint(tmp_path).endswith("checkpoint-8")
+    with pytest.raises(ValueError, match=r"no complete checkpoint in .*none"):
+        last_complete_checkpoint(tmp_path / "none")
+
+
+def test_fewer_images_than_a_batch_are_told(tmp_path):
+    trainer = small_trainer(tmp_path, per_device_train_batch_size=128)
+    with pytest.raises(ValueError, match="96 training images make no batch of 128"):
+        trainer.train()
+
+
+def test_unreadable_images_stop_the_run_past_their_share(tmp_path):
+    class Torn(Uncached):
+        def __getitem__(self, index):
+            if index % 4 == 0:
+                raise OSError("truncated file")
+            return super().__getitem__(index)
+
+    trainer = small_trainer(tmp_path, train=Torn(patches("train", 96)))
+    with pytest.raises(ValueError, match=r"of 96 images are unreadable .*above max_unreadable 0.01"):
+        trainer.train()
