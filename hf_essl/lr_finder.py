@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_essl.data import image_count
-from hf_essl.figures import sample_images
+from hf_essl.reporting.figures import sample_images
 from hf_essl.selection import batch_statistics
 from hf_essl.speed import endless
 from hf_essl.views import ViewParams

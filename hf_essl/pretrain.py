@@ -12,7 +12,7 @@ from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
 from hf_essl.methods.base import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
-from hf_essl.report import collect_metrics, result_table, write_report, write_text
+from hf_essl.reporting.report import collect_metrics, result_table, write_report, write_text
 from hf_essl.speed import plain_step_seconds
 from hf_essl.trainer import SSLTrainer
 

@@ -88,6 +88,7 @@ class SSLTrainer(Trainer):
             None if source is None else as_images(source, data_args, args.device)
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
+        self.data_args = data_args
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
         if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
@@ -224,6 +225,7 @@ class SSLTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
         self._check_batch()
+        self._seen = StepRecord()
         # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -258,9 +260,10 @@ class SSLTrainer(Trainer):
         return metrics
 
     def _evaluate_features(self, eval_dataset) -> dict[str, float]:
-        queries_from = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if queries_from is None:
-            queries_from = self.bank_dataset
+        if eval_dataset is not None:
+            queries_from = as_images(eval_dataset, self.data_args, self.args.device)
+        else:
+            queries_from = self.eval_dataset if self.eval_dataset is not None else self.bank_dataset
         if queries_from is None:
             return {}
         queries, query_labels = self.features(queries_from)

@@ -185,3 +185,11 @@ def test_unreadable_images_stop_the_run_past_their_share(tmp_path):
     trainer = small_trainer(tmp_path, train=Torn(patches("train", 96)))
     with pytest.raises(ValueError, match=r"of 96 images are unreadable .*above max_unreadable 0.01"):
         trainer.train()
+
+
+def test_another_evaluation_set_may_be_any_source(tmp_path):
+    trainer = small_trainer(tmp_path)
+    held = patches("validation", 32)
+    own = trainer.evaluate()
+    given = trainer.evaluate(Uncached(held), metric_key_prefix="other")
+    assert given["other_knn_accuracy"] == pytest.approx(own["eval_knn_accuracy"])

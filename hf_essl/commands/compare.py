@@ -15,7 +15,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="where to draw it [compare.png]")
     options = parser.parse_args(argv)
 
-    from hf_essl.compare import comparison_table, draw_comparison, load_groups
+    from hf_essl.reporting.compare import comparison_table, draw_comparison, load_groups
 
     groups = load_groups(options.runs)
     print(comparison_table(groups))

@@ -22,7 +22,8 @@ def run(argv: list[str]) -> None:
     from hf_essl.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
-    print(f"loading {recipe.data.dataset} …", file=sys.stderr)
+    if recipe.training.process_index == 0:
+        print(f"loading {recipe.data.dataset} …", file=sys.stderr)
 
     from hf_essl.pretrain import pretrain
 

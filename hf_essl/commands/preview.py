@@ -13,7 +13,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="preview.png", metavar="PNG", help="where to write it [preview.png]")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.preview import preview
     from hf_essl.recipe import load_recipe
+    from hf_essl.reporting.preview import preview
 
     print(preview(load_recipe(options.recipe, overrides), options.output))

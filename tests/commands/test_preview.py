@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from hf_essl.cli import main
-from hf_essl.preview import draw_preview, preview, preview_panels
 from hf_essl.recipe import load_recipe
+from hf_essl.reporting.preview import draw_preview, preview, preview_panels
 
 EFFICIENT = (
     "learning_rate: 0.1\nlr_schedule: f1_clr\nwarmup_epochs: 80\nnum_train_epochs: 480\nmin_resolution: 96\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hf_essl.figures import BLUE, GREY, RED, save_figure
+from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_essl.cost import Cost
-from hf_essl.figures import draw_curves, draw_views, sample_images
 from hf_essl.hub import export_backbone
+from hf_essl.reporting.figures import draw_curves, draw_views, sample_images
 
 if TYPE_CHECKING:
     from hf_essl.recipe import Recipe

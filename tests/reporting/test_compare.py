@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_essl import cli
-from hf_essl.compare import comparison_table, load_groups
+from hf_essl.reporting.compare import comparison_table, load_groups
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_essl.figures import BLUE, GREY, RED, save_figure
 from hf_essl.recipe import Recipe
+from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
 from hf_essl.schedules import F1CLR, Cosine, Curve, curve_from_args, magnitude_schedule, resolution_schedule
 
 Schedule = Literal["constant", "progressive", "super_progressive"]

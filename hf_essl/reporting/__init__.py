@@ -1,0 +1,1 @@
+"""What a run shows: its pictures, its report, and runs beside each other."""

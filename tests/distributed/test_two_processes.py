@@ -1,0 +1,55 @@
+"""Two real processes over gloo: they share the images out, draw their own views, and keep one set of weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"),
+            *("tests/distributed/two_ranks.py", str(folder)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(ranks):
+    assert [facts["world_size"] for facts in ranks] == [2, 2]
+    assert {facts["wrapped"] for facts in ranks} == {"DistributedDataParallel"}
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert ranks[0]["log"] == ranks[1]["log"]
+    assert [entry["resolution"] for entry in ranks[0]["log"]] == [32, 16, 24, 32]
+    assert ranks[0]["knn"] == ranks[1]["knn"] and len(ranks[0]["knn"]) == 2
+
+
+@pytest.mark.slow
+def test_ranks_see_disjoint_images_and_draw_different_views(ranks):
+    first, second = (set(facts["seen"]) for facts in ranks)
+    assert len(first) == len(second) == 32  # 4 steps of 8
+    assert not first & second
+    for ours, theirs in zip(ranks[0]["drawn"], ranks[1]["drawn"], strict=True):
+        assert ours != theirs
+    assert len({tuple(step) for facts in ranks for step in facts["drawn"]}) == 8  # other views at every step
+
+
+@pytest.mark.slow
+def test_the_ledger_sums_over_the_ranks(ranks):
+    expected = 2 * 8 * sum(ranks[0]["flops_of_an_image"])
+    assert ranks[0]["total_flos"] == pytest.approx(expected)

@@ -1,0 +1,74 @@
+"""The pictures: that they show what they are given, and are written whole or not at all."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.reporting.figures import draw_curves, draw_views, sample_images, save_figure
+from tests.helpers import patches
+
+VIEWS = ViewArguments(
+    resolution=96, min_resolution=32, resolution_schedule="super_progressive", min_magnitude=4, max_magnitude=6
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are written, to look into."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", _keeping(figures, Figure.savefig))
+    return figures
+
+
+def _keeping(figures, savefig):
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return savefig(figure, *args, **kwargs)
+
+    return keep
+
+
+def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
+    images = sample_images(patches("train", 32), 2)
+    with Image.open(draw_views(images, VIEWS, warmup_fraction=0.2, path=tmp_path / "views.png", columns=3)) as picture:
+        assert picture.width > 300
+    blocks = drawn[0].subfigs
+    titles = [block.get_suptitle() for block in blocks]
+    assert titles == ["start: 96 px, magnitude 4.00", "middle: 64 px, magnitude 5.00", "end: 96 px, magnitude 6.00"]
+    for block, size in zip(blocks, (96, 64, 96), strict=True):
+        shapes = [axis.images[0].get_array().shape for axis in block.axes]
+        assert len(shapes) == 2 * 4
+        assert shapes.count((32, 32, 3)) == 2  # the originals
+        assert shapes.count((size, size, 3)) == 6
+
+
+def test_curves_show_the_history(drawn, tmp_path):
+    history = [
+        {"step": 0, "eval_knn_accuracy": 70.0},
+        {"step": 10, "loss": -0.2, "learning_rate": 0.1, "momentum": 0.9, "resolution": 96, "magnitude": 4.0},
+        {"step": 20, "loss": -0.4, "learning_rate": 0.2, "momentum": 0.85, "resolution": 64, "magnitude": 5.0},
+        {"step": 20, "eval_knn_accuracy": 80.0},
+    ]
+    draw_curves(history, tmp_path / "curves.png")
+    lines = {axis.get_ylabel(): axis.lines for axis in drawn[0].axes}
+    assert lines["loss"][0].get_xydata().tolist() == [[10, -0.2], [20, -0.4]]
+    assert lines["kNN accuracy (%)"][0].get_xydata().tolist() == [[0, 70], [20, 80]]
+    assert lines["momentum"][0].get_xydata().tolist() == [[10, 0.9], [20, 0.85]]
+    assert not lines["images/s"]  # was not in the history: the panel says so
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    save_figure(Figure(), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(Figure(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_sample_images_are_spread_over_the_dataset():
+    images = patches("train", 32)
+    assert torch.equal(sample_images(images, 3), images.images[[0, 15, 31]])

@@ -1,0 +1,54 @@
+"""The clock, the bar and the lines that a user watches."""
+
+import io
+import time
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_essl.callbacks import ClockCallback, ProgressBarCallback, describe_evaluation
+from hf_essl.clock import Clock
+
+
+def test_the_clock_stands_still_in_pauses():
+    clock = Clock()
+    clock.start()
+    time.sleep(0.05)
+    with clock.paused():
+        before = clock.seconds
+        time.sleep(0.05)
+        assert clock.seconds == before
+    time.sleep(0.02)
+    clock.stop()
+    assert clock.seconds == pytest.approx(0.07, abs=0.04) and clock.seconds > before
+    assert clock.lap() == clock.seconds and clock.lap() == 0
+
+
+def test_a_resumed_run_goes_on_from_the_seconds_in_its_log():
+    clock, state = Clock(), TrainerState()
+    state.log_history = [{"train_seconds": 10.0}, {"train_seconds": 20.0}, {"eval_knn_accuracy": 1.0}]
+    callback = ClockCallback(clock)
+    callback.on_train_begin(None, state, TrainerControl())
+    callback.on_train_end(None, state, TrainerControl())
+    assert 20 <= clock.seconds < 20.5
+    assert clock.lap() < 0.5
+
+
+def test_lines_without_a_terminal(monkeypatch, tmp_path):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    callback, state = ProgressBarCallback(), TrainerState(global_step=3, max_steps=9)
+    state.is_world_process_zero = True
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    callback.on_train_begin(args, state, None)
+    logs = {"loss": -0.5, "learning_rate": 0.05, "momentum": 0.9, "resolution": 96, "magnitude": 4.5}
+    callback.on_log(args, state, None, logs={**logs, "images_per_second": 200.4, "petaflops": 0.0123})
+    callback.on_train_end(args, state, None)
+    line = "step 3/9  loss -0.5000  lr 0.0500  mom 0.900  96 px  mag 4.50  200 img/s  0.0123 pF"
+    assert line in stream.getvalue().splitlines()
+
+
+def test_an_evaluation_in_one_line():
+    metrics = {"eval_knn_accuracy": 84.06, "eval_feature_std": 0.02, "eval_rankme": 12.3}
+    assert describe_evaluation(metrics) == "kNN 84.1 %  feature std 0.0200  RankMe 12.3"
+    assert describe_evaluation({"eval_feature_std": 0.02}) == "feature std 0.0200"

@@ -1,0 +1,40 @@
+"""The range test: where it looks, what it finds on a loss that is known, and that it leaves everything as it was."""
+
+import math
+
+import pytest
+import torch
+
+from hf_essl import lr_range_test
+from hf_essl.lr_finder import suggest
+from tests.helpers import small_trainer
+
+
+def test_model_and_random_numbers_are_left_as_they_were(tmp_path):
+    trainer = small_trainer(tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    result = lr_range_test(trainer, steps=12, validation_images=32)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert trainer.optimizer is None
+    assert len(result.train_losses) == len(result.validation_losses) == len(result.learning_rates) == 12
+    assert all(math.isfinite(loss) for loss in result.validation_losses)
+
+
+def test_rates_grow_by_a_constant_factor_from_start_to_end(tmp_path):
+    rates = lr_range_test(small_trainer(tmp_path), start=1e-3, end=1.0, steps=13, validation_images=0).learning_rates
+    assert rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1.0)
+    assert rates[4] == pytest.approx(1e-2) and rates[8] == pytest.approx(1e-1)
+
+
+def test_suggestion_is_where_the_loss_reaches_its_plateau():
+    rates = [10 ** (-3 + step / 50) for step in range(151)]  # 1e-3 to 1
+    losses = [0.0 if r < 0.01 else -min(1.0, math.log10(r / 0.01)) + max(0.0, math.log10(r / 0.5)) for r in rates]
+    assert 0.08 < suggest(rates, losses) < 0.2  # it falls from 0.01 on, is flat from 0.1, and rises from 0.5
+
+
+@pytest.mark.parametrize("settings", [{"start": 1.0, "end": 0.1}, {"start": 0.0}, {"steps": 3}])
+def test_a_range_that_is_none_is_told(tmp_path, settings):
+    with pytest.raises(ValueError, match="0 < start < end and 10 steps or more"):
+        lr_range_test(small_trainer(tmp_path), **settings)
