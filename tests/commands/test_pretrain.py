@@ -74,7 +74,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
         (["--resolution", "100"], "resolution is 100, no multiple of resolution_step 32; take 96 or 128"),
         (["--num_views", "1"], "num_views is 1; a pair needs at least 2 views"),
         (["--selection_resolution", "128"], "selection_resolution is 128; it lies between 1 and resolution 96"),
-        (["--warmup_epochs", "20"], "warmup_epochs is 20, not shorter than num_train_epochs 10"),
+        (["--warmup_epochs", "20"], "warmup_epochs is 20, not shorter than num_train_epochs 6"),
         (["--dataset", "./no/such/folder"], "dataset is ./no/such/folder, which does not exist; give a folder"),
         (["--backbone", "resnet51"], "backbone is 'resnet51', no timm model; did you mean"),
         (["--method", "simsiaam"], "method is 'simsiaam'; take one of simsiam"),
