@@ -41,7 +41,7 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
     _line(axes[0, 0], history, "loss", "loss", RED)
     _line(axes[0, 1], history, "eval_knn_accuracy", "kNN accuracy (%)", RED, marker="o")
     _line(axes[0, 2], history, "feature_std", "std of the embedding (0 = collapse)", RED)
-    axes[0, 2].set_ylim(bottom=0)
+    axes[0, 2].set_ylim(0, 1.15 * axes[0, 2].get_ylim()[1])
     _line(axes[1, 0], history, "learning_rate", "learning rate", RED)
     _line(axes[1, 0].twinx(), history, "momentum", "momentum", BLUE)
     _line(axes[1, 1], history, "resolution", "resolution (px)", RED, drawstyle="steps-pre")
