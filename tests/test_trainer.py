@@ -2,8 +2,10 @@
 
 import math
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -193,3 +195,19 @@ def test_another_evaluation_set_may_be_any_source(tmp_path):
     own = trainer.evaluate()
     given = trainer.evaluate(Uncached(held), metric_key_prefix="other")
     assert given["other_knn_accuracy"] == pytest.approx(own["eval_knn_accuracy"])
+
+
+def test_a_stream_trains_and_resumes_bit_for_bit(tmp_path):
+    pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in patches("train", 48).images]
+    rows = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+
+    def run(folder, resume=None, **settings):
+        trainer = small_trainer(folder, train=rows.to_iterable_dataset(num_shards=2), max_steps=6, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "cut", callbacks=[StopAfter(4)]).state.global_step == 4
+    resumed = run(tmp_path / "cut", resume=True)
+    assert resumed.state.global_step == 6
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in whole.model.state_dict().items())

@@ -73,7 +73,9 @@ def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreada
     reads = (partial(source.read, index) for index in range(len(source)))
     images, labels = decode_all(reads, len(source), dataset.image_size, device, source.name, log)
     encoded = torch.tensor(labels, dtype=torch.int64) if labels and labels[0] is not None else None
-    return CachedImages(images, encoded, dataset.classes, dataset.name)
+    cached = CachedImages(images, encoded, dataset.classes, dataset.name)
+    cached.left_out = len(log.found)
+    return cached
 
 
 def decode_all(

@@ -37,6 +37,8 @@ class ImageDataset(Dataset):
     image_size: int
     classes: list[str] | None = None
     labels: torch.Tensor | None = None
+    left_out: int = 0
+    """Unreadable images that a cache does without."""
 
 
 def image_count(dataset: Any) -> int | None:

@@ -55,7 +55,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "plain_step_seconds": plain_step,
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
-        "unreadable_images": len(trainer.unreadable.found),
+        "unreadable_images": len(trainer.unreadable.found) + trainer.train_dataset.left_out,
         "device": describe_device(trainer.args.device),
         "processes": trainer.args.world_size,
         "versions": {name: version(name) for name in PACKAGES},

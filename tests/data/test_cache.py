@@ -72,6 +72,7 @@ class TestCache:
     def test_unreadable_images_are_left_out_and_named(self, torn, monkeypatch, caplog):
         monkeypatch.setattr("hf_essl.data.cache.CHUNK", 4)
         cached = load(torn, cache="memory", max_unreadable=0.2)
+        assert cached.left_out == 3
         assert shown(cached) == [value for value in range(20) if value not in (3, 9, 19)]
         assert cached.labels.tolist() == [int(value >= 10) for value in shown(cached)]
         messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
