@@ -53,6 +53,8 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
 
 def _line(axis, history: Sequence[dict], key: str, label: str, color: str, **style) -> None:
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    if points and "drawstyle" in style:
+        points.insert(0, (0, points[0][1]))  # a value holds for the steps before its entry
     axis.set_xlabel("step")
     axis.set_ylabel(label, color=color)
     axis.tick_params(axis="y", colors=color)
