@@ -204,6 +204,12 @@ class SSLTrainingArguments(TrainingArguments):
     knn_every_epochs: int = _help("Evaluate by k nearest neighbours every N epochs; 0: at start and end only.", 0)
     knn_k: int = _help("Neighbours of the kNN evaluation.", 20)
     knn_temperature: float = _help("Temperature of the kNN votes, exp(cosine / T).", 0.07)
+    on_divergence: Literal["stop", "warn"] = _help(
+        "Where the loss is NaN or infinite or the embedding has collapsed: stop with a checkpoint, or warn and go on.",
+        "stop",
+    )
+    sync_batchnorm: bool = _help("Take BatchNorm statistics over all GPUs, but for MoCo, whose keys they betray.", True)
+    channels_last: bool | None = _help("Keep weights channels last; by default on a GPU, where it is faster.")
     overwrite_output_dir: bool = _help("Start anew in an output folder that holds a run already.", False)
     measure_speedup: bool = _help("Time steps of the plain recipe at the end, for the measured speed-up.", True)
 

@@ -12,15 +12,22 @@ from transformers import TrainerCallback
 from hf_essl.clock import Clock
 
 
-class AfterStepCallback(TrainerCallback):
-    """Lets the method change what outlives a step (teacher, queue, center), once an optimizer step."""
+class MethodCallback(TrainerCallback):
+    """Calls the hooks of the method around every optimizer step: its schedules, its gradients, what outlives a step."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
 
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        epoch = state.global_step * args.num_train_epochs / state.max_steps
+        model.before_step(state.global_step / state.max_steps, epoch)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.after_backward()
+
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not self.accelerator.optimizer_step_was_skipped:  # fp16: a step with infinite gradients does not count
-            model.after_step((state.global_step + 1) / state.max_steps)
+            model.after_step()
 
 
 class EvaluateEveryCallback(TrainerCallback):

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hf_essl.errors import Diverged
+
 COMMANDS = {
     "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone as a recipe says"),
     "compare": ("hf_essl.commands.compare", "draw accuracy against cost of finished runs"),
@@ -17,7 +19,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 2 for a mistake in the input, 130 for Ctrl-C."""
+    """Runs a command and returns its exit code: 0, 1 for a lost run, 2 for a mistake in the input, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if words else sys.stderr)
@@ -31,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume = "; the same command with `--resume_from_checkpoint true` goes on from the last checkpoint"
         print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Diverged) as error:
         if os.environ.get("HF_ESSL_DEBUG") == "1":
             raise
         print(f"hf-essl: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Diverged) else 2
     return 0
 
 

@@ -84,15 +84,17 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = rate
+        model.before_step(step / len(rates), 0.0)
         images = next(loader)["image"].to(trainer.args.device)
         with trainer.accelerator.autocast():
             loss = model(*trainer.views(images))["loss"].mean()
         if not math.isfinite(loss.item()):
             break
         loss.backward()
+        model.after_backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.after_step((step + 1) / len(rates))
+        model.after_step()
         train_losses.append(loss.item())
         if held_out:
             validation_losses.append(_loss_on(model, trainer, held_out))

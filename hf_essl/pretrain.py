@@ -10,15 +10,12 @@ from transformers import set_seed
 from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
+from hf_essl.errors import Interrupted
 from hf_essl.methods.base import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.report import collect_metrics, result_table, write_report, write_text
 from hf_essl.speed import plain_step_seconds
 from hf_essl.trainer import SSLTrainer
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal, after a checkpoint."""
 
 
 def pretrain(recipe: Recipe) -> dict:
@@ -29,6 +26,7 @@ def pretrain(recipe: Recipe) -> dict:
 
     Raises:
         ValueError: for what cannot work, before any model is built.
+        Diverged: where the run was lost, see `SSLTrainer.train`.
         Interrupted: where Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
     """
     check_backbone(recipe.model.backbone)

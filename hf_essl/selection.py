@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_essl.arguments import ViewArguments
-from hf_essl.methods.base import SSLModel
+from hf_essl.methods.base import SSLModel, full_precision
 from hf_essl.views import ViewParams, Views
 
 
@@ -89,7 +89,7 @@ class HardAugment:
 
 def pair_cosines(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs) -> Tensor:
     """½ [D(q_i, k_j) + D(q_j, k_i)] with D the negative cosine, one m x m product an image: N x pairs."""
-    with torch.autocast(queries[0].device.type, enabled=False):
+    with full_precision(queries[0]):
         normal_queries = F.normalize(torch.stack(queries, dim=1).float(), dim=-1)  # N x m x D
         normal_keys = F.normalize(torch.stack(keys, dim=1).float(), dim=-1)
         cosines = torch.bmm(normal_queries, normal_keys.transpose(1, 2))  # N x m x m

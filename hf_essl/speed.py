@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_essl.acceleration import compile_backbones
+
 if TYPE_CHECKING:
     from hf_essl.trainer import SSLTrainer
 
@@ -21,18 +23,22 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     In one process alone, since the copy exchanges no gradients.
     """
     model = copy.deepcopy(trainer.model).train()
+    compile_backbones(model, trainer.args)
     optimizer = trainer.build_optimizer(model)
     seconds: list[float] = []
     loader = endless(trainer.get_train_dataloader())
     for _ in range(warmup + steps):
         start = time.perf_counter()
+        model.before_step(0.0, 0.0)
         images = next(loader)["image"].to(trainer.args.device, non_blocking=True)
         first, second = trainer.views(images, trainer.views.args.resolution)
         with trainer.accelerator.autocast():
             loss = model(first, second)["loss"].mean()
         loss.backward()
+        model.after_backward()
         optimizer.step()
         optimizer.zero_grad()
+        model.after_step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

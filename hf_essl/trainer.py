@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_essl.acceleration import compile_backbones, prepare_layers
+from hf_essl.alarms import AlarmCallback
 from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.callbacks import (
-    AfterStepCallback,
+    MethodCallback,
     ClockCallback,
     EvaluateEveryCallback,
     ProgressBarCallback,
@@ -24,11 +27,15 @@ from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.clock import Clock
 from hf_essl.cost import FlopCounter
 from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, collate, image_count
+from hf_essl.errors import Diverged
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
 from hf_essl.methods.base import SSLModel
+from hf_essl.methods.gather import mean_over_processes
 from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -97,6 +104,7 @@ class SSLTrainer(Trainer):
         self.flop_counter = FlopCounter(
             model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
         )
+        prepare_layers(model, args)
         self.clock = Clock()
         self._images = 0  # of all processes, since the last log
         self._seen = StepRecord()
@@ -116,15 +124,22 @@ class SSLTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.stop_on_signal = StopOnSignalCallback()
+        self.alarm = AlarmCallback(self.model)
         for callback in (
             SuperProgressiveCallback.from_args(self.views, self.views.args, self.args),
-            AfterStepCallback(self.accelerator),
+            MethodCallback(self.accelerator),
             ProgressBarCallback(),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),
             self.stop_on_signal,
+            self.alarm,
         ):
             self.add_callback(callback)
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        arguments.pop("dynamo_plugin", None)  # it compiles the whole model; `compile_backbones` the backbone alone
+        return arguments
 
     def get_train_dataloader(self):
         """The loader of the training images; a stream shares itself out over the processes."""
@@ -220,15 +235,21 @@ class SSLTrainer(Trainer):
         """Trains; `resume_from_checkpoint=True` goes on from the last complete checkpoint of the output folder.
 
         Raises:
-            ValueError: where there is nothing to resume from, or no whole batch to train on.
+            ValueError: where there is nothing to resume from, no whole batch to train on, or too few images for the
+                method.
+            Diverged: where the loss is no number or the embedding has collapsed, and `on_divergence` is stop.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
         self._check_batch()
         self._seen = StepRecord()
+        compile_backbones(self.model, self.args)
         # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
         self.model.__dict__.pop("_is_accelerate_prepared", None)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.alarm.lost:
+            raise Diverged(self.alarm.lost)
+        return result
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -246,6 +267,8 @@ class SSLTrainer(Trainer):
                 f"{images} training images make no batch of {batch}; lower per_device_train_batch_size, or set "
                 f"dataloader_drop_last: false"
             )
+        if images is not None:
+            self.model.check_data(images, batch)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """kNN accuracy (percent), feature standard deviation and RankMe of the backbone's features.
@@ -266,6 +289,7 @@ class SSLTrainer(Trainer):
             queries_from = self.eval_dataset if self.eval_dataset is not None else self.bank_dataset
         if queries_from is None:
             return {}
+        self._share_buffers()
         queries, query_labels = self.features(queries_from)
         metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
         if queries_from is not self.bank_dataset and query_labels is not None and self.bank_dataset is not None:
@@ -275,6 +299,12 @@ class SSLTrainer(Trainer):
                     bank, bank_labels, queries, query_labels, self.args.knn_k, self.args.knn_temperature
                 )
         return metrics
+
+    def _share_buffers(self) -> None:
+        """Gives all processes the first one's running statistics, as DDP does before a step and a checkpoint holds."""
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def features(self, dataset) -> tuple[Tensor, Tensor | None]:
         """Features N x D of the backbone at the full resolution, without augmentation, and labels N."""
@@ -303,24 +333,42 @@ class SSLTrainer(Trainer):
     def _step_metrics(self) -> dict[str, float]:
         images, self._images = self._images, 0
         elapsed = self.clock.lap()
+        std, width = self._embedding_std()
         metrics: dict[str, float | None] = {
             "momentum": self._seen.momentum,
             "resolution": self.views.resolution,
             "magnitude": self.views.magnitude,
-            "feature_std": None if self._seen.embedding is None else feature_std(self._seen.embedding).item(),
+            "feature_std": std,
+            "feature_spread": std and std * math.sqrt(width),  # 1 on the whole sphere, 0 in one point
             "images_per_second": images / elapsed,
             "petaflops": self.state.total_flos / 1e15,
             "train_seconds": self.clock.seconds,
         }
         if self._seen.selection_gap is not None:
             flops = self.flop_counter.step(self.views.resolution)
-            metrics["selection_gap"] = self._seen.selection_gap.item()
+            metrics["selection_gap"] = mean_over_processes(self._seen.selection_gap).item()
             metrics["selection_cost_percent"] = 100 * flops.selection / flops.total
         return {key: value for key, value in metrics.items() if value is not None}
 
+    def _embedding_std(self) -> tuple[float | None, int]:
+        """Std of the last batch's embedding, the mean over the processes, and its width D."""
+        embedding = self._seen.embedding
+        if embedding is None:
+            return None, 0
+        return mean_over_processes(feature_std(embedding)).item(), embedding.shape[1]
+
     def _save_checkpoint(self, model, trial) -> None:
+        if not self._is_finite():
+            logger.warning("step %d: no checkpoint is saved, since weights are not finite", self.state.global_step)
+            return  # the last good checkpoint stays the last
         with self.clock.paused():
             super()._save_checkpoint(model, trial)
+
+    def _is_finite(self) -> bool:
+        """Whether the model's state holds numbers alone, in all processes."""
+        floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        finite = torch.stack([torch.isfinite(value).all() for value in floats]).all()
+        return mean_over_processes(finite.float()).item() == 1
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         state = state_dict if state_dict is not None else self.model.state_dict()

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.data import collate
+from hf_essl.methods import METHODS
 from tests.helpers import patches, small_trainer
 
 
@@ -64,8 +65,29 @@ def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
     assert resumed.state.total_flos == whole.state.total_flos
 
 
-def test_resumed_with_gradient_accumulation(tmp_path):
-    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_bit_for_bit(tmp_path, method):
+    """Weights, teacher, queue and its pointer, center, and from them the losses; tau and temperature follow the step."""
+    settings = {"method": method, "learning_rate": 0.005, "num_train_epochs": 3, "warmup_epochs": 1}
+    whole = small_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    small_trainer(tmp_path / "cut", callbacks=[StopAfter(10)], **settings).train()
+    resumed = small_trainer(tmp_path / "cut", **settings)
+    torch.manual_seed(1234)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 18
+    state = resumed.model.state_dict()
+    assert state.keys() == whole.model.state_dict().keys()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert curriculum(resumed) == curriculum(whole)
+    for attribute in ("momentum", "temperature"):
+        assert getattr(resumed.model, attribute, None) == getattr(whole.model, attribute, None)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "mocov2"])
+def test_resumed_with_gradient_accumulation(tmp_path, method):
+    settings = {"method": method, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     whole = small_trainer(tmp_path / "whole", **settings)
     whole.train()
     small_trainer(tmp_path / "cut", callbacks=[StopAfter(7)], **settings).train()
@@ -154,9 +176,25 @@ def test_views_are_made_outside_autocast_in_float32(tmp_path):
     assert first.dtype == second.dtype == torch.float32
 
 
+@pytest.mark.parametrize("method", ["simsiam", "dino"])
+def test_the_backbone_alone_is_compiled(tmp_path, method):
+    """By the cheapest backend: the graphs are traced, one a resolution, and run eagerly; the weights agree."""
+    plain = small_trainer(tmp_path / "plain", method=method, max_steps=6, learning_rate=0.005)
+    compiled = small_trainer(tmp_path / "compiled", method=method, max_steps=6, learning_rate=0.005, torch_compile_backend="eager")
+    for trainer in (plain, compiled):
+        trainer.train()
+    backbone, teacher = compiled.model.backbone, getattr(compiled.model, "teacher", None)
+    assert backbone._compiled_call_impl is not None and compiled.model._compiled_call_impl is None
+    assert teacher is None or teacher.backbone._compiled_call_impl is not None
+    assert compiled.model_wrapped is compiled.model  # nothing is wrapped around it
+    state = compiled.model.state_dict()
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(state[name], value, atol=1e-4, rtol=1e-3)
+
+
 def test_channels_last_weights_can_be_saved(tmp_path):
-    trainer = small_trainer(tmp_path)
-    trainer.model.to(memory_format=torch.channels_last)
+    trainer = small_trainer(tmp_path, channels_last=True)
+    assert trainer.model.backbone.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
     trainer.save_model(str(tmp_path / "saved"))
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert set(saved) == set(trainer.model.state_dict())
@@ -174,6 +212,12 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
 def test_fewer_images_than_a_batch_are_told(tmp_path):
     trainer = small_trainer(tmp_path, per_device_train_batch_size=128)
     with pytest.raises(ValueError, match="96 training images make no batch of 128"):
+        trainer.train()
+
+
+def test_a_queue_as_long_as_the_data_is_told(tmp_path):
+    trainer = small_trainer(tmp_path, method="mocov2", train=patches("train", 48))
+    with pytest.raises(ValueError, match="queue_length is 40 with 48 images and batches of 16"):
         trainer.train()
 
 

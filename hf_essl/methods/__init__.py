@@ -1,8 +1,16 @@
 """The methods by name. A further method is one file in this folder and one line in this table."""
 
 from hf_essl.methods.base import SSLModel
+from hf_essl.methods.byol import BYOL
+from hf_essl.methods.dino import DINO
+from hf_essl.methods.mocov2 import MoCoV2
+from hf_essl.methods.simclr import SimCLR
 from hf_essl.methods.simsiam import SimSiam
 
 METHODS: dict[str, type[SSLModel]] = {
     "simsiam": SimSiam,
+    "byol": BYOL,
+    "simclr": SimCLR,
+    "mocov2": MoCoV2,
+    "dino": DINO,
 }

@@ -5,15 +5,18 @@ A method is one file with one subclass of `SSLModel` and one line in `hf_essl.me
 - `embed(view)`: the student's query and key of one view; the selection pass of Hard Augment calls it too;
 - `loss(queries, keys)`: one loss an image from the queries and the target keys of the two views;
 - `targets(...)`, where the target keys come from elsewhere than the student (a momentum teacher);
-- `after_step(progress)`, where anything outlives the step (teacher, queue, center): the loss itself changes nothing.
+- `before_step(progress, epoch)`, where a quantity follows a schedule of its own (tau, teacher temperature);
+- `after_step()`, where anything outlives the step (teacher, queue, center): the loss itself changes nothing.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +35,10 @@ class SSLModel(nn.Module):
     """Whether a momentum teacher runs forward on both views: it costs a third more (facts of the paper's tables)."""
     fixed_lr_modules: tuple[str, ...] = ()
     """Submodules whose learning rate may be held constant (`fix_predictor_lr`)."""
+    sync_batchnorm = True
+    """Whether BatchNorm may take its statistics over all processes (`sync_batchnorm` of the training arguments)."""
+    collapse_hint = "lower learning_rate"
+    """What to try first where the embedding collapses, for the alarm."""
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):
@@ -82,8 +89,32 @@ class SSLModel(nn.Module):
         keys = self.targets((first, second), (first_key, second_key))
         return {"loss": self.loss((first_query, second_query), keys), "embedding": first_key.detach()}
 
-    def after_step(self, progress: float) -> None:
-        """Called once after each optimizer step; `progress` in (0, 1] is the share of the run that is done."""
+    def collapsed_loss(self, images: int) -> float | None:
+        """The loss of a network that maps all images to one point, in a batch of `images` over all processes."""
+        return None
+
+    def check_data(self, images: int, batch: int) -> None:
+        """Raises ValueError where the method cannot train on so many images in batches of this size."""
+
+    def before_step(self, progress: float, epoch: float) -> None:
+        """Called once before the forward pass of each optimizer step, k of K.
+
+        Args:
+            progress: k / K, in [0, 1).
+            epoch: progress in epochs of `num_train_epochs`.
+        """
+
+    def after_backward(self) -> None:
+        """Called once an optimizer step, when the gradients are whole and clipped and nothing has moved."""
+
+    def after_step(self) -> None:
+        """Called once after each optimizer step; not after one that fp16 skipped."""
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """A context in which no autocast touches operations on the device of `x`."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def negative_cosine(queries: Tensor, keys: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class SimSiam(SSLModel):
     """
 
     fixed_lr_modules = ("predictor",)
+    collapse_hint = "lower learning_rate, warm it up, or set fix_predictor_lr: true"
 
     def __init__(
         self,
@@ -40,3 +41,6 @@ class SimSiam(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         (p1, p2), (z1, z2) = queries, keys
         return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
+
+    def collapsed_loss(self, images: int) -> float:
+        return -1.0

@@ -1,0 +1,35 @@
+"""How a model is laid out on its device: BatchNorm over all processes, memory format, compiled backbones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from timm.layers import convert_sync_batchnorm
+
+if TYPE_CHECKING:
+    from hf_essl.arguments import SSLTrainingArguments
+    from hf_essl.methods.base import SSLModel
+
+
+def prepare_layers(model: SSLModel, args: SSLTrainingArguments) -> None:
+    """SyncBatchNorm and channels-last weights, in place, as the arguments say."""
+    on_gpu = args.device.type != "cpu"  # SyncBatchNorm refuses a CPU
+    if args.sync_batchnorm and model.sync_batchnorm and args.world_size > 1 and on_gpu:
+        convert_sync_batchnorm(model)
+    if args.channels_last if args.channels_last is not None else on_gpu:
+        model.to(memory_format=torch.channels_last)
+
+
+def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
+    """Compiles the backbone of the student and of its teacher in place, where `torch_compile` is set.
+
+    One graph a resolution: heads, loss and views stay eager, and DDP wraps a model whose parameters keep their names.
+    """
+    if not args.torch_compile:
+        return
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 64)  # stages x (selection, student, teacher, evaluation)
+    teacher = getattr(model, "teacher", None)
+    for backbone in [model.backbone, *([teacher.backbone] if teacher is not None else [])]:
+        backbone.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)

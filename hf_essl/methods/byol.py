@@ -1,0 +1,57 @@
+"""BYOL: Bootstrap Your Own Latent (Grill et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hf_essl.methods.base import Pair, SSLModel, negative_cosine
+from hf_essl.methods.heads import mlp
+from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
+
+
+class BYOL(SSLModel):
+    """L = (2 - 2 cos(q1, k2)) + (2 - 2 cos(q2, k1)), with k from a momentum teacher (Eq. 2 of BYOL, symmetric).
+
+    Args:
+        backbone: B x 3 x r x r to B x C.
+        projector_hidden: hidden size of the projector.
+        projector_dim: size of projections and predictions, D.
+        predictor_hidden: hidden size of the predictor.
+        momentum: tau at the start of the run; it rises to 1 by a cosine, an optimizer step at a time.
+    """
+
+    has_teacher = True
+    collapse_hint = "lower learning_rate, or raise momentum in method_args so that the teacher moves more slowly"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector_hidden: int = 4096,
+        projector_dim: int = 256,
+        predictor_hidden: int = 4096,
+        momentum: float = 0.99,
+    ):
+        super().__init__(backbone)
+        self.base_momentum = self.momentum = momentum
+        self.projector = mlp((self.num_features, projector_hidden, projector_dim))
+        self.predictor = mlp((projector_dim, predictor_hidden, projector_dim))
+        self.teacher = MomentumTeacher(self.backbone, self.projector)
+
+    def embed(self, view: Tensor) -> Pair:
+        z = self.projector(self.backbone(view))  # B x D
+        return self.predictor(z), z
+
+    def targets(self, views: Pair, keys: Pair) -> Pair:
+        return self.teacher(views[0]), self.teacher(views[1])
+
+    def loss(self, queries: Pair, keys: Pair) -> Tensor:
+        return 4 + 2 * negative_cosine(queries[0], keys[1]) + 2 * negative_cosine(queries[1], keys[0])
+
+    def collapsed_loss(self, images: int) -> float:
+        return 0.0
+
+    def before_step(self, progress: float, epoch: float) -> None:
+        self.momentum = cosine_momentum(self.base_momentum, progress)
+
+    def after_step(self) -> None:
+        self.teacher.follow(self.backbone, self.projector, self.momentum)

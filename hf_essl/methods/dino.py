@@ -1,0 +1,126 @@
+"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), with two global crops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_essl.methods.base import Pair, SSLModel
+from hf_essl.methods.gather import mean_over_processes
+from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
+
+
+class Prototypes(nn.Module):
+    """The last layer: cosines with K unit vectors, a weight-normalised Linear whose magnitude is frozen at 1."""
+
+    def __init__(self, features: int, prototypes: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(features, prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1))  # B x features to B x K
+
+
+class DINO(SSLModel):
+    """Cross-entropy from the teacher's centred and sharpened softmax to the student's, over K outputs (Eq. 3, Alg. 1).
+
+    Args:
+        backbone: B x 3 x r x r to B x C.
+        hidden: hidden size of the head.
+        bottleneck: size before the last layer.
+        output_dim: K; 65,536 on ImageNet, 1,024 to 2,048 on data sets of 20,000 images or fewer.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's softmax, after its warm-up.
+        warmup_teacher_temperature: the same in the first epoch; it rises linearly, an epoch at a time.
+        warmup_teacher_epochs: epochs of that warm-up.
+        momentum: tau of the teacher at the start; it rises to 1 by a cosine, an optimizer step at a time.
+        center_momentum: of the center's moving average.
+        freeze_last_layer_epochs: epochs in which the student's last layer takes no gradient.
+    """
+
+    has_teacher = True
+    collapse_hint = "lower learning_rate, or teacher_temperature in method_args, or freeze the last layer for longer"
+    center: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        output_dim: int = 65536,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04,
+        warmup_teacher_epochs: int = 30,
+        momentum: float = 0.996,
+        center_momentum: float = 0.9,
+        freeze_last_layer_epochs: float = 1,
+    ):
+        super().__init__(backbone)
+        self.student_temperature, self.center_momentum = student_temperature, center_momentum
+        self.temperature, self.final_temperature = warmup_teacher_temperature, teacher_temperature
+        self.warmup_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_teacher_epochs
+        self.base_momentum = self.momentum = momentum
+        self.frozen_epochs, self.frozen = freeze_last_layer_epochs, freeze_last_layer_epochs > 0
+        sizes = (self.num_features, hidden, hidden, bottleneck)
+        layers = [layer for fan_in, fan_out in zip(sizes, sizes[1:], strict=False) for layer in _linear(fan_in, fan_out)]
+        self.head = nn.Sequential(*layers[:-1], Prototypes(bottleneck, output_dim))  # no GELU after the bottleneck
+        self.teacher = MomentumTeacher(self.backbone, self.head)
+        self.register_buffer("center", torch.zeros(1, output_dim))
+        self._waiting: list[Tensor] = []  # mean teacher outputs of this step, until after_step
+
+    def embed(self, view: Tensor) -> Pair:
+        logits = self.head(self.backbone(view))  # B x K
+        return logits, logits
+
+    def targets(self, views: Pair, keys: Pair) -> Pair:
+        first, second = self.teacher(views[0]).float(), self.teacher(views[1]).float()
+        self._waiting.append(torch.cat([first, second]).mean(dim=0, keepdim=True))
+        return first, second
+
+    def loss(self, queries: Pair, keys: Pair) -> Tensor:
+        return (self._cross_entropy(queries[0], keys[1]) + self._cross_entropy(queries[1], keys[0])) / 2
+
+    def _cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
+        target = ((teacher.detach().float() - self.center) / self.temperature).softmax(dim=-1)
+        return -(target * (student.float() / self.student_temperature).log_softmax(dim=-1)).sum(dim=-1)
+
+    def collapsed_loss(self, images: int) -> float:
+        return math.log(self.center.shape[1])
+
+    def before_step(self, progress: float, epoch: float) -> None:
+        self.momentum = cosine_momentum(self.base_momentum, progress)
+        self.temperature = self.teacher_temperature_in(int(epoch))
+        self.frozen = epoch < self.frozen_epochs
+        self._waiting.clear()  # those of a step that fp16 skipped
+
+    def teacher_temperature_in(self, epoch: int) -> float:
+        """Temperature of the teacher's softmax in an epoch, counted from 0."""
+        risen = min(epoch / max(self.warmup_epochs - 1, 1), 1.0) if self.warmup_epochs else 1.0
+        return self.warmup_temperature + (self.final_temperature - self.warmup_temperature) * risen
+
+    def after_backward(self) -> None:
+        if self.frozen:
+            self.head[-1].zero_grad(set_to_none=True)  # no gradient at all: no weight decay and no momentum either
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.teacher.follow(self.backbone, self.head, self.momentum)
+        center = mean_over_processes(torch.stack(self._waiting).mean(dim=0))
+        self.center.lerp_(center, 1 - self.center_momentum)
+        self._waiting.clear()
+
+
+def _linear(fan_in: int, fan_out: int) -> list[nn.Module]:
+    """A Linear with a GELU; weights as published, std 0.02, at the published width of 2,048.
+
+    The gain is the same at any width: a narrow head with std 0.02 gives the bottleneck so little that its gradient,
+    which the normalisation divides by it, sends the whole head to one point.
+    """
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.trunc_normal_(layer.weight, std=0.02 * math.sqrt(2048 / fan_in))
+    nn.init.zeros_(layer.bias)
+    return [layer, nn.GELU()]

@@ -1,0 +1,63 @@
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., ICML 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_essl.methods.base import Pair, SSLModel, full_precision
+from hf_essl.methods.gather import gather_with_gradient, rank
+from hf_essl.methods.heads import mlp
+
+
+class SimCLR(SSLModel):
+    """NT-Xent over the views of all W processes (Eq. 1 of SimCLR): each view finds its partner among 2WB - 1 others.
+
+    Gradient accumulation adds no negatives: they are those of one micro-batch.
+
+    Args:
+        backbone: B x 3 x r x r to B x C.
+        projector_hidden: hidden size of the projector; by default C.
+        projector_dim: size of z, D.
+        temperature: of the softmax over similarities.
+    """
+
+    collapse_hint = "lower learning_rate, raise temperature in method_args, or take a larger batch"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector_hidden: int | None = None,
+        projector_dim: int = 128,
+        temperature: float = 0.1,
+    ):
+        super().__init__(backbone)
+        self.temperature = temperature
+        self.projector = mlp((self.num_features, projector_hidden or self.num_features, projector_dim), last="norm")
+
+    def embed(self, view: Tensor) -> Pair:
+        z = self.projector(self.backbone(view))  # B x D
+        return z, z
+
+    def targets(self, views: Pair, keys: Pair) -> Pair:
+        return keys  # with their gradient: the two views are drawn to each other
+
+    def loss(self, queries: Pair, keys: Pair) -> Tensor:
+        with full_precision(queries[0]):
+            first, second = (F.normalize(q.float(), dim=1) for q in queries)  # B x D
+            all_first, all_second = (gather_with_gradient(F.normalize(k.float(), dim=1)) for k in keys)  # WB x D
+            return (self._find(first, all_first, all_second) + self._find(second, all_second, all_first)) / 2
+
+    def _find(self, anchors: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
+        """Cross-entropy of each anchor's partner in the other view, against all views but the anchor itself: B."""
+        position = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
+        itself = torch.arange(len(same_view), device=anchors.device) == position[:, None]  # B x WB
+        same = (anchors @ same_view.T).masked_fill(itself, -torch.inf)
+        logits = torch.cat([anchors @ other_view.T, same], dim=1) / self.temperature  # B x 2WB
+        return F.cross_entropy(logits, position, reduction="none")
+
+    def collapsed_loss(self, images: int) -> float:
+        return math.log(2 * images - 1)

@@ -1,0 +1,39 @@
+"""The momentum teacher: a copy of the student that follows it slowly and gives the targets."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumTeacher(nn.Module):
+    """A deep copy of the student's backbone and head, without gradient; its BatchNorm stays in train mode.
+
+    Args:
+        backbone: the student's, B x 3 x r x r to B x C.
+        head: the student's projector, B x C to B x D. A predictor has no copy.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.head = copy.deepcopy(head)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, view: Tensor) -> Tensor:
+        return self.head(self.backbone(view))  # B x D
+
+    @torch.no_grad()
+    def follow(self, backbone: nn.Module, head: nn.Module, tau: float) -> None:
+        """theta_teacher <- tau theta_teacher + (1 - tau) theta_student, for parameters; its buffers are its own."""
+        student = [p.detach() for module in (backbone, head) for p in module.parameters()]
+        torch._foreach_lerp_(list(self.parameters()), student, 1 - tau)
+
+
+def cosine_momentum(base: float, progress: float) -> float:
+    """tau of step k of K, `progress` k / K: 1 - (1 - base) (cos(pi k / K) + 1) / 2, from `base` up to 1 (BYOL, DINO)."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

@@ -1,0 +1,51 @@
+"""One process x 16 images equals two processes x 8: losses, gradients, and after five steps the whole state."""
+
+import pytest
+import torch
+
+from hf_essl.methods import METHODS
+from tests.distributed.five_steps import train
+from tests.distributed.launch import launch
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("five_steps")
+    launch("five_steps.py", folder)
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    return [rank["methods"] for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {method: train(method) for method in METHODS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_each_image_has_the_same_loss(method, alone, ranks):
+    together = torch.cat([rank[method]["losses"] for rank in ranks], dim=1)
+    torch.testing.assert_close(together, alone[method]["losses"], **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_the_same(method, alone, ranks):
+    assert alone[method]["gradients"]
+    for rank in ranks:
+        torch.testing.assert_close(rank[method]["gradients"], alone[method]["gradients"], **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_queue_and_center_agree_after_five_steps(method, alone, ranks):
+    first, second = (rank[method]["state"] for rank in ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())  # bit for bit between the ranks
+    torch.testing.assert_close(first, alone[method]["state"], **CLOSE)
+    buffers = {"mocov2": ("queue", "pointer"), "dino": ("center",)}.get(method, ())
+    assert all(name in first for name in buffers)
+    if method == "mocov2":
+        assert int(first["pointer"]) == 2 * 16 * 5 % 40
