@@ -1,11 +1,17 @@
-"""How a model is laid out on its device: BatchNorm over all processes, memory format, compiled backbones."""
+"""How a model is laid out on its devices: BatchNorm over all processes, memory format, compiled backbones, shards."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from hf_essl.methods.teacher import MomentumTeacher
 
 if TYPE_CHECKING:
     from hf_essl.arguments import SSLTrainingArguments
@@ -30,6 +36,21 @@ def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
         return
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 64)  # stages x (selection, student, teacher, evaluation)
-    teacher = getattr(model, "teacher", None)
-    for backbone in [model.backbone, *([teacher.backbone] if teacher is not None else [])]:
+    for backbone in [model.backbone, *(m.backbone for m in model.modules() if isinstance(m, MomentumTeacher))]:
         backbone.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Gathers the parameters that FSDP has sharded, for passes that do not go through the wrapped model's forward.
+
+    All processes must enter it together; without FSDP it does nothing.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()

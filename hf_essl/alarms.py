@@ -15,9 +15,9 @@ GRACE = 0.1
 """Share of the run in which a small spread or a loss near its trivial value is a start and no collapse."""
 PATIENCE = 3
 """Logs in a row that must show a collapse: one alone may be chance."""
-NARROW_SPREAD, LOST_SPREAD = 0.1, 0.02
+NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02
 """Feature std times sqrt(D), 1 on the whole sphere: below the first the run is warned of, below the second lost."""
-TRIVIAL_LOSS = 0.01
+TRIVIAL_LOSS = 0.001
 """Distance from the loss of a collapsed network that counts as there, as a share of the loss's scale."""
 
 
@@ -42,7 +42,9 @@ class AlarmCallback(TrainerCallback):
         self._told = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        trouble = find_trouble(state.log_history, state.max_steps, self.model, images_per_batch(args), args.fp16)
+        trouble = find_trouble(
+            state.log_history, state.max_steps, self.model, images_per_batch(args), args.mixed_precision == "fp16"
+        )
         for kind, message in trouble.items():
             if kind not in self._told:
                 self._told.add(kind)

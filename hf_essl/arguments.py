@@ -6,9 +6,11 @@ Field names are unique over the four groups, so a recipe is one flat mapping and
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -208,10 +210,17 @@ class SSLTrainingArguments(TrainingArguments):
         "Where the loss is NaN or infinite or the embedding has collapsed: stop with a checkpoint, or warn and go on.",
         "stop",
     )
-    sync_batchnorm: bool = _help("Take BatchNorm statistics over all GPUs, but for MoCo, whose keys they betray.", True)
+    sync_batchnorm: bool = _help(
+        "BatchNorm statistics over all GPUs; not for MoCo, whose keys they would betray.", True
+    )
     channels_last: bool | None = _help("Keep weights channels last; by default on a GPU, where it is faster.")
     overwrite_output_dir: bool = _help("Start anew in an output folder that holds a run already.", False)
     measure_speedup: bool = _help("Time steps of the plain recipe at the end, for the measured speed-up.", True)
+
+    def __post_init__(self):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers would run every process by itself, on all of the images
+        super().__post_init__()
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work."""

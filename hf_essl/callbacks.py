@@ -13,7 +13,7 @@ from hf_essl.clock import Clock
 
 
 class MethodCallback(TrainerCallback):
-    """Calls the hooks of the method around every optimizer step: its schedules, its gradients, what outlives a step."""
+    """Calls the hooks of the method around every optimizer step: schedules, gradients, what outlives the step."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt")
+PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -33,4 +33,4 @@ def _is_complete(folder: Path) -> bool:
         json.loads((folder / "trainer_state.json").read_text())
     except (OSError, ValueError):
         return False
-    return all((folder / part).exists() for part in PARTS)
+    return all(any(folder.glob(part)) for part in PARTS)

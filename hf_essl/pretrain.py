@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from hf_essl.acceleration import whole_parameters
 from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
@@ -42,8 +43,9 @@ def pretrain(recipe: Recipe) -> dict:
         raise Interrupted(f"stopped by {trainer.stop_on_signal.received.name} after step {trainer.state.global_step}")
     timed = recipe.training.measure_speedup and trainer.args.world_size == 1
     metrics = collect_metrics(trainer, recipe, cost, plain_step_seconds(trainer) if timed else None)
+    with whole_parameters(trainer.model):  # all processes, though one writes
+        written = write_report(trainer, recipe, metrics) if main else []
     if main:
-        written = write_report(trainer, recipe, metrics)
         print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
     return metrics
 
@@ -102,12 +104,13 @@ def prepare_output_dir(recipe: Recipe) -> None:
 def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
     """What is about to run, in a few lines."""
     millions = sum(p.numel() for p in trainer.model.backbone.parameters()) / 1e6
+    processes = f" in {trainer.args.world_size} processes" if trainer.args.world_size > 1 else ""
     trained, judged = image_count(trainer.train_dataset), image_count(trainer.eval_dataset)
     return (
         f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
         f"{trainer.train_dataset.name}: {f'{trained:,}' if trained else 'streamed'} training images, "
         f"{f'{judged:,} to evaluate on' if judged else 'none to evaluate on'}\n"
-        f"{cost.steps:,} steps of {cost.images_per_step} images: {cost.measured_petaflops:.4g} petaFLOPs, "
+        f"{cost.steps:,} steps of {cost.images_per_step} images{processes}: {cost.measured_petaflops:.4g} petaFLOPs, "
         f"{cost.measured_speedup:.2f} x less than the plain recipe at equal epochs\n"
         f"into {recipe.training.output_dir}"
     )

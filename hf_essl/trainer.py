@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_essl.acceleration import compile_backbones, prepare_layers
+from hf_essl.acceleration import compile_backbones, prepare_layers, whole_parameters
 from hf_essl.alarms import AlarmCallback
 from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.callbacks import (
-    MethodCallback,
     ClockCallback,
     EvaluateEveryCallback,
+    MethodCallback,
     ProgressBarCallback,
     StopOnSignalCallback,
 )
-from hf_essl.checkpoints import last_complete_checkpoint
+from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.clock import Clock
 from hf_essl.cost import FlopCounter
 from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, collate, image_count
@@ -205,7 +205,7 @@ class SSLTrainer(Trainer):
     def make_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 N x 3 x S x S to the two float32 views that train, N x 3 x r x r each."""
         self._seed_views()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), whole_parameters(self.model):
             chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
         if chosen.gap is not None:
             self._seen.selection_gap = chosen.gap
@@ -248,7 +248,8 @@ class SSLTrainer(Trainer):
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.alarm.lost:
-            raise Diverged(self.alarm.lost)
+            saved = checkpoints(self.args.output_dir or ".")
+            raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
         return result
 
     def planned_steps(self) -> int:
@@ -308,16 +309,17 @@ class SSLTrainer(Trainer):
 
     def features(self, dataset) -> tuple[Tensor, Tensor | None]:
         """Features N x D of the backbone at the full resolution, without augmentation, and labels N."""
-        return extract_features(
-            self.model.backbone,
-            dataset,
-            resolution=self.views.args.resolution,
-            mean=self.model.pixel_mean,
-            std=self.model.pixel_std,
-            batch_size=self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            accelerator=self.accelerator,
-        )
+        with whole_parameters(self.model):
+            return extract_features(
+                self.model.backbone,
+                dataset,
+                resolution=self.views.args.resolution,
+                mean=self.model.pixel_mean,
+                std=self.model.pixel_std,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                accelerator=self.accelerator,
+            )
 
     # ---- what is logged and saved ----
 
@@ -366,8 +368,8 @@ class SSLTrainer(Trainer):
 
     def _is_finite(self) -> bool:
         """Whether the model's state holds numbers alone, in all processes."""
-        floats = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        finite = torch.stack([torch.isfinite(value).all() for value in floats]).all()
+        own = (getattr(value, "_local_tensor", value) for value in self.model.state_dict().values())  # FSDP's shard
+        finite = torch.stack([torch.isfinite(value).all() for value in own if value.is_floating_point()]).all()
         return mean_over_processes(finite.float()).item() == 1
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

@@ -67,7 +67,7 @@ def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_bit_for_bit(tmp_path, method):
-    """Weights, teacher, queue and its pointer, center, and from them the losses; tau and temperature follow the step."""
+    """Weights, teacher, queue and its pointer, center, and so the losses; tau and temperature follow the step."""
     settings = {"method": method, "learning_rate": 0.005, "num_train_epochs": 3, "warmup_epochs": 1}
     whole = small_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -180,7 +180,9 @@ def test_views_are_made_outside_autocast_in_float32(tmp_path):
 def test_the_backbone_alone_is_compiled(tmp_path, method):
     """By the cheapest backend: the graphs are traced, one a resolution, and run eagerly; the weights agree."""
     plain = small_trainer(tmp_path / "plain", method=method, max_steps=6, learning_rate=0.005)
-    compiled = small_trainer(tmp_path / "compiled", method=method, max_steps=6, learning_rate=0.005, torch_compile_backend="eager")
+    compiled = small_trainer(
+        tmp_path / "compiled", method=method, max_steps=6, learning_rate=0.005, torch_compile_backend="eager"
+    )
     for trainer in (plain, compiled):
         trainer.train()
     backbone, teacher = compiled.model.backbone, getattr(compiled.model, "teacher", None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from hf_essl.cli import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Loads the recipe with its overrides and trains it."""
+    """Loads the recipe with its overrides and trains it, in this process or under `accelerate launch`."""
     epilog = None
     if {"-h", "--help"} & set(argv):
         from hf_essl.recipe import describe_fields
@@ -17,10 +18,22 @@ def run(argv: list[str]) -> None:
     parser = RecipeParser(
         "pretrain", "Pretrain a backbone as a recipe says; any of its fields can be overridden.", epilog
     )
+    parser.add_argument(
+        *("--accelerate_config", "--accelerate-config"),
+        metavar="NAME",
+        help="start several processes: single_gpu, multi_gpu, multi_node, fsdp, cpu, or the path of a configuration",
+    )
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.recipe import load_recipe
 
+    if options.accelerate_config:
+        from hf_essl.launch import find_config, launch_command, relaunch
+
+        environment = dict(os.environ)
+        command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])
+        load_recipe(options.recipe, overrides)  # a mistake is told once, before any process starts
+        relaunch(command, environment)
     recipe = load_recipe(options.recipe, overrides)
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)

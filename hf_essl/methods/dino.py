@@ -1,7 +1,8 @@
-"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), with two global crops."""
+"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), two global crops."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -66,7 +67,7 @@ class DINO(SSLModel):
         self.base_momentum = self.momentum = momentum
         self.frozen_epochs, self.frozen = freeze_last_layer_epochs, freeze_last_layer_epochs > 0
         sizes = (self.num_features, hidden, hidden, bottleneck)
-        layers = [layer for fan_in, fan_out in zip(sizes, sizes[1:], strict=False) for layer in _linear(fan_in, fan_out)]
+        layers = [layer for fan_in, fan_out in itertools.pairwise(sizes) for layer in _linear(fan_in, fan_out)]
         self.head = nn.Sequential(*layers[:-1], Prototypes(bottleneck, output_dim))  # no GELU after the bottleneck
         self.teacher = MomentumTeacher(self.backbone, self.head)
         self.register_buffer("center", torch.zeros(1, output_dim))

@@ -35,5 +35,5 @@ class MomentumTeacher(nn.Module):
 
 
 def cosine_momentum(base: float, progress: float) -> float:
-    """tau of step k of K, `progress` k / K: 1 - (1 - base) (cos(pi k / K) + 1) / 2, from `base` up to 1 (BYOL, DINO)."""
+    """tau of step k of K, `progress` k / K: 1 - (1 - base) (cos(pi k / K) + 1) / 2, `base` up to 1 (BYOL, DINO)."""
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

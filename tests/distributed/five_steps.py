@@ -1,4 +1,4 @@
-"""Five steps of every method on the same 16 images, in one process or shared out over several."""
+"""Five steps of every method on the same 16 images, in one process or shared out over several, by DDP or FSDP."""
 
 import os
 import sys
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_essl.acceleration import whole_parameters
 from hf_essl.methods import METHODS, SSLModel
 from tests.methods.small import SMALL_HEADS
 
@@ -22,36 +24,50 @@ def freeze_batchnorm(model):
             module.eval()
 
 
-def train(method: str, rank: int = 0, processes: int = 1) -> dict:
+def wrap(model, kind: str | None):
+    if kind == "fsdp":
+        return fully_shard(model)
+    return DistributedDataParallel(model, broadcast_buffers=False) if kind == "ddp" else model
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = None) -> dict:
     """Losses, first gradients and final state of five steps of SGD on this rank's share of the images."""
     torch.manual_seed(0)
     model = SSLModel.from_timm("test_convnext", method, method_args=SMALL_HEADS[method]).train()
     freeze_batchnorm(model)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if processes > 1 else model
+    wrapped = wrap(model, kind)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     share = slice(rank * IMAGES // processes, (rank + 1) * IMAGES // processes)
-    losses, gradients = [], {}
+    losses, chosen, gradients = [], [], {}
     for step in range(STEPS):
         first, second = torch.randn(2, IMAGES, 3, 32, 32, generator=generator)
         model.before_step(step / STEPS, step)
+        with whole_parameters(model), torch.no_grad():
+            chosen.append(model.embed(first[share])[1])  # as the selection pass does, outside the wrapped forward
         loss = wrapped(first[share], second[share])["loss"]
         loss.mean().backward()
         losses.append(loss.detach())
         if not gradients:
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
         model.after_backward()
         optimizer.step()
         optimizer.zero_grad()
         model.after_step()
-    return {"losses": torch.stack(losses), "gradients": gradients, "state": model.state_dict()}
+    state = {name: whole(value) for name, value in model.state_dict().items()}
+    return {"losses": torch.stack(losses), "embedded": torch.stack(chosen), "gradients": gradients, "state": state}
 
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
-    found = {method: train(method, rank, processes) for method in METHODS}
-    torch.save({"world_size": processes, "methods": found}, folder / f"rank{rank}.pt")
+    for kind in ("ddp", "fsdp"):
+        found = {method: train(method, rank, processes, kind) for method in METHODS}
+        torch.save({"world_size": processes, "methods": found}, folder / f"{kind}{rank}.pt")
     dist.destroy_process_group()
 
 

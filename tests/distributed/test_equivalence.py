@@ -11,10 +11,15 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("five_steps")
     launch("five_steps.py", folder)
-    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def ranks(folder, request):
+    ranks = [torch.load(folder / f"{request.param}{rank}.pt") for rank in (0, 1)]
     assert [rank["world_size"] for rank in ranks] == [2, 2]
     return [rank["methods"] for rank in ranks]
 
@@ -27,8 +32,9 @@ def alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_each_image_has_the_same_loss(method, alone, ranks):
-    together = torch.cat([rank[method]["losses"] for rank in ranks], dim=1)
-    torch.testing.assert_close(together, alone[method]["losses"], **CLOSE)
+    for what in ("losses", "embedded"):
+        together = torch.cat([rank[method][what] for rank in ranks], dim=1)
+        torch.testing.assert_close(together, alone[method][what], **CLOSE)
 
 
 @pytest.mark.slow

@@ -74,9 +74,7 @@ def test_a_forward_pass_changes_running_statistics_alone(method, views):
 @pytest.mark.parametrize("score", ["cosine", "loss"])
 def test_hard_augment_leaves_no_trace(method, score):
     model = build(method)
-    args = ViewArguments(
-        resolution=64, num_views=4, selection="hard", selection_resolution=32, selection_score=score
-    )
+    args = ViewArguments(resolution=64, num_views=4, selection="hard", selection_resolution=32, selection_score=score)
     images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     chosen = HardAugment(Views(args))(model, images)
