@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
+from hf_essl.reporting.figures import GREY, PALETTE, save_figure
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,47 @@ def comparison_table(groups: Sequence[Group]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def pair_up(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Each baseline with what it is compared to: `X_baseline` with `X` or `X_efficient`.
+
+    Where no two names match so, the first group is the baseline of all others.
+    """
+    baselines = {_family(group): group for group in groups if group.name.endswith("_baseline")}
+    others = [group for group in groups if group not in baselines.values()]
+    pairs = [(baselines[_family(group)], group) for group in others if _family(group) in baselines]
+    return pairs or [(groups[0], group) for group in groups[1:]]
+
+
 def draw_comparison(groups: Sequence[Group], path: str | Path) -> Path:
-    """Accuracy against cost (Fig. 1): a point a run, an arrow from the first group's mean to each other's."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    """Fig. 1: a point a run, hollow diamonds for baselines, an arrow to what each is compared to."""
+    figure = Figure(figsize=(6.8, 4.6), layout="constrained")
     axis = figure.subplots()
-    points = []
-    for position, group in enumerate(groups):
-        color = RED if position == 0 else BLUE
+    pairs = pair_up(groups)
+    baselines = {pair[0].name for pair in pairs} or {groups[0].name}
+    families = list(dict.fromkeys(_family(group) for group in groups))
+    for group in groups:
+        color = PALETTE[families.index(_family(group)) % len(PALETTE)]
         shown = [run for run in group.runs if run.get("knn_accuracy") is not None]
-        axis.scatter([r["petaflops"] for r in shown], [r["knn_accuracy"] for r in shown], color=color, alpha=0.4, s=24)
-        cost, accuracy = group.mean("petaflops"), group.mean("knn_accuracy")
-        if cost is None or accuracy is None:
-            continue
-        axis.scatter([cost], [accuracy], color=color, marker="D", s=60, label=group.name)
-        points.append((cost, accuracy))
-    for point in points[1:]:
-        axis.annotate("", xy=point, xytext=points[0], arrowprops={"arrowstyle": "->", "color": GREY, "shrinkB": 6})
+        axis.scatter([r["petaflops"] for r in shown], [r["knn_accuracy"] for r in shown], color=color, alpha=0.3, s=20)
+        if _mean_point(group):
+            face = "white" if group.name in baselines else color
+            axis.scatter(*_mean_point(group), facecolor=face, edgecolor=color, marker="D", s=60, label=group.name)
+    for baseline, other in pairs:
+        if _mean_point(baseline) and _mean_point(other):
+            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 6, "shrinkB": 6}
+            axis.annotate("", xy=_mean_point(other), xytext=_mean_point(baseline), arrowprops=arrow)
     axis.set_xlabel("training cost (petaFLOPs, counted)")
     axis.set_ylabel("kNN accuracy (%)")
-    axis.margins(0.25)
-    axis.legend(frameon=False)
+    axis.margins(0.15)
+    figure.legend(frameon=False, loc="outside right upper", fontsize="small")
     return save_figure(figure, path)
+
+
+def _family(group: Group) -> str:
+    """The name that a baseline shares with what it is compared to: they have one colour."""
+    return group.name.removesuffix("_baseline").removesuffix("_efficient")
+
+
+def _mean_point(group: Group) -> tuple[float, float] | None:
+    cost, accuracy = group.mean("petaflops"), group.mean("knn_accuracy")
+    return None if cost is None or accuracy is None else (cost, accuracy)

@@ -17,6 +17,7 @@ from hf_essl.schedules import magnitude_schedule, resolution_schedule
 from hf_essl.views import Views
 
 RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
+PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

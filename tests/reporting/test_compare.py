@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_essl import cli
-from hf_essl.reporting.compare import comparison_table, load_groups
+from hf_essl.reporting.compare import Group, comparison_table, load_groups, pair_up
 
 
 @pytest.fixture
@@ -35,6 +35,19 @@ def test_the_command_prints_and_draws(runs, tmp_path, capsys):
     assert "| plain | 2 |" in capsys.readouterr().out
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.width > 400
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["plain", "fast", "faster"], [("plain", "fast"), ("plain", "faster")]),
+        (["a_baseline", "a", "b_baseline", "b_efficient"], [("a_baseline", "a"), ("b_baseline", "b_efficient")]),
+        (["b", "a", "a_baseline"], [("a_baseline", "a")]),
+    ],
+)
+def test_baselines_find_their_counterparts_by_name(names, expected):
+    groups = [Group(name, ()) for name in names]
+    assert [(baseline.name, other.name) for baseline, other in pair_up(groups)] == expected
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
