@@ -118,6 +118,7 @@ def estimate_cost(
     training_args: SSLTrainingArguments,
     steps: int,
     images_per_step: int,
+    counter: FlopCounter | None = None,
 ) -> Cost:
     """Predicts what a run costs, from its model and its arguments alone.
 
@@ -128,6 +129,7 @@ def estimate_cost(
         model: of the `SSLModel` contract.
         steps: L, optimizer steps of the run.
         images_per_step: images of all processes and accumulated batches.
+        counter: of this model and these views, where there is one that has counted already.
 
     Raises:
         ValueError: for steps or images_per_step below 1.
@@ -136,7 +138,7 @@ def estimate_cost(
 
     if steps < 1 or images_per_step < 1:
         raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
-    counter = FlopCounter(
+    counter = counter or FlopCounter(
         model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
     )
     schedule = resolution_schedule(view_args, training_args.warmup_fraction)

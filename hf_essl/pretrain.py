@@ -76,7 +76,8 @@ def predict_cost(trainer: SSLTrainer) -> Cost:
     """What the whole run costs, before it runs."""
     args = trainer.args
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return estimate_cost(trainer.model, trainer.views.args, args, trainer.planned_steps(), images_per_step)
+    views, steps = trainer.views.args, trainer.planned_steps()
+    return estimate_cost(trainer.model, views, args, steps, images_per_step, trainer.flop_counter)
 
 
 def prepare_output_dir(recipe: Recipe) -> None:

@@ -92,13 +92,15 @@ def draw_comparison(groups: Sequence[Group], path: str | Path) -> Path:
         color = PALETTE[families.index(_family(group)) % len(PALETTE)]
         shown = [run for run in group.runs if run.get("knn_accuracy") is not None]
         axis.scatter([r["petaflops"] for r in shown], [r["knn_accuracy"] for r in shown], color=color, alpha=0.3, s=20)
-        if _mean_point(group):
+        point = _mean_point(group)
+        if point:
             face = "white" if group.name in baselines else color
-            axis.scatter(*_mean_point(group), facecolor=face, edgecolor=color, marker="D", s=60, label=group.name)
+            axis.scatter([point[0]], [point[1]], facecolor=face, edgecolor=color, marker="D", s=60, label=group.name)
     for baseline, other in pairs:
-        if _mean_point(baseline) and _mean_point(other):
+        start, end = _mean_point(baseline), _mean_point(other)
+        if start and end:
             arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 6, "shrinkB": 6}
-            axis.annotate("", xy=_mean_point(other), xytext=_mean_point(baseline), arrowprops=arrow)
+            axis.annotate("", xy=end, xytext=start, arrowprops=arrow)
     axis.set_xlabel("training cost (petaFLOPs, counted)")
     axis.set_ylabel("kNN accuracy (%)")
     axis.margins(0.15)
