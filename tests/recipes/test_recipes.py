@@ -18,9 +18,9 @@ from hf_essl.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 STAND_IN = """
-    --dataset photo-patches --image_size 96 --max_train_samples 16 --max_eval_samples 8
-    --per_device_train_batch_size 4 --knn_k 3 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1 --measure_speedup false
-    --use_cpu true --disable_tqdm true
+    --dataset photo-patches --image_size 96 --max_train_samples 16 --max_eval_samples 8 --knn_k 3
+    --per_device_train_batch_size 4 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1
+    --measure_speedup false --use_cpu true --disable_tqdm true
 """.split()
 FILES = (
     "metrics.json",
