@@ -32,7 +32,7 @@ os.environ.update(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # as many tests at once as there are cores
 
 
 @pytest.fixture(autouse=True)

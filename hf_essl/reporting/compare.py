@@ -104,6 +104,7 @@ def draw_comparison(groups: Sequence[Group], path: str | Path) -> Path:
     axis.set_xlabel("training cost (petaFLOPs, counted)")
     axis.set_ylabel("kNN accuracy (%)")
     axis.margins(0.15)
+    axis.locator_params(axis="x", nbins=6)
     figure.legend(frameon=False, loc="outside right upper", fontsize="small")
     return save_figure(figure, path)
 

@@ -9,6 +9,8 @@ from tests.distributed.launch import launch
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
+pytestmark = pytest.mark.xdist_group("equivalence")  # its processes start once
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -6,6 +6,8 @@ import torch
 from hf_essl.methods import METHODS
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.xdist_group("resume")  # its processes start once
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

@@ -6,6 +6,8 @@ import pytest
 
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.xdist_group("two")  # its processes start once
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
