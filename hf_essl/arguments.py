@@ -78,8 +78,10 @@ class ViewArguments:
         "constant",
     )
     resolution_step: int = _help("Stages are multiples of this many pixels.", 32)
-    min_magnitude: float = _help("Strength of the colour jitter at the start; 5 is the SimCLR standard.", 5.0)
-    max_magnitude: float = _help("Strength of the colour jitter at the end; linear in between.", 5.0)
+    min_magnitude: float = _help(
+        "Strength at the start: of the colour jitter, 5 the SimCLR standard; or of RandAugment, 0 to 30.", 5.0
+    )
+    max_magnitude: float = _help("Strength at the end; linear in between.", 5.0)
 
     num_views: int = _help("Views an image, m of Hard Augment.", 2)
     selection: Literal["none", "hard", "random"] = _help(
@@ -88,6 +90,16 @@ class ViewArguments:
     selection_resolution: int = _help("Side in pixels at which the pairs are compared, r_sel.", 64)
     selection_score: Literal["cosine", "loss"] = _help(
         "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own, an image).", "cosine"
+    )
+
+    augmentation: Literal["simclr", "randaugment"] = _help(
+        "What follows crop and flip: simclr (jitter, grayscale, blur, solarize) or randaugment (none of these).",
+        "simclr",
+    )
+    randaugment_ops: int = _help("Random operations an image with randaugment, n.", 2)
+    extra_targets: bool = _help(
+        "Small views that were not chosen are targets as well (Table 9); with random selection it is multi-crop.",
+        False,
     )
 
     crop_scale: list[float] = _help(
@@ -130,12 +142,30 @@ class ViewArguments:
             raise ValueError(
                 f"jitter is {self.jitter}; it takes [brightness, contrast, saturation, hue], none below 0"
             )
+        self._check_magnitudes()
+
+    def _check_magnitudes(self) -> None:
+        if self.augmentation not in ("simclr", "randaugment"):
+            raise ValueError(f"augmentation is {self.augmentation!r}; it is simclr or randaugment")
+        if not 1 <= self.randaugment_ops <= 15:
+            raise ValueError(f"randaugment_ops is {self.randaugment_ops}; RandAugment has 15, take 1 to 15, such as 2")
+        if self.augmentation == "randaugment":
+            if not (0 <= self.min_magnitude <= 30 and 0 <= self.max_magnitude <= 30):
+                raise ValueError(
+                    f"magnitudes are {self.min_magnitude} to {self.max_magnitude}; RandAugment's scale is 0 to 30"
+                )
+            return
         largest_hue = self.jitter[3] * max(self.min_magnitude, self.max_magnitude) / 5
         if min(self.min_magnitude, self.max_magnitude) < 0 or largest_hue > 0.5:
             raise ValueError(
                 f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; they must be "
                 f"at least 0, and hue x magnitude / 5 at most 0.5: lower max_magnitude or the hue of jitter"
             )
+
+    @property
+    def has_selection_pass(self) -> bool:
+        """Whether all m views are rendered small and embedded, to choose a pair or to give extra targets."""
+        return self.selection == "hard" or self.extra_targets
 
     def _check_resolutions(self) -> None:
         if self.resolution_step < 1:
@@ -166,7 +196,12 @@ class ViewArguments:
                 f"num_views is {self.num_views} with selection: none, which trains on exactly 2; set selection: hard "
                 f"or random, or num_views: 2"
             )
-        if self.selection == "hard" and not 1 <= self.selection_resolution <= self.resolution:
+        if self.extra_targets and (self.selection == "none" or self.num_views < 3):
+            raise ValueError(
+                f"extra_targets is true with selection {self.selection} and num_views {self.num_views}, which leave "
+                f"no view over; set selection: hard or random and num_views: 3 or more"
+            )
+        if self.has_selection_pass and not 1 <= self.selection_resolution <= self.resolution:
             raise ValueError(
                 f"selection_resolution is {self.selection_resolution}; it lies between 1 and resolution "
                 f"{self.resolution}, the paper takes 64 of 224"

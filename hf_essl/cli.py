@@ -14,6 +14,9 @@ from hf_essl.errors import Diverged
 COMMANDS = {
     "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone as a recipe says"),
     "compare": ("hf_essl.commands.compare", "draw accuracy against cost of finished runs"),
+    "sweep": ("hf_essl.commands.sweep", "run a table of the paper, cell by cell"),
+    "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate by a range test"),
+    "cost": ("hf_essl.commands.cost", "what recipes cost and save, without training"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
 }
 

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
@@ -36,12 +35,15 @@ class StepFlops(NamedTuple):
     """Floating-point operations of one image of a step, both of its views."""
 
     forward: float
+    """Of the student."""
     backward: float
+    teacher: float
+    """Forward pass of the momentum teacher, where there is one."""
     selection: float
 
     @property
     def total(self) -> float:
-        return self.forward + self.backward + self.selection
+        return self.forward + self.backward + self.teacher + self.selection
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ class Cost:
     measured_petaflops: float
     measured_forward_petaflops: float
     measured_backward_petaflops: float
+    measured_teacher_petaflops: float
     measured_selection_petaflops: float
     paper_speedup: float
     measured_speedup: float
+    paper_selection_overhead: float
+    """Cost of the selection pass over that of the same run without it, in percent (Table 8)."""
 
 
 class FlopCounter:
@@ -80,19 +85,32 @@ class FlopCounter:
         self.num_views = num_views
         self.selection_resolution = selection_resolution
         self._model = _meta_copy(model).train()
-        self._steps: dict[int, StepFlops] = {}
+        self._steps: dict[int, StepFlops] = {}  # without a selection pass
+        self._forward: dict[tuple[str, int], float] = {}
+
+    @classmethod
+    def of(cls, model: SSLModel, view_args: ViewArguments) -> FlopCounter:
+        """The counter of a model under these views."""
+        return cls(model).under(view_args)
+
+    def under(self, view_args: ViewArguments) -> FlopCounter:
+        """A counter of the same model under other views, which shares what has been counted."""
+        other = copy.copy(self)
+        other.num_views = view_args.num_views
+        other.selection_resolution = view_args.selection_resolution if view_args.has_selection_pass else None
+        return other
 
     def step(self, resolution: int) -> StepFlops:
         """Operations of an image at `resolution` pixels: forward and backward of two views, and the selection pass."""
         if resolution not in self._steps:
             self._steps[resolution] = self._count_step(resolution)
-        return self._steps[resolution]
+        small = self.selection_resolution
+        selection = 0.0 if small is None else self.num_views * self._count_forward("embed", small)
+        return self._steps[resolution]._replace(selection=selection)
 
     def backbone_macs(self, resolution: int) -> float:
         """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels."""
-        with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self._model.backbone(_views(resolution))
-        return counter.get_total_flops() / _BATCH / 2
+        return self._count_forward("backbone", resolution) / 2
 
     def _count_step(self, resolution: int) -> StepFlops:
         with _detached(), torch.enable_grad():
@@ -101,15 +119,17 @@ class FlopCounter:
             with FlopCounterMode(display=False) as backward:
                 loss.backward()
             self._model.zero_grad(set_to_none=True)
-        return StepFlops(forward.get_total_flops() / _BATCH, backward.get_total_flops() / _BATCH, self._selection)
+        teacher = sum(forward.get_flop_counts().get(f"{type(self._model).__name__}.teacher", {}).values()) / _BATCH
+        student = forward.get_total_flops() / _BATCH - teacher
+        return StepFlops(student, backward.get_total_flops() / _BATCH, teacher, 0.0)
 
-    @cached_property
-    def _selection(self) -> float:
-        if self.selection_resolution is None:
-            return 0.0
-        with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self._model.embed(_views(self.selection_resolution))
-        return self.num_views * counter.get_total_flops() / _BATCH
+    def _count_forward(self, part: str, resolution: int) -> float:
+        """Operations of one view through `backbone` or `embed`, without gradient."""
+        if (part, resolution) not in self._forward:
+            with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                getattr(self._model, part)(_views(resolution))
+            self._forward[part, resolution] = counter.get_total_flops() / _BATCH
+        return self._forward[part, resolution]
 
 
 def estimate_cost(
@@ -138,16 +158,15 @@ def estimate_cost(
 
     if steps < 1 or images_per_step < 1:
         raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
-    counter = counter or FlopCounter(
-        model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
-    )
+    counter = counter or FlopCounter.of(model, view_args)
     schedule = resolution_schedule(view_args, training_args.warmup_fraction)
     steps_at = Counter(schedule(step / steps) for step in range(steps))
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
-    measured = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(3)]
+    measured = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(4)]
     plain_step = counter.step(r_max)
-    # what a step costs on average, in units of the plain one
+    # what a step costs on average, in units of the plain one, with the selection pass and without
     paper_share = sum(n * _paper_share(r, r_max, counter) for r, n in steps_at.items()) / steps
+    unselected_share = sum(n * (r / r_max) ** 2 for r, n in steps_at.items()) / steps
     paper_plain = _paper_step(counter.backbone_macs(r_max), model.has_teacher) * steps * peta_images
     return Cost(
         steps=steps,
@@ -156,9 +175,11 @@ def estimate_cost(
         measured_petaflops=sum(measured),
         measured_forward_petaflops=measured[0],
         measured_backward_petaflops=measured[1],
-        measured_selection_petaflops=measured[2],
+        measured_teacher_petaflops=measured[2],
+        measured_selection_petaflops=measured[3],
         paper_speedup=1 / paper_share,
-        measured_speedup=(plain_step.forward + plain_step.backward) * steps * peta_images / sum(measured),
+        measured_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(measured),
+        paper_selection_overhead=100 * (paper_share / unselected_share - 1),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hf_essl.data import image_count
 from hf_essl.reporting.figures import sample_images
@@ -81,7 +82,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     held_out = _validation_views(trainer, validation_images)
     train_losses: list[float] = []
     validation_losses: list[float] = []
-    for step, rate in enumerate(rates):
+    for step, rate in enumerate(tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm)):
         for group in optimizer.param_groups:
             group["lr"] = rate
         model.before_step(step / len(rates), 0.0)

@@ -34,6 +34,8 @@ GROUPS: dict[str, type] = {
     "training": SSLTrainingArguments,
 }
 COMMAND_LINE = "the command line"
+SWEEP_KEYS = ("title", "rows", "grid")
+"""Keys of a file that describes several runs, see `hf_essl.sweep`."""
 
 _TOKEN = "a token never stands in a recipe or a command; set HF_TOKEN or run `hf auth login`"
 _REFUSED = {
@@ -82,17 +84,20 @@ class Recipe:
         return own + [f.name for f in dataclasses.fields(group) if f.name in self.given and f.name not in own]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[str, Any] | None = None) -> Recipe:
     """Reads the recipe at `path` and all that it extends, applies the overrides, checks and builds the groups.
 
     Args:
         path: a YAML file.
+        cell: fields of one run of a sweep, over those of the file.
         overrides: command-line words: `--field value`, `--field=value`, `--flag`, `--list_field 1.0 0.1`,
             `--mapping_field "{a: 1}"`; dashes and underscores are equal, and the last of two equal fields wins.
 
     Raises RecipeError, in one line, for whatever is wrong with either.
     """
-    given = _over(_read(Path(path), ()), _parse_overrides(overrides))
+    values = _read(Path(path), (), sweep=cell is not None)
+    values = _over(values, {key: _convert(key, value, str(path)) for key, value in (cell or {}).items()})
+    given = _over(values, _parse_overrides(overrides))
     try:
         groups = _build(given)
     except (ValueError, ImportError, OSError) as error:
@@ -121,12 +126,20 @@ def describe_fields() -> str:
 # ---- files ----
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises RecipeError where it holds none, or a key twice."""
+    return _parse_yaml(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...], sweep: bool = False) -> dict[str, Any]:
     """The converted values of the file at `path` over those of the files that it extends."""
     chain = (*above, path)
     if path.resolve() in {p.resolve() for p in above}:
         raise RecipeError(f"recipes extend each other in a circle: {' -> '.join(p.name for p in chain)}")
     content = _parse_yaml(path, above)
+    grid = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
+    if grid and not sweep:
+        raise RecipeError(f"recipe {path} holds several runs ({', '.join(grid)}); `hf-essl sweep {path}` runs them")
     base = content.pop("extends", None)
     if base is not None and not isinstance(base, str):
         raise RecipeError(f"extends is {base!r} in {path}; expected the path of one recipe, relative to this file")

@@ -26,6 +26,8 @@ class Selection(NamedTuple):
     """N, int64: position of the chosen pair in `HardAugment.pairs`; None where there was no choice."""
     gap: Tensor | None
     """Scalar on the device: mean score of the chosen pairs less that of a random pair."""
+    extra: Tensor | None = None
+    """N x (m - 2) x D: keys of the small views that were not chosen, where `extra_targets` asks for them."""
 
 
 class HardAugment:
@@ -64,27 +66,42 @@ class HardAugment:
         candidates = [self.views.sample(images, kind) for kind in self.kinds]
         if self.args.selection == "none":
             return Selection(candidates[0], candidates[1], None, None)
+        queries, keys = self.embed(model, images, candidates) if self.args.has_selection_pass else ((), ())
+        gap = None
         if self.args.selection == "random":
             with self.views.random_stream():
                 pair = torch.randint(len(self.pairs), (len(images),))
-            gap = None
         else:
-            scores = self.score(model, images, candidates)
+            scores = self.score(model, queries, keys)
             pair = scores.argmax(dim=1).cpu()  # the one wait for the device: the parameters live on the host
             gap = (scores.max(dim=1).values - scores.mean(dim=1)).mean()
-        first, second = torch.tensor(self.pairs)[pair].unbind(dim=1)
-        return Selection(ViewParams.choose(candidates, first), ViewParams.choose(candidates, second), pair, gap)
+        chosen = torch.tensor(self.pairs)[pair]  # N x 2
+        first, second = (ViewParams.choose(candidates, side) for side in chosen.unbind(dim=1))
+        return Selection(first, second, pair, gap, left_over(keys, chosen) if self.args.extra_targets else None)
 
     @torch.no_grad()
-    def score(self, model: SSLModel, images: Tensor, candidates: list[ViewParams]) -> Tensor:
-        """How hard each pair is, N x pairs in the order of `pairs`: the loss that it would bring."""
+    def embed(self, model: SSLModel, images: Tensor, candidates: list[ViewParams]) -> tuple[tuple[Tensor, ...], ...]:
+        """Queries and keys of all m views, rendered at r_sel: two tuples of N x D."""
         with batch_statistics(model):
-            embedded = [
-                model.embed(self.views.render(images, params, self.args.selection_resolution)) for params in candidates
-            ]
+            small = (self.views.render(images, params, self.args.selection_resolution) for params in candidates)
+            embedded = [model.embed(view) for view in small]
         queries, keys = zip(*embedded, strict=True)
+        return queries, keys
+
+    @torch.no_grad()
+    def score(self, model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> Tensor:
+        """How hard each pair is, N x pairs in the order of `pairs`: the loss that it would bring."""
         score = pair_losses if self.args.selection_score == "loss" else pair_cosines
         return score(model, queries, keys, self.pairs)
+
+
+def left_over(keys: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
+    """The keys of the views that are in no chosen pair: m of N x D and positions N x 2 to N x (m - 2) x D."""
+    views = torch.arange(len(keys))
+    free = (views != chosen[:, :1]) & (views != chosen[:, 1:])  # N x m
+    positions = free.nonzero()[:, 1].view(len(chosen), -1).to(keys[0].device)  # N x (m - 2)
+    stacked = torch.stack(keys, dim=1)
+    return stacked.gather(1, positions[:, :, None].expand(-1, -1, stacked.shape[-1]))
 
 
 def pair_cosines(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs) -> Tensor:

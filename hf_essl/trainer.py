@@ -101,9 +101,7 @@ class SSLTrainer(Trainer):
         if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
             bank_dataset = train_dataset
         self.bank_dataset = bank_dataset
-        self.flop_counter = FlopCounter(
-            model, view_args.num_views, view_args.selection_resolution if view_args.selection == "hard" else None
-        )
+        self.flop_counter = FlopCounter.of(model, view_args)
         prepare_layers(model, args)
         self.clock = Clock()
         self._images = 0  # of all processes, since the last log
@@ -199,17 +197,17 @@ class SSLTrainer(Trainer):
         images = self._prepare_inputs({"image": inputs["image"]})["image"]  # uint8 N x 3 x S x S
         self._images += len(images) * self.args.world_size
         model.train()
-        first, second = self.make_views(images)
-        return super().training_step(model, {"first": first, "second": second}, num_items_in_batch)
+        return super().training_step(model, self.make_views(images), num_items_in_batch)
 
-    def make_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 N x 3 x S x S to the two float32 views that train, N x 3 x r x r each."""
+    def make_views(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 N x 3 x S x S to what the model's forward takes: two float32 views that train, N x 3 x r x r each."""
         self._seed_views()
         with self.accelerator.autocast(), whole_parameters(self.model):
             chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
         if chosen.gap is not None:
             self._seen.selection_gap = chosen.gap
-        return self.views.render(images, chosen.first), self.views.render(images, chosen.second)
+        views = {name: self.views.render(images, getattr(chosen, name)) for name in ("first", "second")}
+        return views if chosen.extra is None else {**views, "extra": chosen.extra}
 
     def _seed_views(self) -> None:
         """Each rank and optimizer step has its own stream, so a resumed run sees the views it would have seen."""

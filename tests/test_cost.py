@@ -13,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_essl.arguments import SSLTrainingArguments, ViewArguments
 from hf_essl.cost import FlopCounter, StepFlops, estimate_cost, steps_per_epoch
 from hf_essl.methods import METHODS, SSLModel
+from hf_essl.selection import HardAugment
+from hf_essl.views import Views
+from tests.methods.small import SMALL_HEADS
 
 
 class Siamese(nn.Module):
@@ -161,7 +164,41 @@ def test_count_equals_a_real_step(has_teacher, batch):
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     real = [c.get_total_flops() / batch for c in (forward, backward, selection)]
-    assert list(step) == real
+    assert [step.forward + step.teacher, step.backward, step.selection] == real
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("extra_targets", [False, True])
+def test_count_is_within_1_percent_of_a_real_step_of_each_method(method, extra_targets):
+    """Selection, forward, teacher, backward and optimizer of a batch of 16, as they run."""
+    model = SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method]).train()
+    args = ViewArguments(
+        resolution=64, selection="hard", num_views=4, selection_resolution=32, extra_targets=extra_targets
+    )
+    views, images = Views(args), torch.randint(0, 256, (16, 3, 80, 80), dtype=torch.uint8)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with FlopCounterMode(display=False) as real:
+        model.before_step(0.0, 1.0)
+        chosen = HardAugment(views)(model, images)
+        first, second = views.render(images, chosen.first), views.render(images, chosen.second)
+        model(first, second, chosen.extra)["loss"].mean().backward()
+        model.after_backward()
+        optimizer.step()
+        model.after_step()
+    with FlopCounterMode(display=False) as rendering:  # crops are products of matrices too, and no part of the ledger
+        for size in (32, 32, 32, 32, 64, 64):
+            views.render(images, chosen.first, size)
+    step = FlopCounter.of(model, args).step(64)
+    assert 16 * step.total == pytest.approx(real.get_total_flops() - rendering.get_total_flops(), rel=0.01)
+    assert (step.teacher > 0) == model.has_teacher
+    assert step.teacher == pytest.approx(step.forward, rel=0.02) if model.has_teacher else not step.teacher
+
+
+def test_counters_of_one_model_share_what_they_counted():
+    counter = FlopCounter(Siamese(), 4, 32)
+    plain = counter.under(ViewArguments(resolution=64))
+    assert counter.step(64).selection > 0 and plain.step(64).selection == 0
+    assert plain._steps is counter._steps and list(plain._steps) == [64]
 
 
 def test_frozen_parameters_need_no_backward():
@@ -208,9 +245,10 @@ def test_counts_alone_within_a_process_group():
 
 
 def test_counts_once_a_resolution():
-    counter = FlopCounter(Siamese())
-    assert counter.step(32) is counter.step(32)
-    assert isinstance(counter.step(32), StepFlops)
+    counter = FlopCounter(Siamese(), 2, 32)
+    first = counter.step(32)
+    counter._model = None  # nothing left to count with
+    assert counter.step(32) == first and isinstance(first, StepFlops)
 
 
 def test_vision_transformer_counts_attention():

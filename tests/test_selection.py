@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_essl.arguments import ViewArguments
 from hf_essl.methods import SSLModel
-from hf_essl.selection import HardAugment, batch_statistics, pair_cosines
+from hf_essl.selection import HardAugment, batch_statistics, left_over, pair_cosines
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -116,6 +116,47 @@ def test_a_pair_holds_one_view_of_each_kind_where_the_kinds_differ(model):
     assert augment.pairs == [(0, 1), (0, 3), (2, 1), (2, 3)]
     chosen = augment(model, IMAGES)
     assert (chosen.first.sigma > 0).all() and not (chosen.second.sigma > 0).any()
+
+
+def test_keys_left_over_by_brute_force():
+    keys = tuple(torch.randn(5, 3) for _ in range(4))
+    chosen = torch.tensor([[0, 1], [2, 0], [1, 3], [3, 2], [0, 3]])
+    expected = [[2, 3], [1, 3], [0, 2], [0, 1], [1, 2]]
+    got = left_over(keys, chosen)
+    assert got.shape == (5, 2, 3)
+    for n, views in enumerate(expected):
+        assert all(torch.equal(got[n, i], keys[view][n]) for i, view in enumerate(views))
+
+
+@pytest.mark.parametrize("selection", ["hard", "random"])
+def test_extra_targets_are_the_keys_of_the_small_views_that_lost(model, selection):
+    views = Views(arguments(selection=selection, extra_targets=True), seed=4)
+    chosen = HardAugment(views)(model, IMAGES)
+    again = Views(arguments(selection=selection), seed=4)
+    candidates = [again.sample(IMAGES, i % 2) for i in range(4)]
+    with torch.no_grad(), batch_statistics(model):
+        keys = [model.embed(again.render(IMAGES, c, again.args.selection_resolution))[1] for c in candidates]
+    pairs = list(itertools.combinations(range(4), 2))
+    for n, pair in enumerate(chosen.pair.tolist()):
+        rest = [i for i in range(4) if i not in pairs[pair]]
+        torch.testing.assert_close(chosen.extra[n], torch.stack([keys[i][n] for i in rest]))
+
+
+def test_the_loss_with_extra_targets_by_hand(model):
+    """SimSiam: the mean of the pair's loss and, for each extra target z, of ½ [D(p1, z) + D(p2, z)]."""
+    first, second, extra = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32), torch.randn(4, 2, 32)
+    with torch.no_grad(), batch_statistics(model):
+        loss = model(first, second, extra)["loss"]
+        (p1, z1), (p2, z2) = model.embed(first), model.embed(second)
+    cos = torch.nn.CosineSimilarity(dim=1)
+    terms = [-(cos(p1, z2) + cos(p2, z1)) / 2] + [-(cos(p1, z) + cos(p2, z)) / 2 for z in extra.unbind(1)]
+    torch.testing.assert_close(loss, sum(terms) / 3)
+
+
+def test_extra_targets_without_a_view_left_over_are_refused():
+    for wrong in ({"num_views": 2}, {"selection": "none", "num_views": 2}):
+        with pytest.raises(ValueError, match=r"extra_targets is true .* leave no view over"):
+            arguments(extra_targets=True, **wrong).check()
 
 
 def test_cosine_scores_by_hand():

@@ -172,8 +172,23 @@ def test_evaluation_changes_nothing_of_the_run(tmp_path):
 def test_views_are_made_outside_autocast_in_float32(tmp_path):
     trainer = small_trainer(tmp_path, bf16=True)
     trainer.create_optimizer()
-    first, second = trainer.make_views(patches("train", 4).images)
-    assert first.dtype == second.dtype == torch.float32
+    views = trainer.make_views(patches("train", 4).images)
+    assert {name: view.dtype for name, view in views.items()} == dict.fromkeys(("first", "second"), torch.float32)
+
+
+@pytest.mark.parametrize("selection", ["hard", "random"])
+def test_extra_targets_reach_the_loss_and_resume(tmp_path, selection):
+    settings = {"views": {"selection": selection, "num_views": 4, "extra_targets": True}, "max_steps": 6}
+    whole = small_trainer(tmp_path / "whole", **settings)
+    seen = []
+    whole.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["extra"]), with_kwargs=True)
+    whole.train()
+    assert {tuple(extra.shape) for extra in seen} == {(16, 2, 32)} and not any(e.requires_grad for e in seen)
+    small_trainer(tmp_path / "cut", callbacks=[StopAfter(4)], **settings).train()
+    resumed = small_trainer(tmp_path / "cut", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+    assert "selection_cost_percent" in whole.state.log_history[1] or selection == "random"
 
 
 @pytest.mark.parametrize("method", ["simsiam", "dino"])

@@ -79,15 +79,21 @@ class SSLModel(nn.Module):
         """The loss of each image, B, from the queries and target keys of both views, B x D each."""
         raise TypeError(f"{type(self).__name__} must define loss(queries, keys)")
 
-    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of each image and the first view's key, from two views, B x 3 x r x r each.
+
+        Extra targets, B x t x D, are keys of further views of the same images (Table 9): each is a target of both
+        queries, and the loss is the mean over the pair and them.
 
         Both views go through one call, since two DDP forwards before a backward break BatchNorm; the encoder still
         sees one view a batch.
         """
         (first_query, first_key), (second_query, second_key) = self.embed(first), self.embed(second)
         keys = self.targets((first, second), (first_key, second_key))
-        return {"loss": self.loss((first_query, second_query), keys), "embedding": first_key.detach()}
+        queries = (first_query, second_query)
+        losses = [self.loss(queries, keys)]
+        losses += [self.loss(queries, (key, key)) for key in (() if extra is None else extra.unbind(dim=1))]
+        return {"loss": torch.stack(losses).mean(dim=0), "embedding": first_key.detach()}
 
     def collapsed_loss(self, images: int) -> float | None:
         """The loss of a network that maps all images to one point, in a batch of `images` over all processes."""

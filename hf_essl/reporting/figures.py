@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,6 +15,9 @@ from torch import Tensor
 from hf_essl.arguments import ViewArguments
 from hf_essl.schedules import magnitude_schedule, resolution_schedule
 from hf_essl.views import Views
+
+if TYPE_CHECKING:
+    from hf_essl.lr_finder import LRRange
 
 RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
@@ -49,6 +52,22 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
     _line(axes[1, 1].twinx(), history, "magnitude", "augmentation magnitude", BLUE)
     _line(axes[1, 2], history, "images_per_second", "images/s", RED)
     _line(axes[1, 2].twinx(), history, "petaflops", "petaFLOPs so far", BLUE)
+    return save_figure(figure, path)
+
+
+def draw_lr_range(found: LRRange, path: str | Path, title: str = "") -> Path:
+    """Training and validation loss against the learning rate on a logarithmic axis (Fig. 4), with the suggestion."""
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for losses, label, color in ((found.train_losses, "training", GREY), (found.validation_losses, "validation", RED)):
+        if losses:
+            axis.plot(found.learning_rates[: len(losses)], losses, color=color, linewidth=1.4, label=label)
+    axis.axvline(found.suggestion, color=BLUE, linestyle="--", label=f"suggestion {found.suggestion:.3g}")
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss")
+    axis.set_title(title, fontsize=10)
+    axis.legend(frameon=False)
     return save_figure(figure, path)
 
 

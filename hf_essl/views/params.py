@@ -7,6 +7,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+REFERENCE_SIZE = 224
+"""Side in pixels at which the sigma of the blur and RandAugment's sharpness are stated."""
+
+NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])
+"""The row of `ViewParams.jitter` that changes nothing."""
+
 
 @dataclass(frozen=True)
 class ViewParams:
@@ -24,13 +30,22 @@ class ViewParams:
     flip: Tensor
     """N, bool: mirrored left to right."""
     jitter: Tensor
-    """N x 4: factors of brightness, contrast and saturation, shift of hue in turns; (1, 1, 1, 0) changes nothing."""
+    """N x 4: factors of brightness, contrast, saturation, shift of hue in turns; `NEUTRAL_JITTER` changes nothing."""
     grayscale: Tensor
     """N, bool."""
     sigma: Tensor
     """N: sigma of the Gaussian blur at 224 px; 0 is no blur."""
     solarize: Tensor
     """N, bool."""
+    operations: Tensor = None  # type: ignore[assignment]
+    """N x n, int64: positions in `randaugment.OPERATIONS`, in the order of application; by default none, n = 0."""
+    strengths: Tensor = None  # type: ignore[assignment]
+    """N x n in [-1, 1]: the operations' strengths, as shares of the end of their ranges."""
+
+    def __post_init__(self):
+        if self.operations is None:
+            object.__setattr__(self, "operations", torch.empty(len(self.box), 0, dtype=torch.int64))
+            object.__setattr__(self, "strengths", torch.empty(len(self.box), 0))
 
     def __len__(self) -> int:
         return len(self.box)

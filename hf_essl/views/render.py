@@ -1,4 +1,4 @@
-"""Renders view parameters to pixels at any size: crop, flip and resize at once, then colour, blur and solarization."""
+"""Renders view parameters to pixels at any size: crop, flip and resize at once, then SimCLR's chain or RandAugment."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kornia.enhance import (
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from hf_essl.views.params import ViewParams
-
-REFERENCE_SIZE = 224
-"""Side in pixels at which the sigma of the blur is stated."""
+from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams
+from hf_essl.views.randaugment import augment
+from hf_essl.views.where import apply_where
 
 
 def render_view(images: Tensor, params: ViewParams, size: int) -> Tensor:
     """Renders one view of each image: uint8 N x 3 x H x W to float32 N x 3 x size x size in [0, 1].
 
-    The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarize.
+    The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarize;
+    then RandAugment's operations. The parameters of a view hold either chain, and the other changes nothing.
     """
     view = crop_flip_resize(images, params.box, params.flip, size)
-    neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    view = _where(view, (params.jitter != neutral).any(dim=1), params.jitter, color_jitter)
-    view = _where(view, params.grayscale, None, lambda x: rgb_to_grayscale(x).expand(-1, 3, -1, -1))
-    view = _where(view, params.sigma > 0, params.sigma * (size / REFERENCE_SIZE), gaussian_blur)
-    return _where(view, params.solarize, None, lambda x: solarize(x, 0.5))
+    view = apply_where(view, (params.jitter != NEUTRAL_JITTER).any(dim=1), params.jitter, color_jitter)
+    view = apply_where(view, params.grayscale, None, lambda x: rgb_to_grayscale(x).expand(-1, 3, -1, -1))
+    view = apply_where(view, params.sigma > 0, params.sigma * (size / REFERENCE_SIZE), gaussian_blur)
+    view = apply_where(view, params.solarize, None, lambda x: solarize(x, 0.5))
+    return augment(view, params.operations, params.strengths)
 
 
 def crop_flip_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
@@ -111,16 +111,3 @@ def gaussian_blur(view: Tensor, sigma: Tensor) -> Tensor:
     """Separable Gaussian blur, N x 3 x r x r and sigma in pixels, N; the kernel spans a tenth of the side (SimCLR)."""
     kernel = 2 * round(view.shape[-1] / 20) + 1
     return gaussian_blur2d(view, (kernel, kernel), sigma[:, None].expand(-1, 2))
-
-
-def _where(view: Tensor, mask: Tensor, factors: Tensor | None, operation) -> Tensor:
-    """Applies an operation to the images of a host mask, and to them alone."""
-    index = mask.nonzero().squeeze(1)
-    if not len(index):
-        return view
-    chosen = index.to(view.device, non_blocking=True)
-    if factors is None:
-        changed = operation(view[chosen])
-    else:
-        changed = operation(view[chosen], factors[index].to(view.device, non_blocking=True))
-    return view.index_copy(0, chosen, changed)

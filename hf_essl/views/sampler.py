@@ -1,4 +1,4 @@
-"""Draws the parameters of the SimCLR chain with kornia's generators, on the host."""
+"""Draws the parameters of a view with kornia's generators, on the host: of the SimCLR chain or of RandAugment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from kornia.augmentation.random_generator import (
 from torch import Tensor
 
 from hf_essl.arguments import ViewArguments
-from hf_essl.views.params import ViewParams
+from hf_essl.views.params import NEUTRAL_JITTER, ViewParams
+from hf_essl.views.randaugment import draw_operations
 
 STANDARD_MAGNITUDE = 5.0
 """The magnitude at which the colour jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)."""
@@ -23,9 +24,12 @@ def sample_params(
     """Draws one view of each of `count` images of height x width pixels from torch's global generator.
 
     Args:
-        magnitude: strength of the colour jitter, linear, 5 being the SimCLR standard.
-        kind: 0 for a first view, 1 for a second, where their blur and solarization differ (BYOL, DINO).
+        magnitude: strength of the colour jitter, linear, 5 being the SimCLR standard; or of RandAugment, 0 to 30.
+        kind: 0 for a first view, 1 for a second, where their blur and solarization differ (BYOL, DINO);
+            RandAugment makes no difference.
     """
+    if args.augmentation == "randaugment":
+        return _sample_randaugment(args, count, height, width, magnitude)
     draws = torch.rand(5, count)
     flip, jittered, gray, blurred, solarized = (
         draw < p
@@ -45,12 +49,26 @@ def sample_params(
     return ViewParams(
         box=_sample_boxes(args, count, height, width),
         flip=flip,
-        jitter=torch.where(
-            jittered[:, None], _sample_jitter(args, count, magnitude), torch.tensor([1.0, 1.0, 1.0, 0.0])
-        ),
+        jitter=torch.where(jittered[:, None], _sample_jitter(args, count, magnitude), NEUTRAL_JITTER),
         grayscale=gray,
         sigma=_draw(sigma, (count,))["sigma"] * blurred,
         solarize=solarized,
+    )
+
+
+def _sample_randaugment(args: ViewArguments, count: int, height: int, width: int, magnitude: float) -> ViewParams:
+    flip = torch.rand(count) < args.flip_p
+    operations, strengths = draw_operations(count, args.randaugment_ops, magnitude)
+    never = torch.zeros(count, dtype=torch.bool)
+    return ViewParams(
+        box=_sample_boxes(args, count, height, width),
+        flip=flip,
+        jitter=NEUTRAL_JITTER.repeat(count, 1),
+        grayscale=never,
+        sigma=torch.zeros(count),
+        solarize=never,
+        operations=operations,
+        strengths=strengths,
     )
 
 

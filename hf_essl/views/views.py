@@ -20,8 +20,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Views:
     """Samples and renders augmented views; owns the current resolution and the current magnitude.
 
-    `resolution` (pixels) and `magnitude` (5 is the SimCLR standard) may be set at any time; nothing is rebuilt. In
-    training `SuperProgressiveCallback` is their one writer.
+    `resolution` (pixels) and `magnitude` (5 is the SimCLR standard; RandAugment's scale is 0 to 30) may be set at any
+    time; nothing is rebuilt. In training `SuperProgressiveCallback` is their one writer.
 
     Args:
         args: the chain and its probabilities.
@@ -49,8 +49,8 @@ class Views:
 
     @property
     def asymmetric(self) -> bool:
-        """Whether first and second views are drawn differently (BYOL, DINO)."""
-        return len(self.args.blur_p) > 1 or len(self.args.solarize_p) > 1
+        """Whether first and second views are drawn differently (BYOL, DINO); RandAugment draws all alike."""
+        return self.args.augmentation == "simclr" and max(len(self.args.blur_p), len(self.args.solarize_p)) > 1
 
     def seed(self, *numbers: int) -> None:
         """Restarts the stream from these numbers, such as seed, rank and step: other numbers, other views."""

@@ -43,7 +43,7 @@ def build(options, folder):
     )
     shape = (options.batch_size, 3, options.resolution, options.resolution)
     views = tuple(torch.randn(shape, device=args.device) for _ in range(2))
-    trainer.make_views = lambda images: views
+    trainer.make_views = lambda images: dict(zip(("first", "second"), views, strict=True))
     return trainer, views
 
 

@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 from hf_essl.methods import METHODS
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
+from hf_essl.sweep import load_cells, run_sweep, sweep_table
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+FOLDERS = ("accelerate", "ablations")  # launch configurations, and files of several runs each
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in FOLDERS)
+SWEEPS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
 STAND_IN = """
     --dataset photo-patches --image_size 96 --max_train_samples 16 --max_eval_samples 8 --knn_k 3
     --per_device_train_batch_size 4 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1
-    --measure_speedup false --use_cpu true --disable_tqdm true
+    --measure_speedup false --use_cpu true --disable_tqdm true --dataloader_num_workers 0
 """.split()
 FILES = (
     "metrics.json",
@@ -62,6 +65,24 @@ def test_recipe_trains_resumes_and_exports(path, tmp_path):
 
     again = load_recipe(tmp_path / "recipe.yaml")
     assert again.views == recipe.views and again.training.learning_rate == recipe.training.learning_rate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_cell_of_each_sweep_trains_and_resumes(path, tmp_path):
+    """All cells are checked when the file is read; the last one runs, on a small network."""
+    overrides = [*STAND_IN, "--output_dir", str(tmp_path), "--backbone", "test_resnet"]
+    cells = load_cells(path, overrides)
+    assert len(cells) > 1 and len({cell.name for cell in cells}) == len(cells)
+    cell = cells[-1]
+    run_sweep([cell], pretrain)
+    finished = json.loads((cell.folder / "metrics.json").read_text())
+    assert finished["steps"] == 2
+    (cell.folder / "metrics.json").unlink()
+    shutil.rmtree(cell.folder / "checkpoint-2")
+    run_sweep(load_cells(path, overrides)[-1:], pretrain)
+    assert json.loads((cell.folder / "metrics.json").read_text())["knn_accuracy"] == finished["knn_accuracy"]
+    assert f"| {next(iter(cell.columns))} |" in sweep_table(cells, {cell.name: finished})
 
 
 TABLE_10 = {
@@ -111,6 +132,8 @@ def test_both_quickstarts_of_a_method_train_the_same_model(method):
 
 
 def test_every_recipe_says_its_command():
+    for path in SWEEPS:
+        assert f"hf-essl sweep {path.relative_to(ROOT)}" in path.read_text()
     for path in RECIPES:
         header = path.read_text().split("\n\n")[0]
         assert f"hf-essl pretrain {path.relative_to(ROOT)}" in header or "hf-essl pretrain" in path.read_text()

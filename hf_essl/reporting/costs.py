@@ -1,0 +1,99 @@
+"""What recipes cost, worked out without training: petaFLOPs in both conventions, their parts, and speed-ups."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hf_essl.arguments import ModelArguments
+from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
+from hf_essl.data.count import count_training_images
+from hf_essl.methods.base import SSLModel
+from hf_essl.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A recipe's cost, and what it saves over a chosen baseline."""
+
+    name: str
+    epochs: float
+    cost: Cost
+    paper_speedup: float
+    measured_speedup: float
+
+    def to_dict(self) -> dict:
+        """For JSON; `over_baseline_*` are the speed-ups over the chosen baseline, whose epochs may differ."""
+        over = {"over_baseline_paper": self.paper_speedup, "over_baseline_measured": self.measured_speedup}
+        return {"recipe": self.name, "epochs": self.epochs, **dataclasses.asdict(self.cost), **over}
+
+
+class Pricer:
+    """Prices recipes; those of one model are counted once.
+
+    Args:
+        images: training images; by default those of each recipe's data set.
+        processes: GPUs that train together.
+    """
+
+    def __init__(self, images: int | None = None, processes: int = 1):
+        self.images, self.processes = images, processes
+        self._models: dict[str, tuple[SSLModel, FlopCounter]] = {}
+
+    def price(self, recipe: Recipe) -> tuple[float, Cost]:
+        """Epochs and cost of a recipe. Raises ValueError for an unknown backbone, or images that fill no step."""
+        args = recipe.training
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes
+        images = self.images or count_training_images(recipe.data)
+        epoch = steps_per_epoch(images, per_step, args.dataloader_drop_last)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+        model, counter = self._model(recipe.model)
+        cost = estimate_cost(model, recipe.views, args, steps, per_step, counter.under(recipe.views))
+        return steps / epoch, cost
+
+    def _model(self, args: ModelArguments) -> tuple[SSLModel, FlopCounter]:
+        if repr(args) not in self._models:
+            model = SSLModel.from_timm(
+                args.backbone, args.method, backbone_args=args.backbone_args, method_args=args.method_args
+            )
+            self._models[repr(args)] = model, FlopCounter(model)
+        return self._models[repr(args)]
+
+
+def compare_costs(recipes: Mapping[str, Recipe], pricer: Pricer, baseline: Recipe | None = None) -> list[CostRow]:
+    """The cost of each recipe, by name, and its speed-up over `baseline`, by default the first of them."""
+    priced = {name: pricer.price(recipe) for name, recipe in recipes.items()}
+    reference = next(iter(priced.values()))[1] if baseline is None else pricer.price(baseline)[1]
+    return [
+        CostRow(
+            name=name,
+            epochs=epochs,
+            cost=cost,
+            paper_speedup=reference.paper_petaflops / cost.paper_petaflops,
+            measured_speedup=reference.measured_petaflops / cost.measured_petaflops,
+        )
+        for name, (epochs, cost) in priced.items()
+    ]
+
+
+def cost_table(rows: Sequence[CostRow]) -> str:
+    """A Markdown table: the paper's convention first, then what torch counts, in petaFLOPs with its parts."""
+    header = ["recipe", "epochs", "steps", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
+    header += ["forward", "backward", "teacher", "selection"]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        cost = row.cost
+        parts = [cost.measured_forward_petaflops, cost.measured_backward_petaflops]
+        parts += [cost.measured_teacher_petaflops, cost.measured_selection_petaflops]
+        lines.append(
+            [
+                *(row.name, f"{row.epochs:g}", f"{cost.steps:,}"),
+                *(f"{cost.paper_petaflops:.4g}", f"{row.paper_speedup:.2f} x"),
+                f"{cost.paper_selection_overhead:.1f} %",
+                *(f"{cost.measured_petaflops:.4g}", f"{row.measured_speedup:.2f} x"),
+                *(f"{part:.4g}" for part in parts),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

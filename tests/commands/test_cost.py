@@ -1,0 +1,49 @@
+"""`hf-essl cost`: a table and JSON, without training."""
+
+import json
+
+import pytest
+
+from hf_essl import cli
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "backbone: test_resnet\nmethod: byol\nmethod_args: {projector_hidden: 32, projector_dim: 16}\n"
+        "resolution: 64\nnum_train_epochs: 10\nper_device_train_batch_size: 64\nuse_cpu: true\n"
+    )
+    return path
+
+
+def table(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()]
+
+
+def test_speedups_are_over_the_first_recipe(recipe, tmp_path, capsys):
+    half = tmp_path / "half.yaml"
+    half.write_text("extends: small.yaml\nnum_train_epochs: 5\n")
+    assert cli.main(["cost", str(recipe), str(half), "--json", str(tmp_path / "cost.json")]) == 0
+    header, _, first, second = table(capsys.readouterr().out)
+    assert header[:5] == ["recipe", "epochs", "steps", "paper: pF", "speed-up"]
+    assert first[:3] == ["small", "10", "640"] and first[4] == "1.00 x"  # 4,096 photo patches
+    assert second[:3] == ["half", "5", "320"] and second[4] == second[7] == "2.00 x"
+    written = json.loads((tmp_path / "cost.json").read_text())
+    assert [row["recipe"] for row in written] == ["small", "half"]
+    parts = [written[0][f"measured_{part}_petaflops"] for part in ("forward", "backward", "teacher", "selection")]
+    assert sum(parts) == pytest.approx(written[0]["measured_petaflops"]) and parts[2] > 0 and parts[3] == 0
+    assert written[1]["over_baseline_measured"] == pytest.approx(2.0)
+
+
+def test_another_baseline_and_other_sizes(recipe, capsys):
+    words = ["--baseline", str(recipe), "--images", "1280", "--processes", "2", "--num_train_epochs", "3"]
+    assert cli.main(["cost", str(recipe), *words]) == 0
+    assert table(capsys.readouterr().out)[2][:3] == ["small", "3", "30"]
+
+
+def test_mistakes_are_one_line(recipe, capsys):
+    assert cli.main(["cost", str(recipe), "--images", "32"]) == 2
+    assert "32 images make no step of 64" in capsys.readouterr().err
+    assert cli.main(["cost", str(recipe), "--backbone", "resnet5O"]) == 2
+    assert "did you mean" in capsys.readouterr().err

@@ -1,0 +1,349 @@
+"""RandAugment: its operations against kornia's policy, torchvision and PIL, its scale, and what Views draws."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kornia.augmentation.auto import RandAugment
+from kornia.augmentation.auto.rand_augment.rand_augment import default_policy
+from PIL import ImageOps
+from timm.data.auto_augment import solarize_add
+from torch.nn import functional as F
+
+from hf_essl.arguments import ViewArguments
+from hf_essl.methods import SSLModel
+from hf_essl.recipe import RecipeError, load_recipe
+from hf_essl.selection import HardAugment
+from hf_essl.views import ViewParams, Views
+from hf_essl.views.randaugment import MAX_MAGNITUDE, OPERATIONS, augment
+from hf_essl.views.render import render_view
+
+IMAGES = torch.randint(0, 256, (400, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+NAMES = list(OPERATIONS)
+WITHOUT_STRENGTH = ["auto_contrast", "equalize", "invert"]
+WITH_STRENGTH = [name for name in NAMES if name not in WITHOUT_STRENGTH]
+AS_IN_KORNIA = [*WITHOUT_STRENGTH, "rotate", "posterize", "shear_x", "shear_y", "translate_x", "translate_y"]
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Two real photographs, uint8 2 x 3 x 224 x 224."""
+    from skimage import data
+
+    pictures = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (data.astronaut(), data.coffee())]
+    return torch.stack([TF.resize(TF.center_crop(p, [400, 400]), [224, 224], antialias=True) for p in pictures])
+
+
+def arguments(**changes):
+    return ViewArguments(**{"augmentation": "randaugment", "resolution": 64, **changes})
+
+
+def apply(view, name, strength):
+    """One operation at a strength in [-1, 1], or at one for each image."""
+    strengths = torch.as_tensor(strength, dtype=torch.float32).expand(len(view))[:, None]
+    return augment(view, torch.full((len(view), 1), NAMES.index(name)), strengths)
+
+
+def whole(n, **changes):
+    """The parameters of the whole image with nothing done to it."""
+    never = torch.zeros(n, dtype=torch.bool)
+    neutral = {"box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(n, 1), "flip": never, "grayscale": never}
+    neutral |= {"jitter": torch.tensor([[1.0, 1, 1, 0]]).repeat(n, 1), "sigma": torch.zeros(n), "solarize": never}
+    return ViewParams(**{**neutral, **changes})
+
+
+# ---- the operations ----
+
+
+def test_the_set_is_kornias():
+    assert [entry[0][0] for entry in default_policy] == NAMES
+
+
+@pytest.mark.parametrize("magnitude", [3, 10, 15, 29])
+@pytest.mark.parametrize("name", AS_IN_KORNIA)
+def test_operation_equals_kornias_policy(photos, name, magnitude):
+    view = photos.float() / 255
+    torch.manual_seed(magnitude)
+    policy = RandAugment(n=1, m=magnitude, policy=[entry for entry in default_policy if entry[0][0] == name])
+    drawn = policy.forward_parameters(view.shape)
+    factors = drawn[0].data[0].data
+    key = {"rotate": "degrees", "posterize": "bits_factor"}.get(name, name)
+    signs = torch.sign(factors[key]) if key in factors else torch.ones(2)
+    expected = policy(view, params=drawn)
+    torch.testing.assert_close(apply(view, name, signs * magnitude / MAX_MAGNITUDE), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [-1.0, -0.4, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("name", "oracle", "tolerance"),
+    [
+        ("color", TF.adjust_saturation, 2e-4),  # torchvision's gray has 0.2989 of red
+        ("contrast", TF.adjust_contrast, 2e-4),
+        ("brightness", TF.adjust_brightness, 1e-6),
+        ("sharpness", TF.adjust_sharpness, 1e-5),
+    ],
+)
+def test_enhancement_equals_torchvisions_with_kornias_ends(photos, name, oracle, tolerance, strength):
+    view = photos.float() / 255
+    (_, low, high), factor = next(e[0] for e in default_policy if e[0][0] == name), 1 + 0.9 * strength
+    assert low - 1e-6 <= factor <= high + 1e-6
+    torch.testing.assert_close(apply(view, name, strength), oracle(view, factor), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("magnitude", [0, 7.5, 15, 22.5, 30])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_solarizations_and_posterize_equal_pils(photos, magnitude, sign):
+    share = magnitude / MAX_MAGNITUDE
+    oracles = {
+        "solarize": lambda image: ImageOps.solarize(image, 256 * (1 - share)),
+        "solarize_add": lambda image: solarize_add(image, round(110 * share)),
+        "posterize": lambda image: ImageOps.posterize(image, int(8 - 4 * share)),
+    }
+    for name, oracle in oracles.items():
+        expected = torch.stack([TF.pil_to_tensor(oracle(TF.to_pil_image(photo))) for photo in photos])
+        ours = apply(photos.float() / 255, name, sign * share) * 255
+        torch.testing.assert_close(ours, expected.float(), atol=0.7, rtol=0, msg=name)  # 0.43 is 109.65 of 255
+
+
+def test_equalize_and_auto_contrast_equal_pils(photos):
+    for name, oracle in (("equalize", ImageOps.equalize), ("auto_contrast", ImageOps.autocontrast)):
+        expected = torch.stack([TF.pil_to_tensor(oracle(TF.to_pil_image(photo))) for photo in photos])
+        ours = apply(photos.float() / 255, name, 1.0) * 255
+        torch.testing.assert_close(ours, expected.float(), atol=1.01, rtol=0, msg=name)  # PIL truncates
+
+
+def test_geometry_by_hand():
+    image = torch.zeros(1, 3, 40, 40)
+    image[..., 20, 20] = 1.0
+
+    def peak(name, strength):
+        return divmod(apply(image, name, strength)[0, 0].argmax().item(), 40)
+
+    assert peak("translate_x", 1.0) == (20, 24)  # a tenth of the side to the right
+    assert peak("translate_y", -0.5) == (18, 20)
+    corner = torch.zeros(1, 3, 41, 41)
+    corner[..., 30, 20] = 1.0  # 10 below the center
+    row, column = divmod(apply(corner, "rotate", 1.0)[0, 0].argmax().item(), 41)
+    assert (row, column) == (20 + 9, 20 + 5)  # 10 (cos, sin) of 30 degrees, against the clock
+    row, column = divmod(apply(corner, "shear_x", 0.5)[0, 0].argmax().item(), 41)
+    assert (row, column) == (30, 20 - 5)  # 10 tan 27 degrees
+
+
+def test_views_stay_in_the_unit_range(photos):
+    for name in NAMES:
+        for strength in (-1.0, 1.0):
+            view = apply(photos.float() / 255, name, strength)
+            assert view.dtype == torch.float32 and view.min() >= 0 and view.max() <= 1, name
+
+
+def test_operations_touch_the_images_that_drew_them_alone_and_in_their_order(photos):
+    view = photos.float() / 255
+    first, second = NAMES.index("invert"), NAMES.index("solarize_add")
+    ours = augment(view, torch.tensor([[first, second], [second, first]]), torch.ones(2, 2))
+    assert torch.equal(ours[:1], apply(apply(view[:1], "invert", 1.0), "solarize_add", 1.0))
+    assert torch.equal(ours[1:], apply(apply(view[1:], "solarize_add", 1.0), "invert", 1.0))
+    assert (ours[:1] - apply(apply(view[:1], "solarize_add", 1.0), "invert", 1.0)).abs().mean() > 0.1
+
+
+# ---- the scale ----
+
+
+@pytest.mark.parametrize("name", WITH_STRENGTH)
+@settings(max_examples=8, deadline=None)
+@given(low=st.floats(0, 29), step=st.floats(1, 30), sign=st.sampled_from([-1, 1]))
+def test_strength_grows_with_the_magnitude(photos, name, low, step, sign):
+    view = F.avg_pool2d(photos.float() / 255, 4)
+    weak, strong = (
+        (apply(view, name, sign * m / MAX_MAGNITUDE) - view).abs().mean() for m in (low, min(low + step, 30))
+    )
+    assert strong >= weak - 1e-6
+    if name not in ("posterize", "sharpness"):
+        assert strong > weak
+
+
+@pytest.mark.parametrize("name", WITH_STRENGTH)
+def test_magnitude_zero_is_the_image(photos, name):
+    view = photos.float() / 255
+    assert (view == 1).any()  # white would be the first to be solarized
+    torch.testing.assert_close(apply(view, name, 0.0), view, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_parameters_give_the_same_picture_at_64_and_128_pixels(photos, name):
+    for strength in (-0.5, -0.2, 0.2, 0.5):
+        params = whole(
+            2,
+            box=torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.3, 0.0, 0.7, 0.6]]),
+            flip=torch.tensor([True, False]),
+            operations=torch.full((2, 1), NAMES.index(name)),
+            strengths=torch.full((2, 1), strength),
+        )
+        small, large = render_view(photos, params, 64), render_view(photos, params, 128)
+        from_afar = F.interpolate(large, size=(64, 64), mode="bilinear", antialias=True)
+        difference = (small - from_afar).abs().mean()
+        assert difference < (0.025 if name in ("equalize", "solarize") else 0.012)  # integer steps; a jump at edges
+        effect = (large - render_view(photos, whole(2, box=params.box, flip=params.flip), 128)).abs().mean()
+        if effect > 0.02:  # posterize and sharpness are hardly seen in the mean
+            assert difference < effect / 4
+
+
+def test_sharpness_scales_with_the_picture(photos):
+    # at a fixed kernel of 3 pixels, 64 px would be changed about (224 / 64)^2 = 12 times as much as a 224 px view is
+    full, small = (render_view(photos, whole(2), size) for size in (224, 64))
+    changed = apply(full, "sharpness", 1.0) - full
+    from_afar = F.interpolate(changed, size=(64, 64), mode="bilinear", antialias=True)
+    ratio = (apply(small, "sharpness", 1.0) - small).abs().mean() / from_afar.abs().mean()
+    assert 0.5 < ratio < 2
+
+
+# ---- what Views draws ----
+
+
+@pytest.mark.parametrize("operations", [1, 2, 15])
+def test_distinct_operations_drawn_evenly_at_the_current_magnitude(operations):
+    views = Views(arguments(randaugment_ops=operations))
+    views.magnitude = 7.5
+    drawn = views.sample(IMAGES.repeat(10, 1, 1, 1))
+    assert drawn.operations.shape == drawn.strengths.shape == (4000, operations)
+    assert all(len(set(row)) == operations for row in drawn.operations[:200].tolist())
+    shares = drawn.operations.flatten().bincount(minlength=15) / drawn.operations.numel()
+    torch.testing.assert_close(shares, torch.full((15,), 1 / 15), atol=0.015, rtol=0)
+    assert (drawn.strengths.abs() == 0.25).all()
+    assert abs((drawn.strengths > 0).float().mean().item() - 0.5) < 0.03
+    views.magnitude = 15.0  # what SuperProgressiveCallback does
+    assert (views.sample(IMAGES).strengths.abs() == 0.5).all()
+
+
+def test_crop_and_flip_as_ever_and_nothing_else_of_simclr():
+    drawn = Views(arguments(blur_p=[1.0, 1.0], solarize_p=[1.0])).sample(IMAGES, kind=1)
+    assert drawn.flip.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    area = drawn.box[:, 2] * drawn.box[:, 3]
+    assert 0.15 < area.min() < 0.3 and area.max() > 0.8
+    assert (drawn.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all() and not (drawn.sigma > 0).any()
+    assert not drawn.grayscale.any() and not drawn.solarize.any()
+
+
+def test_magnitude_zero_is_crop_and_flip(photos):
+    views = Views(arguments(randaugment_ops=4), mean=(0, 0, 0), std=(1, 1, 1), seed=2)
+    views.magnitude = 0.0
+    images = photos.repeat(20, 1, 1, 1)
+    params = views.sample(images)
+    plain = whole(len(images), box=params.box, flip=params.flip)
+    with_strength = ~torch.isin(params.operations, torch.tensor([NAMES.index(n) for n in WITHOUT_STRENGTH])).any(dim=1)
+    assert with_strength.sum() > 5
+    difference = (views.render(images, params) - views.render(images, plain)).abs().amax(dim=(1, 2, 3))
+    assert difference[with_strength].max() < 1e-4
+    assert difference[~with_strength].min() > 1e-3
+
+
+def test_reproducible_from_the_seed():
+    first, second = Views(arguments(), seed=3), Views(arguments(), seed=3)
+    assert torch.equal(first.sample(IMAGES).operations, second.sample(IMAGES).operations)
+    again = second.sample(IMAGES)
+    assert torch.equal(first.sample(IMAGES).strengths, again.strengths)
+    assert not torch.equal(first.sample(IMAGES).operations, again.operations)  # the stream goes on
+
+
+def test_take_and_choose_keep_each_images_operations():
+    views = Views(arguments())
+    candidates = [views.sample(IMAGES[:5]) for _ in range(3)]
+    taken = candidates[0].take(torch.tensor([4, 1]))
+    assert torch.equal(taken.operations, candidates[0].operations[[4, 1]])
+    choice = torch.tensor([2, 0, 1, 1, 2])
+    chosen = ViewParams.choose(candidates, choice)
+    for n, c in enumerate(choice.tolist()):
+        assert torch.equal(chosen.operations[n], candidates[c].operations[n])
+        assert torch.equal(chosen.strengths[n], candidates[c].strengths[n])
+
+
+def test_hard_augment_chooses_among_randaugmented_views():
+    args = arguments(num_views=4, selection="hard", selection_resolution=32, blur_p=[1.0, 0.1], max_magnitude=15.0)
+    torch.manual_seed(0)
+    model = SSLModel.from_timm("test_resnet", method_args={"projector_dim": 32, "predictor_hidden": 16}).train()
+    views = Views(args, seed=5)
+    views.magnitude = 15.0
+    hard = HardAugment(views)
+    assert len(hard.pairs) == 6  # all views are drawn alike, whatever the SimCLR chain's probabilities say
+    chosen = hard(model, IMAGES[:8])
+    again = Views(args, seed=5)
+    again.magnitude = 15.0
+    candidates = [again.sample(IMAGES[:8]) for _ in range(4)]
+    for n, pair in enumerate(chosen.pair.tolist()):
+        first, second = hard.pairs[pair]
+        assert torch.equal(chosen.first.operations[n], candidates[first].operations[n])
+        assert torch.equal(chosen.second.strengths[n], candidates[second].strengths[n])
+    assert len(set(chosen.pair.tolist())) > 1
+    assert views.render(IMAGES[:8], chosen.first).shape == (8, 3, 64, 64)
+
+
+# ---- the SimCLR chain is what it was ----
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [[28.14583, 49.66628, 8.7578, 0.24087, 0.86932], [28.05729, 49.67954, 10.34244, 0.28175, 0.90519]]),
+        (
+            {"blur_p": [1.0, 0.1], "solarize_p": [0.0, 0.2], "min_magnitude": 4.0},
+            [[28.14583, 49.33303, 14.70054, 0.24317, 0.82876], [28.05729, 49.34363, 1.33169, 0.07469, 0.82486]],
+        ),
+    ],
+)  # fmt: skip
+def test_simclr_views_and_their_stream_are_those_before_randaugment(changes, expected):
+    """Sums and pixel statistics at commit f3fbb4e, and the state of the generator after two draws, to the bit."""
+    images = torch.randint(0, 256, (16, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = Views(ViewArguments(**changes), seed=7)
+    for kind, numbers in enumerate(expected):
+        params = views.sample(images, kind)
+        assert params.operations.shape == params.strengths.shape == (16, 0)
+        view = views.render(images, params, 32)
+        found = (params.box.sum(), params.jitter.sum(), params.sigma.sum(), view.mean(), view.std())
+        torch.testing.assert_close(torch.stack(found), torch.tensor(numbers), atol=2e-5, rtol=0)
+    assert digest(views._stream) == "9b9104685bebc454"
+
+
+# ---- bad values ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_magnitude": 31.0}, "magnitudes are 5.0 to 31.0; RandAugment's scale is 0 to 30"),
+        ({"min_magnitude": -1.0}, "magnitudes are -1.0 to 5.0"),
+        ({"randaugment_ops": 0}, "randaugment_ops is 0; RandAugment has 15, take 1 to 15"),
+        ({"randaugment_ops": 16}, "randaugment_ops is 16"),
+        ({"augmentation": "autoaugment"}, "augmentation is 'autoaugment'; it is simclr or randaugment"),
+        ({"augmentation": "simclr", "max_magnitude": 30.0}, "hue x magnitude / 5 at most 0.5"),
+    ],
+)
+def test_bad_values_are_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        arguments(**changes).check()
+    assert "\n" not in str(error.value)
+
+
+def test_good_values_pass_and_the_limits_are_those_of_the_operations():
+    arguments(min_magnitude=0.0, max_magnitude=MAX_MAGNITUDE, randaugment_ops=len(OPERATIONS)).check()
+
+
+def test_a_magnitude_off_the_scale_is_refused_when_drawing():
+    views = Views(arguments())
+    views.magnitude = 31.0
+    with pytest.raises(ValueError, match=r"magnitude is 31\.0; RandAugment's scale is 0 to 30"):
+        views.sample(IMAGES)
+
+
+def test_a_recipe_names_the_chain(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("augmentation: randaugment\nrandaugment_ops: 3\nmin_magnitude: 15\nmax_magnitude: 15\n")
+    assert load_recipe(recipe).views.randaugment_ops == 3
+    with pytest.raises(RecipeError, match=r"augmentation is 'rand' in .*; expected one of simclr, randaugment"):
+        load_recipe(recipe, ["--augmentation", "rand"])
