@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from hf_essl.energy import check_country
+
 
 def _help(text: str, default=None, factory=None):
     metadata = {"help": text}
@@ -241,6 +243,7 @@ class SSLTrainingArguments(TrainingArguments):
     knn_every_epochs: int = _help("Evaluate by k nearest neighbours every N epochs; 0: at start and end only.", 0)
     knn_k: int = _help("Neighbours of the kNN evaluation.", 20)
     knn_temperature: float = _help("Temperature of the kNN votes, exp(cosine / T).", 0.07)
+    online_probe: bool = _help("Train a linear classifier beside the backbone, from features without gradient.", False)
     on_divergence: Literal["stop", "warn"] = _help(
         "Where the loss is NaN or infinite or the embedding has collapsed: stop with a checkpoint, or warn and go on.",
         "stop",
@@ -249,6 +252,7 @@ class SSLTrainingArguments(TrainingArguments):
         "BatchNorm statistics over all GPUs; not for MoCo, whose keys they would betray.", True
     )
     channels_last: bool | None = _help("Keep weights channels last; by default on a GPU, where it is faster.")
+    energy_country: str | None = _help("Measure kWh and kgCO2e with codecarbon, by this country's grid: FRA, USA …")
     overwrite_output_dir: bool = _help("Start anew in an output folder that holds a run already.", False)
     measure_speedup: bool = _help("Time steps of the plain recipe at the end, for the measured speed-up.", True)
 
@@ -274,6 +278,8 @@ class SSLTrainingArguments(TrainingArguments):
                 f"warmup_epochs is {self.warmup_epochs:g} with lr_schedule {self.lr_schedule}, which has none; "
                 f"take f1_clr or cosine_warmup, or drop warmup_epochs"
             )
+        if self.energy_country is not None:
+            check_country(self.energy_country)
         if self.lr_schedule == "one_cycle" and not 0 < self.one_cycle_fraction < 1:
             raise ValueError(
                 f"one_cycle_fraction is {self.one_cycle_fraction}; it is a share between 0 and 1, such as 0.3"

@@ -152,6 +152,11 @@ class ProgressBarCallback(TrainerCallback):
 
 def describe_evaluation(metrics: dict) -> str:
     """An evaluation in one line, such as `kNN 84.1 %  feature std 0.0208  RankMe 61.3`."""
-    fields = (("knn_accuracy", "kNN {:.1f} %"), ("feature_std", "feature std {:.4f}"), ("rankme", "RankMe {:.1f}"))
+    fields = (
+        ("knn_accuracy", "kNN {:.1f} %"),
+        ("probe_accuracy", "probe {:.1f} %"),
+        ("feature_std", "feature std {:.4f}"),
+        ("rankme", "RankMe {:.1f}"),
+    )
     values = {key.split("_", 1)[-1]: value for key, value in metrics.items()}
     return "  ".join(form.format(values[key]) for key, form in fields if key in values)

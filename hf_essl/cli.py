@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": ("hf_essl.commands.sweep", "run a table of the paper, cell by cell"),
     "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate by a range test"),
     "cost": ("hf_essl.commands.cost", "what recipes cost and save, without training"),
+    "evaluate": ("hf_essl.commands.evaluate", "accuracy of a backbone by kNN, linear probe or fine-tuning"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
 }
 

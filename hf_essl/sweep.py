@@ -16,11 +16,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.errors import Diverged
 from hf_essl.recipe import SWEEP_KEYS, Recipe, RecipeError, load_recipe, read_yaml
+
+if TYPE_CHECKING:
+    from hf_essl.reporting.compare import Group
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,19 @@ def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
                 *columns.values(),
                 str(len(group.runs)),
                 accuracy if group is first or not gain else f"{accuracy} ({gain})",
-                group.show("petaflops", ".4f") if len(group.runs) < 2 else f"{group.mean('petaflops'):.4f}",
+                _petaflops(group),
                 _ratio(first.mean("petaflops"), group.mean("petaflops")),
                 group.show("train_seconds", ".0f"),
                 _ratio(first.mean("train_seconds"), group.mean("train_seconds")),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _petaflops(group: Group) -> str:
+    """The mean alone: seeds cost the same."""
+    mean = group.mean("petaflops")
+    return "not measured" if mean is None else f"{mean:.4g}"
 
 
 def _state(cell: Cell) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.clock import Clock
 from hf_essl.cost import FlopCounter
 from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, collate, image_count
+from hf_essl.energy import EnergyCallback
 from hf_essl.errors import Diverged
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
+from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
 from hf_essl.methods.base import SSLModel
 from hf_essl.methods.gather import mean_over_processes
 from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
@@ -36,6 +39,8 @@ from hf_essl.selection import HardAugment
 from hf_essl.views import Views
 
 logger = logging.getLogger(__name__)
+
+PROBE = "online_probe.pt"
 
 
 @dataclass
@@ -46,6 +51,9 @@ class StepRecord:
     momentum: float | None = None
     embedding: Tensor | None = None
     selection_gap: Tensor | None = None
+    labels: Tensor | None = None
+    probe_loss: Tensor | None = None
+    probe_accuracy: Tensor | None = None
 
 
 class SSLTrainer(Trainer):
@@ -96,6 +104,7 @@ class SSLTrainer(Trainer):
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
         self.data_args = data_args
+        self.online_probe = OnlineProbe.beside(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
         if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
@@ -123,6 +132,7 @@ class SSLTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.stop_on_signal = StopOnSignalCallback()
         self.alarm = AlarmCallback(self.model)
+        self.energy = EnergyCallback(self.args.energy_country) if self.args.energy_country else None
         for callback in (
             SuperProgressiveCallback.from_args(self.views, self.views.args, self.args),
             MethodCallback(self.accelerator),
@@ -131,8 +141,10 @@ class SSLTrainer(Trainer):
             ClockCallback(self.clock),
             self.stop_on_signal,
             self.alarm,
+            self.energy,
         ):
-            self.add_callback(callback)
+            if callback is not None:
+                self.add_callback(callback)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -189,7 +201,7 @@ class SSLTrainer(Trainer):
     # ---- a training step ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Makes the two views of the batch on the device and trains on them; no label gets past here.
+        """Makes the two views of the batch on the device and trains on them; labels reach the online probe alone.
 
         Views are made here, in float32, outside autocast, DDP and compile.
         """
@@ -197,7 +209,9 @@ class SSLTrainer(Trainer):
         images = self._prepare_inputs({"image": inputs["image"]})["image"]  # uint8 N x 3 x S x S
         self._images += len(images) * self.args.world_size
         model.train()
-        return super().training_step(model, self.make_views(images), num_items_in_batch)
+        views = self.make_views(images)
+        self._seen.labels = inputs.get("label")
+        return super().training_step(model, views, num_items_in_batch)
 
     def make_views(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 N x 3 x S x S to what the model's forward takes: two float32 views that train, N x 3 x r x r each."""
@@ -218,7 +232,13 @@ class SSLTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the images, from one forward pass of both views."""
-        outputs = model(**inputs)
+        if self.online_probe is None:
+            outputs = model(**inputs)
+        else:
+            with captured_features(self.model.projector) as features:
+                outputs = model(**inputs)
+            assert self._seen.labels is not None, "`OnlineProbe.beside` has checked"
+            self._seen.probe_loss, self._seen.probe_accuracy = self.online_probe.update(features[0], self._seen.labels)
         self._seen.embedding = outputs["embedding"]
         loss = outputs["loss"].mean()
         return (loss, outputs) if return_outputs else loss
@@ -291,11 +311,20 @@ class SSLTrainer(Trainer):
         self._share_buffers()
         queries, query_labels = self.features(queries_from)
         metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
+        if self.online_probe is not None and query_labels is not None:
+            metrics["probe_accuracy"] = self.online_probe.accuracy(queries, query_labels)
         if queries_from is not self.bank_dataset and query_labels is not None and self.bank_dataset is not None:
             bank, bank_labels = self.features(self.bank_dataset)
             if bank_labels is not None:
                 metrics["knn_accuracy"] = knn_accuracy(
-                    bank, bank_labels, queries, query_labels, self.args.knn_k, self.args.knn_temperature
+                    bank,
+                    bank_labels,
+                    queries,
+                    query_labels,
+                    self.args.knn_k,
+                    self.args.knn_temperature,
+                    device=self.args.device,
+                    accelerator=self.accelerator,
                 )
         return metrics
 
@@ -348,7 +377,18 @@ class SSLTrainer(Trainer):
             flops = self.flop_counter.step(self.views.resolution)
             metrics["selection_gap"] = mean_over_processes(self._seen.selection_gap).item()
             metrics["selection_cost_percent"] = 100 * flops.selection / flops.total
-        return {key: value for key, value in metrics.items() if value is not None}
+        if self._seen.probe_loss is not None and self._seen.probe_accuracy is not None:
+            metrics["probe_loss"] = self._seen.probe_loss.item()
+            metrics["probe_train_accuracy"] = self._seen.probe_accuracy.item()
+        return {key: value for key, value in (metrics | self.energy_so_far()).items() if value is not None}
+
+    def energy_so_far(self) -> dict[str, float]:
+        """kWh and kgCO2e of all machines, where `energy_country` is set; call it on all processes."""
+        if self.energy is None:
+            return {}
+        mean = mean_over_processes(torch.tensor(self.energy.read(), device=self.args.device))
+        kwh, kg = (mean * self.args.world_size).tolist()
+        return {"energy_kwh": kwh, "co2e_kg": kg}
 
     def _embedding_std(self) -> tuple[float | None, int]:
         """Std of the last batch's embedding, the mean over the processes, and its width D."""
@@ -363,6 +403,16 @@ class SSLTrainer(Trainer):
             return  # the last good checkpoint stays the last
         with self.clock.paused():
             super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.online_probe is not None and self.args.should_save:
+            torch.save(self.online_probe.state_dict(), Path(output_dir) / PROBE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.online_probe is not None and checkpoint is not None:
+            self.online_probe.resume(Path(checkpoint) / PROBE)
 
     def _is_finite(self) -> bool:
         """Whether the model's state holds numbers alone, in all processes."""

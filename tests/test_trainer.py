@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_essl.checkpoints import last_complete_checkpoint
-from hf_essl.data import collate
+from hf_essl.data import CachedImages, collate
 from hf_essl.methods import METHODS
 from tests.helpers import patches, small_trainer
 
@@ -160,6 +160,31 @@ def test_labels_never_reach_the_model(tmp_path):
     trainer.train()
     assert seen == [(0, {"first", "second"})]
     assert "label" in collate([trainer.train_dataset[0]])  # they were there to be dropped
+
+
+def test_an_online_probe_learns_resumes_and_changes_nothing_of_the_run(tmp_path):
+    plain, whole = small_trainer(tmp_path / "plain"), small_trainer(tmp_path / "whole", online_probe=True)
+    for trainer in (plain, whole):
+        trainer.train()
+    small_trainer(tmp_path / "cut", online_probe=True, callbacks=[StopAfter(5)]).train()
+    resumed = small_trainer(tmp_path / "cut", online_probe=True)
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name]), name
+    torch.testing.assert_close(resumed.online_probe.state_dict(), whole.online_probe.state_dict(), rtol=0, atol=0)
+    probed = [entry for entry in whole.state.log_history if "eval_probe_accuracy" in entry]
+    features, labels = whole.features(whole.eval_dataset)
+    by_hand = (whole.online_probe(features).argmax(dim=1) == labels).float().mean().item()
+    assert len(probed) == 2 and probed[-1]["eval_probe_accuracy"] == pytest.approx(100 * by_hand)
+    losses = [entry["probe_loss"] for entry in whole.state.log_history if "loss" in entry]
+    classes = int(whole.train_dataset.labels.max()) + 1
+    assert losses[0] == pytest.approx(math.log(classes), abs=1e-4) and losses[-1] < losses[0]
+
+
+def test_an_online_probe_without_labels_is_told(tmp_path):
+    images = CachedImages(patches("train", 32).images, None, None, "heap")
+    with pytest.raises(ValueError, match="online_probe is on, but the training images of heap come without labels"):
+        small_trainer(tmp_path, train=images, online_probe=True)
 
 
 def test_evaluation_changes_nothing_of_the_run(tmp_path):

@@ -1,4 +1,4 @@
-"""`hf-essl preview RECIPE`: draws a recipe's schedules into one picture."""
+"""`hf-essl preview RECIPE`: draws a recipe's schedules into one picture, and its views into another."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from hf_essl.cli import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Writes the picture and prints its path."""
+    """Writes the pictures and prints their paths."""
     parser = RecipeParser(
         "preview", "Draw the learning rate, momentum, magnitude and resolution of a recipe (Fig. 2, 3)."
     )
     parser.add_argument("--output", default="preview.png", metavar="PNG", help="where to write it [preview.png]")
+    parser.add_argument("--views", metavar="PNG", help="draw views of the recipe's own images there as well")
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.recipe import load_recipe
-    from hf_essl.reporting.preview import preview
+    from hf_essl.reporting.preview import preview, preview_views
 
-    print(preview(load_recipe(options.recipe, overrides), options.output))
+    recipe = load_recipe(options.recipe, overrides)
+    print(preview(recipe, options.output))
+    if options.views:
+        print(preview_views(recipe, options.views))

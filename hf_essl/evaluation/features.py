@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+LARGE_BANK = 2e9
+"""Bytes in float32 above which features are kept in float16: ImageNet's 1.28 M x 2048 then take 5.2 GB, not 10.5."""
 
 
 def extract_features(
@@ -30,11 +33,15 @@ def extract_features(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     max_samples: int | None = None,
+    dtype: torch.dtype | None = None,
+    indices: Sequence[int] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The backbone's features of every image of a dataset, in its order; unreadable ones are left out, with a warning.
 
     With an accelerator of several processes each one extracts every so-many-th image, and all of them return all
     features; call it on all of them. The global random state and the modes of the modules are left as they were.
+    Besides the features this holds one batch: there is never a second copy of them.
 
     Args:
         backbone: B x 3 x r x r to B x D, not wrapped in DDP.
@@ -46,35 +53,35 @@ def extract_features(
         num_workers: processes that load images.
         accelerator: for several processes and for its mixed precision.
         max_samples: take this many images, evenly spaced over the dataset; by default all.
+        dtype: that the features are kept in; by default float32 up to 2 GB (`LARGE_BANK`), and float16 above.
+        indices: take the images at these positions, in this order; instead of max_samples.
+        transform: uint8 B x 3 x S x S on the device to the normalised float32 B x 3 x r x r that the backbone takes,
+            such as augmented views; by default the images are resized to r.
 
     Returns:
-        Features, N x D in float32, and labels, N, or None where the dataset has none; both on the CPU.
+        Features, N x D, and labels, N, or None where the dataset has none; both on the CPU.
 
     Raises:
-        ValueError: for a dataset without a length, without images or with fewer than max_samples, and for a backbone
-            that gives no vector an image.
+        ValueError: for a dataset without a length, without images or with fewer than max_samples, for a backbone
+            that gives no vector an image, and for features beyond the range of dtype.
     """
-    positions = _positions(dataset, max_samples)
+    positions = _positions(dataset, max_samples, indices)
     mine = _share(positions, accelerator)
     if device is None:
         device = accelerator.device if accelerator else next((p.device for p in backbone.parameters()), "cpu")
     backbone.to(device)
-    normalize = _Normalize(resolution, mean, std, device)
-    parts = []
-    with _eval_mode(backbone), torch.inference_mode():
+    prepare = transform or _Normalize(resolution, mean, std, device)
+    bank = None
+    with _eval_mode(backbone):
         for index, batch in enumerate(_loader(dataset, mine, batch_size, num_workers)):
-            images = normalize(batch["image"])
-            with accelerator.autocast() if accelerator else nullcontext():
-                features = backbone(images)
-            _check_output(features)
+            features = _forward(backbone, prepare(batch["image"].to(device)), accelerator)
             facts = _facts(batch, mine[index * batch_size : (index + 1) * batch_size])
-            parts.append(_gather(features.float(), facts, accelerator))
-    # outside inference_mode, so that what is returned can take part in autograd
-    features, facts = (torch.cat(column)[: len(positions)] for column in zip(*parts, strict=True))
-    labels, readable = facts[:, 0], facts[:, 1] == 1
-    if not readable.all():
-        logger.warning("left out %d of %d images, which cannot be read", int((~readable).sum()), len(readable))
-    return features[readable], None if (labels == _NO_LABEL).any() else labels[readable]
+            features, facts = _gather(features, facts, accelerator)
+            if bank is None:
+                bank = _Bank(len(positions), features.shape[1], dtype)
+            bank.add(features, facts)
+    assert bank is not None, "there is at least one image"
+    return bank.readable()
 
 
 def check_labelled(name: str, features: Tensor, labels: Tensor) -> None:
@@ -102,8 +109,12 @@ def check_same_size(features: Tensor, others: Tensor) -> None:
 _NO_LABEL = torch.iinfo(torch.long).min  # -1 stays what a dataset may mean by it
 
 
-def _positions(dataset: Any, max_samples: int | None) -> list[int]:
+def _positions(dataset: Any, max_samples: int | None, indices: Sequence[int] | None) -> list[int]:
     """Which samples to take: all, or `max_samples` evenly spaced, since folders and Hub splits are sorted by class."""
+    if indices is not None:
+        if max_samples is not None or not len(indices):
+            raise ValueError(f"{len(indices)} indices with max_samples {max_samples}; give one index at least, alone")
+        return list(indices)
     if not hasattr(dataset, "__len__"):
         raise ValueError("the dataset is a stream without a length; pass its first samples, list(islice(dataset, N))")
     total = len(dataset)
@@ -156,15 +167,67 @@ def _gather(features: Tensor, facts: Tensor, accelerator: Accelerator | None) ->
     return features.cpu(), facts.cpu()
 
 
+@torch.no_grad()  # no inference mode: what is returned can take part in autograd
+def _forward(backbone: nn.Module, images: Tensor, accelerator: Accelerator | None) -> Tensor:
+    """B x 3 x r x r to float32 B x D."""
+    with accelerator.autocast() if accelerator else nullcontext():
+        features = backbone(images)
+    _check_output(features)
+    return features.float()
+
+
+class _Bank:
+    """The features of all batches in one tensor, filled as they come: to join them at the end would need it twice.
+
+    Args:
+        count: images, N.
+        size: of a feature, D.
+        dtype: None is float32, or float16 where that is larger than `LARGE_BANK`.
+    """
+
+    def __init__(self, count: int, size: int, dtype: torch.dtype | None):
+        if dtype is None:
+            dtype = torch.float16 if 4 * count * size > LARGE_BANK else torch.float32
+        self.features = torch.empty(count, size, dtype=dtype)
+        self.facts = torch.empty(count, 2, dtype=torch.long)
+        self.filled = 0
+
+    def add(self, features: Tensor, facts: Tensor) -> None:
+        """The next rows, of which those beyond N are dropped: several processes repeat the first images at the end."""
+        end = min(self.filled + len(features), len(self.features))
+        features, facts = features[: end - self.filled], facts[: end - self.filled]
+        largest = torch.finfo(self.features.dtype).max
+        if (features.isfinite() & (features.abs() > largest)).any():
+            raise ValueError(
+                f"the features reach {features[features.isfinite()].abs().max():.4g}, above the {largest:.4g} of "
+                f"{self.features.dtype}; pass dtype=torch.float32, or torch.bfloat16"
+            )
+        self.features[self.filled : end], self.facts[self.filled : end] = features, facts
+        self.filled = end
+
+    def readable(self) -> tuple[Tensor, Tensor | None]:
+        """Features and labels of the images that could be read, moved together in place."""
+        kept = (self.facts[:, 1] == 1).nonzero().squeeze(1)
+        if len(kept) < len(self.facts):
+            logger.warning(
+                "left out %d of %d images, which cannot be read", len(self.facts) - len(kept), len(self.facts)
+            )
+            for start in range(0, len(kept), 4096):
+                rows = kept[start : start + 4096]  # none lies before where it goes
+                self.features[start : start + len(rows)] = self.features[rows]
+        labels = self.facts[kept, 0]
+        return self.features[: len(kept)], None if (self.facts[:, 0] == _NO_LABEL).any() else labels
+
+
 class _Normalize:
     """uint8 B x 3 x S x S to float32 B x 3 x r x r on the device: antialiased bilinear, mean 0 and deviation 1."""
 
     def __init__(self, resolution: int, mean: Sequence[float], std: Sequence[float], device: torch.device | str):
-        self.size, self.device = (resolution, resolution), device
+        self.size = (resolution, resolution)
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.to(self.device).float()  # before the resize, which rounds uint8
+        images = images.float()  # before the resize, which rounds uint8
         images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         return (images / 255 - self.mean) / self.std
 

@@ -2,6 +2,7 @@
 
 A method is one file with one subclass of `SSLModel` and one line in `hf_essl.methods.METHODS`. It gives
 
+- `projector`: the module that takes the backbone's features; the online probe reads them there;
 - `embed(view)`: the student's query and key of one view; the selection pass of Hard Augment calls it too;
 - `loss(queries, keys)`: one loss an image from the queries and the target keys of the two views;
 - `targets(...)`, where the target keys come from elsewhere than the student (a momentum teacher);
@@ -39,6 +40,7 @@ class SSLModel(nn.Module):
     """Whether BatchNorm may take its statistics over all processes (`sync_batchnorm` of the training arguments)."""
     collapse_hint = "lower learning_rate"
     """What to try first where the embedding collapses, for the alarm."""
+    projector: nn.Module
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):

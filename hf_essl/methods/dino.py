@@ -44,6 +44,7 @@ class DINO(SSLModel):
 
     has_teacher = True
     collapse_hint = "lower learning_rate, or teacher_temperature in method_args, or freeze the last layer for longer"
+    projector: nn.Sequential
     center: Tensor
 
     def __init__(
@@ -68,13 +69,14 @@ class DINO(SSLModel):
         self.frozen_epochs, self.frozen = freeze_last_layer_epochs, freeze_last_layer_epochs > 0
         sizes = (self.num_features, hidden, hidden, bottleneck)
         layers = [layer for fan_in, fan_out in itertools.pairwise(sizes) for layer in _linear(fan_in, fan_out)]
-        self.head = nn.Sequential(*layers[:-1], Prototypes(bottleneck, output_dim))  # no GELU after the bottleneck
-        self.teacher = MomentumTeacher(self.backbone, self.head)
+        layers[-1] = Prototypes(bottleneck, output_dim)  # in place of a GELU after the bottleneck
+        self.projector = nn.Sequential(*layers)
+        self.teacher = MomentumTeacher(self.backbone, self.projector)
         self.register_buffer("center", torch.zeros(1, output_dim))
         self._waiting: list[Tensor] = []  # mean teacher outputs of this step, until after_step
 
     def embed(self, view: Tensor) -> Pair:
-        logits = self.head(self.backbone(view))  # B x K
+        logits = self.projector(self.backbone(view))  # B x K
         return logits, logits
 
     def targets(self, views: Pair, keys: Pair) -> Pair:
@@ -105,11 +107,11 @@ class DINO(SSLModel):
 
     def after_backward(self) -> None:
         if self.frozen:
-            self.head[-1].zero_grad(set_to_none=True)  # no gradient at all: no weight decay and no momentum either
+            self.projector[-1].zero_grad(set_to_none=True)  # no gradient: no weight decay, no momentum
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.teacher.follow(self.backbone, self.head, self.momentum)
+        self.teacher.follow(self.backbone, self.projector, self.momentum)
         center = mean_over_processes(torch.stack(self._waiting).mean(dim=0))
         self.center.lerp_(center, 1 - self.center_momentum)
         self._waiting.clear()

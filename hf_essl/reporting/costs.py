@@ -90,10 +90,14 @@ def cost_table(rows: Sequence[CostRow]) -> str:
         lines.append(
             [
                 *(row.name, f"{row.epochs:g}", f"{cost.steps:,}"),
-                *(f"{cost.paper_petaflops:.4g}", f"{row.paper_speedup:.2f} x"),
+                *(_petaflops(cost.paper_petaflops), f"{row.paper_speedup:.2f} x"),
                 f"{cost.paper_selection_overhead:.1f} %",
-                *(f"{cost.measured_petaflops:.4g}", f"{row.measured_speedup:.2f} x"),
-                *(f"{part:.4g}" for part in parts),
+                *(_petaflops(cost.measured_petaflops), f"{row.measured_speedup:.2f} x"),
+                *(_petaflops(part) for part in parts),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _petaflops(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

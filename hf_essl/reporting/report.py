@@ -42,6 +42,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
         "knn_accuracy": last.get("eval_knn_accuracy"),
+        "probe_accuracy": last.get("eval_probe_accuracy"),
         "random_init_knn_accuracy": first.get("eval_knn_accuracy"),
         "feature_std": last.get("eval_feature_std"),
         "random_init_feature_std": first.get("eval_feature_std"),
@@ -49,10 +50,19 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "rankme": last.get("eval_rankme"),
         "petaflops": state.total_flos / 1e15,
         "petaflops_paper_convention": cost.paper_petaflops,
+        "petaflops_by_part": {
+            "forward": cost.measured_forward_petaflops,
+            "backward": cost.measured_backward_petaflops,
+            "teacher": cost.measured_teacher_petaflops,
+            "selection": cost.measured_selection_petaflops,
+        },
         "predicted_speedup": cost.measured_speedup,
         "predicted_speedup_paper_convention": cost.paper_speedup,
         "measured_speedup": plain_step * state.global_step / seconds if plain_step and seconds else None,
         "plain_step_seconds": plain_step,
+        "energy_kwh": None,
+        "co2e_kg": None,
+        **trainer.energy_so_far(),
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
         "unreadable_images": len(trainer.unreadable.found) + trainer.train_dataset.left_out,
@@ -105,7 +115,7 @@ def result_table(metrics: dict) -> str:
         values = [metrics[key] for key in keys]
         return form.format(*values) if None not in values else "not measured"
 
-    rows = (
+    rows = [
         ("kNN accuracy", show("{:.1f} %", "knn_accuracy")),
         ("  at random initialisation", show("{:.1f} %", "random_init_knn_accuracy")),
         ("feature std", show("{:.4f}", "feature_std")),
@@ -117,6 +127,10 @@ def result_table(metrics: dict) -> str:
         ("  predicted, paper's convention", show("{:.2f} x", "predicted_speedup_paper_convention")),
         ("  measured in wall-clock", show("{:.2f} x", "measured_speedup")),
         ("training", show("{:.0f} s, {:.0f} images/s", "train_seconds", "images_per_second")),
-    )
+    ]
+    if metrics.get("probe_accuracy") is not None:
+        rows.insert(2, ("online linear probe", show("{:.1f} %", "probe_accuracy")))
+    if metrics.get("energy_kwh") is not None:
+        rows.append(("energy of this machine", show("{:.3g} kWh, {:.3g} kgCO2e", "energy_kwh", "co2e_kg")))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}".rstrip() for name, value in rows)

@@ -86,3 +86,24 @@ def test_the_command_writes_one_png_and_prints_its_path(recipe, tmp_path, capsys
 def test_another_suffix_is_refused(recipe):
     with pytest.raises(ValueError, match=r"output is p.pdf; the picture is a PNG, name it p.png"):
         preview(recipe(), "p.pdf")
+
+
+def test_the_command_draws_views_of_the_recipes_images_on_request(recipe, tmp_path, capsys):
+    recipe()
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+            matplotlib.image.imsave(tmp_path / "images" / label / f"{number}.png", pixels)
+    words = ["--dataset", str(tmp_path / "images"), "--image_size", "224", "--output", str(tmp_path / "p.png")]
+    assert main(["preview", str(tmp_path / "efficient.yaml"), *words, "--views", str(tmp_path / "v.png")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'p.png'}\n{tmp_path / 'v.png'}\n"
+    assert matplotlib.image.imread(tmp_path / "v.png").shape[0] > 800
+
+
+def test_views_in_another_format_are_refused_before_any_image_is_read(recipe, tmp_path, capsys):
+    recipe()
+    words = ["--dataset", str(tmp_path / "nowhere"), "--output", str(tmp_path / "p.png"), "--views", "v.gif"]
+    assert main(["preview", str(tmp_path / "efficient.yaml"), *words]) == 2
+    assert "output is v.gif; the picture is a PNG" in capsys.readouterr().err

@@ -14,6 +14,7 @@ SETTINGS = {
     "warmup_epochs": 1,
     "learning_rate": 0.005,
     "sync_batchnorm": False,
+    "online_probe": True,
 }
 
 
@@ -30,6 +31,8 @@ def run(folder: Path, method: str) -> dict:
         "steps": (whole.state.global_step, resumed.state.global_step),
         "whole": whole.model.state_dict(),
         "resumed": resumed.model.state_dict(),
+        "whole_probe": whole.online_probe.state_dict(),
+        "resumed_probe": resumed.online_probe.state_dict(),
         "knn": [e["eval_knn_accuracy"] for e in whole.state.log_history if "eval_knn_accuracy" in e],
     }
 

@@ -25,6 +25,8 @@ def test_resumed_equals_never_interrupted_on_two_processes(method, ranks):
         assert facts["steps"] == (12, 12)
     for name, value in first["whole"].items():
         assert torch.equal(value, first["resumed"][name]), name
+    for facts in (first, second):  # the probe takes all processes' features, so it is one
+        torch.testing.assert_close(facts["resumed_probe"], first["whole_probe"], rtol=0, atol=0)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     for name, value in first["whole"].items():  # a rank's running statistics are its own until the next step
         assert name.endswith(statistics) or torch.equal(value, second["whole"][name]), name

@@ -8,10 +8,13 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_essl
+import hf_essl.evaluation.features
 from hf_essl.evaluation import extract_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -135,12 +138,86 @@ def test_modes_come_back_after_an_error():
     assert backbone.training
 
 
-def test_mixed_precision_gives_float32(backbone, expected):
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+@pytest.fixture
+def half_precision():
+    """An accelerator that computes in bfloat16; its precision is global, and must not stay."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_gives_float32(half_precision, backbone, expected):
+    accelerator = half_precision
     features, _ = extract_features(backbone, Images(), accelerator=accelerator, **OPTIONS)
     assert features.dtype == torch.float32
     assert not torch.allclose(features, expected, rtol=1e-5, atol=1e-6)  # autocast was on
     assert torch.nn.functional.cosine_similarity(features, expected).min() > 0.99
+
+
+class LargeTensors(TorchDispatchMode):
+    """Counts the tensors of at least `least` bytes that operations make."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.storages = least, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= self.least:
+            self.storages.add(out.untyped_storage().data_ptr())
+        return out
+
+
+@pytest.mark.parametrize("unreadable", [(), (1, 10)])
+def test_there_is_never_a_second_copy_of_the_features(unreadable):
+    dataset = Images(2_000, size=8, labels=False, unreadable=unreadable)
+    options = OPTIONS | {"resolution": 8, "batch_size": 100}
+    with LargeTensors(2 * 2_000 * 192) as made:
+        kept, _ = extract_features(nn.Flatten(), dataset, dtype=torch.float16, **options)
+    assert len(made.storages) == 1  # half precision, and what is returned lies in it
+    assert kept.untyped_storage().data_ptr() in made.storages
+    images = dataset.images[[i for i in range(2_000) if i not in unreadable]] / 255.0
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(kept, ((images - mean) / std).flatten(1).half(), rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_above_a_size(backbone, expected, monkeypatch):
+    assert extract_features(backbone, Images(), dtype=torch.float16, **OPTIONS)[0].dtype == torch.float16
+    assert extract_features(backbone, Images(), dtype=torch.bfloat16, **OPTIONS)[0].dtype == torch.bfloat16
+    monkeypatch.setattr(hf_essl.evaluation.features, "LARGE_BANK", 4 * 11 * 96 - 1)
+    large, _ = extract_features(backbone, Images(), **OPTIONS)
+    assert large.dtype == torch.float16
+    torch.testing.assert_close(large.float(), expected, rtol=2e-3, atol=1e-4)
+    monkeypatch.setattr(hf_essl.evaluation.features, "LARGE_BANK", 4 * 11 * 96)
+    assert extract_features(backbone, Images(), **OPTIONS)[0].dtype == torch.float32
+
+
+def test_features_beyond_half_precision_are_an_error_and_not_infinite():
+    options = OPTIONS | {"mean": (0.0, 0.0, 0.0), "std": (1e-6, 1.0, 1.0)}
+    with pytest.raises(ValueError, match=r"above the 6.55e\+04 of torch.float16; pass dtype=torch.float32"):
+        extract_features(Pixels(), Images(), dtype=torch.float16, **options)
+    assert extract_features(Pixels(), Images(), **options)[0].abs().max() > 1e5
+
+
+def test_chosen_images_in_their_order(backbone, expected):
+    chosen = [7, 0, 10, 3, 4]
+    features, labels = extract_features(backbone, Images(unreadable=(0,)), indices=chosen, **OPTIONS)
+    torch.testing.assert_close(features, expected[[7, 10, 3, 4]], rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [1, 1, 0, 1]
+    with pytest.raises(ValueError, match="0 indices with max_samples None"):
+        extract_features(backbone, Images(), indices=[], **OPTIONS)
+    with pytest.raises(ValueError, match="2 indices with max_samples 3"):
+        extract_features(backbone, Images(), indices=[1, 2], max_samples=3, **OPTIONS)
+
+
+def test_a_transform_takes_the_place_of_the_resize():
+    def upper_half(images):
+        assert images.dtype == torch.uint8
+        return images[:, :, : images.shape[2] // 2].float()
+
+    features, _ = extract_features(Pixels(), Images(), transform=upper_half, **OPTIONS)
+    expected = Images().images[:, :, :16].float().mean(dim=(2, 3))
+    torch.testing.assert_close(features, expected)
 
 
 def on_two_processes():

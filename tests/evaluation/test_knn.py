@@ -1,14 +1,24 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_essl.evaluation import knn_accuracy
+import hf_essl
+from hf_essl import export_backbone
+from hf_essl.data.photo_patches import photo_patches
+from hf_essl.evaluation import extract_features, knn_accuracy
+from hf_essl.evaluation.backbone import load_backbone
+from hf_essl.methods import SSLModel
 
 
 def blobs(seed, n, d, classes, spread):
@@ -16,6 +26,14 @@ def blobs(seed, n, d, classes, spread):
     means = torch.randn(classes, d, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)
     return means[labels] + spread * torch.randn(n, d, generator=generator), labels
+
+
+def scikit_learn(bank, labels, queries, truth, k, temperature):
+    """Accuracy in percent of scikit-learn's weighted kNN, in double precision."""
+    reference = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
+    ).fit(bank.double().numpy(), labels.numpy())
+    return 100 * reference.score(queries.double().numpy(), truth.numpy())
 
 
 @settings(max_examples=25, deadline=None)
@@ -29,12 +47,44 @@ def blobs(seed, n, d, classes, spread):
 def test_equals_scikit_learn(seed, bank_size, k, temperature, chunk_size):
     features, labels = blobs(seed, bank_size + 30, 8, 5, 1.5)
     bank, queries = features[:bank_size], features[bank_size:]
-    reference = KNeighborsClassifier(
-        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp((1 - distances) / temperature)
-    ).fit(bank.double().numpy(), labels[:bank_size].numpy())
-    expected = 100 * reference.score(queries.double().numpy(), labels[bank_size:].numpy())
+    expected = scikit_learn(bank, labels[:bank_size], queries, labels[bank_size:], k, temperature)
     got = knn_accuracy(bank, labels[:bank_size], queries, labels[bank_size:], k, temperature, chunk_size=chunk_size)
     assert got == pytest.approx(expected)
+
+
+def test_a_published_backbone_equals_scikit_learn(tmp_path):
+    """HF_ESSL_BACKBONE names a Hub id or a folder; without it a backbone is published here, untrained."""
+    source = os.environ.get("HF_ESSL_BACKBONE")
+    if source is None:
+        torch.manual_seed(0)
+        model = SSLModel.from_timm("test_resnet", method_args={"projector_dim": 16, "predictor_hidden": 8})
+        source = export_backbone(model, tmp_path / "backbone", input_size=48)
+    backbone, resolution, mean, std = load_backbone(source)
+    split = {}
+    for name, count in (("train", 768), ("validation", 256)):
+        whole = photo_patches(name, resolution)
+        # training patches go round the classes, evaluation patches class by class
+        images = whole.take(range(count) if name == "train" else range(0, len(whole), len(whole) // count))
+        split[name] = extract_features(backbone, images, resolution=resolution, mean=mean, std=std)
+    (bank, labels), (queries, truth) = split["train"], split["validation"]
+    for k, temperature in ((20, 0.07), (1, 0.07), (200, 0.5)):
+        got = knn_accuracy(bank, labels, queries, truth, k, temperature)
+        # a tie of two votes may fall to either side
+        assert got == pytest.approx(scikit_learn(bank, labels, queries, truth, k, temperature), abs=100 / 256)
+        assert got > 3 * 100 / 16  # chance is a sixteenth
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.4), (torch.bfloat16, 1.5)])
+def test_a_bank_in_half_precision_equals_scikit_learn(dtype, tolerance):
+    features, labels = blobs(3, 3000, 64, 10, 3.0)
+    bank, queries = features[:2000], features[2000:]
+    expected = scikit_learn(bank, labels[:2000], queries, labels[2000:], 20, 0.07)
+    assert 50 < expected < 99
+    got = knn_accuracy(bank.to(dtype), labels[:2000], queries.to(dtype), labels[2000:])
+    assert got == pytest.approx(expected, abs=tolerance)
+    # of the rounded features themselves it is exact
+    rounded = scikit_learn(bank.to(dtype), labels[:2000], queries.to(dtype), labels[2000:], 20, 0.07)
+    assert got == pytest.approx(rounded, abs=0.1)
 
 
 def at(*degrees):
@@ -95,6 +145,52 @@ def test_memory_is_bounded_for_a_million_features():
     assert made.largest < 100e6  # of the 0.5 GB of such a bank; a full matrix of similarities is 1 GB
 
 
+PEAK = """
+import torch
+from hf_essl.evaluation import knn_accuracy
+bank = torch.empty(1_000_000, 512, dtype=torch.float16)
+for rows in bank.split(50_000):
+    rows.copy_(torch.randn(50_000, 512))
+labels = torch.arange(1_000_000) % 1000
+queries = bank[::8000].clone()
+assert knn_accuracy(bank, labels, queries, labels[::8000], k=1) == 100.0
+assert knn_accuracy(bank, labels, queries, labels[::8000]) == 100.0
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of the memory is read from /proc")
+def test_a_million_features_peak_under_3_gb():
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, env=environment(), timeout=600)
+    assert done.returncode == 0, done.stderr
+    peak = 1024 * int(done.stdout)
+    assert 1.02e9 < peak < 3e9  # the bank alone is 1.02 GB
+
+
+def environment():
+    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+def on_two_processes():
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    for count in (30, 31, 2, 1):  # an odd number, and fewer queries than processes
+        features, labels = blobs(1, 200 + count, 8, 5, 2.0)
+        arguments = (features[:200], labels[:200], features[200:], labels[200:], 5)
+        alone = knn_accuracy(*arguments)
+        assert knn_accuracy(*arguments, accelerator=accelerator) == alone, count
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 0, done.stderr
+
+
 BANK, LABELS = at(0, 90, 180), torch.tensor([0, 1, 2])
 
 
@@ -117,3 +213,7 @@ def test_refusals(change, message):
     arguments = {"bank": BANK, "bank_labels": LABELS, "queries": BANK, "query_labels": LABELS, "k": 2} | change
     with pytest.raises(ValueError, match=message):
         knn_accuracy(**arguments)
+
+
+if __name__ == "__main__":
+    on_two_processes()

@@ -1,10 +1,17 @@
+import importlib
+import os
+
 import pytest
+import timm
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_essl.evaluation import linear_probe
+from hf_essl.arguments import DataArguments
+from hf_essl.data import load_images
+from hf_essl.evaluation import extract_features, linear_probe
+from hf_essl.evaluation.linear_probe import probe_epochs, train_linear
 
 
 def blobs(n, d, classes, spread, seed=0):
@@ -29,6 +36,36 @@ def test_within_a_point_of_logistic_regression(n, d, classes, spread):
     data = blobs(n, d, classes, spread)
     expected = logistic_regression(*data)
     assert 60 < expected < 99.9
+    assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
+
+
+def features_of(data, name, resolution, train_images, test_images):
+    """Features of real images by an untrained backbone, and their labels: training, then evaluation images."""
+    images = load_images(data)
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, num_classes=0)
+    options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    train = extract_features(backbone, images.train, max_samples=train_images, **options)
+    return *train, *extract_features(backbone, images.eval, max_samples=test_images, **options)
+
+
+@pytest.mark.slow
+def test_photo_patches_within_a_point_of_logistic_regression():
+    data = features_of(DataArguments(image_size=96), "test_resnet", 96, None, None)
+    assert len(data[0]) == 4096 and len(data[2]) == 1024
+    expected = logistic_regression(*data)
+    assert 70 < expected < 95
+    assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("HF_ESSL_IMAGENETTE" not in os.environ, reason="HF_ESSL_IMAGENETTE names no folder of Imagenette")
+def test_2000_imagenette_images_within_a_point_of_logistic_regression():
+    args = DataArguments(dataset=os.environ["HF_ESSL_IMAGENETTE"], image_size=64)
+    data = features_of(args, "test_resnet", 64, 2_000, None)
+    assert len(data[0]) == 2_000 and len(data[2]) > 3_000
+    expected = logistic_regression(*data)
+    assert 20 < expected < 60  # chance is 10
     assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
 
 
@@ -81,6 +118,52 @@ def test_repeats_and_leaves_the_random_state():
     torch.set_rng_state(state)
     linear_probe(*data, epochs=2)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_small_datasets_are_passed_over_until_3000_steps_and_imagenet_90_times():
+    assert probe_epochs(1_281_167) == 90
+    assert probe_epochs(2_000) == 3_000 and probe_epochs(4_096) == 1_500 and probe_epochs(4_097) == 1_000
+    assert probe_epochs(2_000, batch_size=100) == 150
+
+
+def test_half_precision_on_chunks_agrees_with_float32(monkeypatch):
+    data = blobs(1000, 16, 4, 1.5)
+    plain = linear_probe(*data)
+    halved = data[0].half(), data[1], data[2].half(), data[3]
+    assert linear_probe(*halved) == pytest.approx(plain, abs=0.3)
+    module = importlib.import_module("hf_essl.evaluation.linear_probe")  # the package names a function so
+    monkeypatch.setattr(module, "CHUNK", 7)
+    assert linear_probe(*data) == pytest.approx(plain, abs=0.3)
+
+
+def test_the_weights_are_those_of_a_penalised_logistic_regression():
+    train, labels, _, _ = blobs(400, 4, 3, 2.0)
+    classifier = train_linear(train, labels, epochs=6000)
+    scaled = StandardScaler().fit_transform(train.numpy())
+    reference = LogisticRegression(C=1.0, max_iter=500).fit(scaled, labels.numpy())
+    torch.testing.assert_close(
+        classifier.linear.weight, torch.as_tensor(reference.coef_).float(), rtol=0.05, atol=0.02
+    )
+
+
+def test_augmented_features_are_drawn_each_epoch_and_the_cached_ones_give_the_statistics():
+    train, labels, test, test_labels = blobs(500, 8, 3, 1.5)
+    drawn = []
+
+    def augmented():
+        noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(len(drawn)))
+        drawn.append(train + 0.1 * noise)
+        return drawn[-1], labels
+
+    classifier = train_linear(train, labels, augmented=augmented, epochs=5)
+    assert len(drawn) == 5
+    torch.testing.assert_close(classifier.mean, train.mean(dim=0))
+    torch.testing.assert_close(classifier.std, train.std(dim=0, correction=0), rtol=1e-4, atol=1e-4)
+    drawn.clear()
+    classifier = train_linear(train, labels, augmented=augmented)  # 3,000 epochs of one step
+    assert 60 < len(drawn) <= 90
+    accuracy = 100 * (classifier.predict(test) == test_labels).float().mean().item()
+    assert accuracy == pytest.approx(logistic_regression(train, labels, test, test_labels), abs=2.0)
 
 
 def test_features_are_left_alone():

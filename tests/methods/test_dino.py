@@ -75,7 +75,7 @@ def test_the_center_by_hand():
 def test_the_last_layer_stands_still_in_the_first_epoch(views):
     model = build()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=0.1)
-    start, first = model.head[-1].weight.clone(), model.head[0].weight.clone()
+    start, first = model.projector[-1].weight.clone(), model.projector[0].weight.clone()
     for epoch in (0.0, 0.5, 1.0):
         model.before_step(epoch / 2, epoch)
         optimizer.zero_grad()
@@ -83,21 +83,21 @@ def test_the_last_layer_stands_still_in_the_first_epoch(views):
         model.after_backward()
         optimizer.step()
         model.after_step()
-        assert torch.equal(model.head[-1].weight, start) == (epoch < 1)
-        assert not torch.equal(model.head[0].weight, first)
+        assert torch.equal(model.projector[-1].weight, start) == (epoch < 1)
+        assert not torch.equal(model.projector[0].weight, first)
 
 
 def test_the_head_is_lightlys_over_resnet50():
     model = SSLModel.from_timm("resnet50", "dino", method_args={"output_dim": 1024})
     published = DINOProjectionHead(2048, 2048, 256, 1024)
-    ours = [m for m in model.head if isinstance(m, nn.Linear)]
+    ours = [m for m in model.projector if isinstance(m, nn.Linear)]
     theirs = [m for m in published.layers if isinstance(m, nn.Linear)]
     assert [tuple(m.weight.shape) for m in ours] == [tuple(m.weight.shape) for m in theirs]
     for own, other in zip(ours, theirs, strict=True):
         other.load_state_dict(own.state_dict())
-    published.last_layer.weight_v.data.copy_(3 * model.head[-1].weight.data)  # its length does not count
+    published.last_layer.weight_v.data.copy_(3 * model.projector[-1].weight.data)  # its length does not count
     x = torch.randn(4, 2048)
-    torch.testing.assert_close(model.head(x), published(x), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.projector(x), published(x), atol=1e-6, rtol=1e-5)
 
 
 def test_published_defaults():

@@ -1,0 +1,228 @@
+"""`hf-essl evaluate` as a user runs it: every protocol, what it prints and writes, and mistakes in its input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+
+from hf_essl import cli, export_backbone
+from hf_essl.data.photo_patches import photo_patches
+from hf_essl.evaluation import extract_features, knn_accuracy
+from hf_essl.evaluation.protocols import draw
+from hf_essl.methods import SSLModel
+from tests.methods.small import SMALL_HEADS
+
+ROOT = Path(__file__).parents[2]
+SMALL = "--dataset photo-patches --max_train_samples 160 --max_eval_samples 64".split()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished run of BYOL, as `hf-essl pretrain` leaves it, untrained."""
+    folder = tmp_path_factory.mktemp("runs") / "byol"
+    torch.manual_seed(0)
+    model = SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    model.train()(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32))
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, checkpoint / "model.safetensors"
+    )
+    (checkpoint / "trainer_state.json").write_text("{}")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (checkpoint / name).write_bytes(b"")
+    (folder / "recipe.yaml").write_text("backbone: test_resnet\nmethod: byol\nresolution: 32\nimage_size: 48\n")
+    export_backbone(model, folder / "backbone", input_size=32)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's mixed precision would stay
+
+
+def evaluate(*words):
+    return cli.main(["evaluate", *map(str, words)])
+
+
+def by_hand(model, train_images=160, test_images=64, resolution=32, image_size=48, k=20, temperature=0.07):
+    """kNN accuracy without the command: its 160 drawn patches and every so-many-th evaluation patch."""
+    options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    train, test = photo_patches("train", image_size), photo_patches("validation", image_size)
+    bank, labels = extract_features(model, train, indices=draw(len(train), train_images), **options)
+    queries, truth = extract_features(model, test.take(range(0, 1024, 1024 // test_images)), **options)
+    return knn_accuracy(bank, labels, queries, truth, k, temperature)
+
+
+@pytest.fixture(scope="module")
+def backbones(run_folder):
+    from hf_essl.evaluation.backbone import load_backbone
+
+    return {which: load_backbone(run_folder, which=which).backbone for which in ("student", "teacher")}
+
+
+def test_knn_of_student_and_teacher(run_folder, backbones, tmp_path, capsys):
+    for which, backbone in backbones.items():
+        output = tmp_path / "new" / f"{which}.json"
+        assert evaluate(run_folder, *SMALL, "--which", which, "--output", output) == 0
+        out, err = capsys.readouterr()
+        facts = json.loads(output.read_text())
+        expected = by_hand(backbone)
+        assert facts["accuracy"] == pytest.approx(expected) and expected > 100 / 16
+        assert out.splitlines() == [
+            f"kNN accuracy {expected:.2f} % (k 20, temperature 0.07)",
+            f"wrote {output}",
+        ]
+        assert f"{run_folder} ({which}) at 32 px on photo-patches: 160 training images, 64 to evaluate on" in err
+        assert facts["weights"] == str(run_folder / "checkpoint-3") and facts["image_size"] == 48
+        assert (facts["which"], facts["k"], facts["temperature"], facts["protocol"]) == (which, 20, 0.07, "knn")
+        assert (facts["train_images"], facts["eval_images"], facts["resolution"]) == (160, 64, 32)
+        assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_k_temperature_resolution_and_image_size(run_folder, backbones, capsys):
+    words = "--k 3 --temperature 0.5 --resolution 40 --image_size 96".split()
+    assert evaluate(run_folder / "backbone", *SMALL, *words) == 0
+    expected = by_hand(backbones["student"], resolution=40, image_size=96, k=3, temperature=0.5)
+    assert capsys.readouterr().out == f"kNN accuracy {expected:.2f} % (k 3, temperature 0.5)\n"
+
+
+def test_linear_probe_cached_and_augmented(run_folder, tmp_path, capsys):
+    output = tmp_path / "linear.json"
+    assert evaluate(run_folder, *SMALL, "--protocol", "linear", "--output", output) == 0
+    facts = json.loads(output.read_text())
+    assert facts["accuracy"] > 3 * 100 / 16 and facts["epochs"] == 3_000 and facts["augment"] is False
+    assert "linear probe accuracy" in capsys.readouterr().out
+    words = ["--protocol", "linear", "--augment", "--epochs", "2", "--learning_rate", "0.4"]
+    assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(output.read_text())
+    assert (facts["epochs"], facts["learning_rate"], facts["augment"]) == (2, 0.4, True)
+    assert "(epochs 2, learning_rate 0.4, augment True)" in out and "augmented features 2" in err
+
+
+def test_finetune(run_folder, tmp_path, capsys):
+    output = tmp_path / "finetune.json"
+    words = "--protocol finetune --epochs 2 --batch_size 32 --optimizer adamw".split()
+    assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(output.read_text())
+    assert "fine-tuning accuracy" in out and "epoch 2/2  loss" in err
+    assert (facts["epochs"], facts["learning_rate"], facts["optimizer"]) == (2, 0.001, "adamw")
+    assert 0 <= facts["accuracy"] <= 100
+
+
+def test_drawn_images_are_of_all_classes():
+    labels = photo_patches("train", 8).labels  # they go round 16 classes, which every 16th would not
+    drawn = draw(4096, 256)
+    assert len(set(drawn)) == 256 and drawn == sorted(drawn) and len(set(labels[drawn].tolist())) == 16
+    assert draw(4096, 256) == drawn and draw(4096, 256, seed=1) != drawn
+    assert draw(10, None) is None and draw(10, 10) is None and draw(10, 11) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol", "kn"], "invalid choice: 'kn' (choose from"),
+        (["--which", "ema"], "invalid choice: 'ema' (choose from"),
+        (["--temprature", "1"], "unrecognized arguments: --temprature 1; `hf-essl evaluate --help` explains"),
+        (["--k", "two"], "argument --k: invalid int value: 'two'"),
+        (["--k", "161"], "k is 161 with 160 features in the bank; lower k or enlarge the bank"),
+        (["--k", "0"], "k is 0 with 160 features"),
+        (["--temperature", "0"], "temperature is 0.0; it must be above 0, such as 0.07"),
+        (["--protocol", "linear", "--k", "5"], "--k is of protocol knn, not of linear, which takes --epochs"),
+        (["--epochs", "5"], "--epochs is of protocol linear and finetune, not of knn, which takes --k, --temperature"),
+        (["--protocol", "linear", "--epochs", "0"], "epochs and batch_size are 0 and 2048; both must be at least 1"),
+        (["--protocol", "finetune", "--epochs", "-1"], "epochs and batch_size are -1 and 128"),
+        (["--resolution", "0"], "resolution is 0; it is a side in pixels, such as 224"),
+        (["--resolution", "-4"], "resolution is -4; it is a side in pixels"),
+        (["--image_size", "-4"], "image_size is -4; it is a side in pixels"),
+        (["--image_size", "0"], "image_size is 0; it is a side in pixels"),
+        (["--batch_size", "0"], "batch_size is 0; it is a number of images from 1 on"),
+        (["--max_train_samples", "0"], "max_train_samples is 0; it is a number of images from 1 on"),
+        (["--max_eval_samples", "0"], "max_eval_samples is 0; it is a number of images from 1 on"),
+        (["--eval_split", "test"], "eval_split is test; the splits of photo-patches are train, validation"),
+        (["--dataset", "./no/such"], "dataset is ./no/such, which does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, run_folder, capsys):
+    assert evaluate(run_folder, *SMALL, *words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-essl: error: ") and message in error
+
+
+def test_a_mistake_in_the_source_is_one_line(run_folder, tmp_path, capsys):
+    for source, words, message in (
+        ("resnet50", [], "source is resnet50, which does not exist; give the folder of a run"),
+        (tmp_path, [], "holds no model.safetensors, no whole checkpoint and no backbone"),
+        (run_folder / "backbone", ["--which", "teacher"], "is an exported backbone, the student; give a checkpoint"),
+        (
+            run_folder / "checkpoint-3",
+            ["--backbone", "resnet51"],
+            "backbone is 'resnet51', no timm model; did you mean",
+        ),
+    ):
+        assert evaluate(source, *SMALL, *words) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1 and message in error[0]
+    assert evaluate(run_folder) == 2
+    assert "the following arguments are required: --dataset" in capsys.readouterr().err
+
+
+def test_images_without_labels_or_evaluation_split(run_folder, tmp_path, capsys):
+    from PIL import Image
+
+    for index in range(8):
+        for folder, name in (("heap", ""), ("classes", "ab"[index % 2])):
+            path = tmp_path / folder / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (255 * (index % 2), 30 * index, 0)).save(path)
+    assert evaluate(run_folder, "--dataset", tmp_path / "heap") == 2
+    assert "whose training images have no labels; name them with --label_column" in capsys.readouterr().err
+    assert evaluate(run_folder, "--dataset", tmp_path / "classes") == 2
+    assert "holds no labelled images to evaluate on; name their split with --eval_split" in capsys.readouterr().err
+    assert evaluate(run_folder, "--dataset", tmp_path / "classes", "--eval_holdout", "0.25", "--k", "1") == 0
+    assert "kNN accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_print_the_accuracy_of_one_once(run_folder, backbones, tmp_path):
+    words = ["evaluate", str(run_folder), *SMALL, "--output", str(tmp_path / "two.json")]
+    code = (
+        "import sys; from hf_essl import cli; "
+        "cli.COMMANDS.setdefault('evaluate', ('hf_essl.commands.evaluate', '')); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    script = tmp_path / "command.py"
+    script.write_text(code)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        *words,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    expected = by_hand(backbones["student"])
+    assert done.stdout.count(f"kNN accuracy {expected:.2f} %") == 1
+    facts = json.loads((tmp_path / "two.json").read_text())
+    assert facts["accuracy"] == pytest.approx(expected) and facts["processes"] == 2
+
+
+def test_help_names_the_protocols_and_their_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("--protocol {knn,linear,finetune}", "--which {student,teacher}", "[20]", "[0.07]", "3,000 steps"):
+        assert part in text

@@ -1,0 +1,198 @@
+"""Fine-tuning: it learns, trains the whole backbone, repeats, and leaves nothing else changed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import hf_essl
+from hf_essl.data import CachedImages
+from hf_essl.evaluation.augment import CropAndFlip
+from hf_essl.evaluation.finetune import _shares, finetune
+
+OPTIONS = {"resolution": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def textures(count, seed):
+    """Noise of one colour and contrast throughout, whose classes differ in their grain: stripes, checks, neither."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    sign = 2 * torch.randint(2, (count, 1, 32, 32), generator=generator) - 1
+    ramp = torch.arange(32) // 2 % 2 * 2 - 1
+    patterns = {1: ramp[None].expand(32, 32), 2: ramp[None] * ramp[:, None]}
+    for label, pattern in patterns.items():
+        phase = 2 * torch.randint(2, (int((labels == label).sum()), 1, 1, 1), generator=generator) - 1
+        sign[labels == label] = pattern * phase
+    noise = 40 * torch.randn(count, 3, 32, 32, generator=generator)
+    images = (128 + 50 * sign + noise).clamp(0, 255).to(torch.uint8)
+    return CachedImages(images, labels, ["noise", "stripes", "checks"], "textures")
+
+
+def small_backbone():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_it_learns_what_the_frozen_features_do_not_tell(optimizer):
+    train, test = textures(240, 0), textures(120, 1)
+    backbone = small_backbone()
+    before = {name: value.clone() for name, value in backbone.named_parameters()}
+    lines = []
+    got = finetune(
+        backbone, train, test, epochs=8, batch_size=32, optimizer=optimizer, progress=lines.append, **OPTIONS
+    )
+    assert got > 90
+    assert all(not torch.equal(value, before[name]) for name, value in backbone.named_parameters())
+    assert len(lines) == 8 and lines[-1].startswith("epoch 8/8  loss ")
+    assert float(lines[-1].split()[-1]) < 0.5 * float(lines[0].split()[-1])
+
+
+def test_the_accuracy_is_that_of_the_test_images():
+    """A backbone that cannot learn gives the head's own answer: mean colours, told by hand."""
+
+    class Colour(nn.Module):
+        num_features = 3
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            return self.scale * images.mean(dim=(2, 3))
+
+    plain = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    plain[torch.arange(60), labels] = 255
+    train = CachedImages(plain, labels, None, "colours")
+    wrong = labels.clone()
+    wrong[:15] = (wrong[:15] + 1) % 3  # a quarter is called by another name
+    test = CachedImages(plain, wrong, None, "colours")
+    assert finetune(Colour(), train, test, epochs=3, batch_size=20, **OPTIONS | {"resolution": 8}) == 75.0
+
+
+def test_it_repeats_and_leaves_the_random_state():
+    train, test = textures(48, 0), textures(24, 1)
+    states = []
+    for _ in range(2):
+        backbone = small_backbone()
+        state = torch.get_rng_state()
+        finetune(backbone, train, test, epochs=2, batch_size=16, **OPTIONS)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(1)
+        states.append(backbone.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(("images", "steps", "world", "size"), [(64, 4, 1, 16), (65, 5, 1, 13), (7, 2, 2, 1)])
+def test_the_batches_of_an_epoch(images, steps, world, size):
+    indices = list(range(100, 100 + images))
+    shares = _shares(indices, steps, world, torch.Generator().manual_seed(0))
+    assert len(shares) == world and all(len(batches) == steps for batches in shares)
+    drawn = [index for batches in shares for batch in batches for index in batch]
+    assert {len(batch) for batches in shares for batch in batches} == {size}
+    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(indices)
+    assert drawn != sorted(drawn)
+
+
+def test_only_the_chosen_images_are_trained_on():
+    train = textures(60, 0)
+    train.images[30:] = 0
+    seen = []
+
+    class Spy(CachedImages):
+        def __getitems__(self, indices):
+            seen.extend(indices)
+            return super().__getitems__(indices)
+
+    spied = Spy(train.images, train.labels, train.classes, train.name)
+    finetune(small_backbone(), spied, textures(12, 1), epochs=2, batch_size=10, indices=range(30), **OPTIONS)
+    assert sorted(seen) == sorted([*range(30)] * 2)
+
+
+def test_crops_and_flips_keep_the_colours():
+    images = torch.full((16, 3, 40, 40), 0, dtype=torch.uint8)
+    images[:, 0], images[:, 1] = 255, 100
+    views = CropAndFlip(24, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0)(images)
+    assert views.shape == (16, 3, 24, 24)
+    expected = torch.tensor([1.0, 100 / 255, 0.0]).view(1, 3, 1, 1).expand_as(views)
+    torch.testing.assert_close(views, expected, rtol=0, atol=1e-5)
+
+
+def test_crops_and_flips_differ_by_image_and_by_call():
+    ramp = torch.arange(64, dtype=torch.uint8).expand(16, 3, 64, 64).contiguous()
+    crop = CropAndFlip(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0, 1)
+    first, second = crop(ramp), crop(ramp)
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first, second)
+    falling = (first[:, 0, 0, 0] > first[:, 0, 0, -1]).sum()
+    assert 0 < falling < 16  # some are mirrored
+    assert torch.equal(CropAndFlip(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0, 1)(ramp), first)
+    assert not torch.equal(CropAndFlip(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0, 2)(ramp), first)
+
+
+def test_refusals():
+    train, test = textures(12, 0), textures(12, 1)
+    unlabelled = CachedImages(train.images, None, None, "heap")
+    with pytest.raises(ValueError, match="the training images have no labels"):
+        finetune(small_backbone(), unlabelled, test, **OPTIONS)
+    with pytest.raises(ValueError, match="the test images have no labels"):
+        finetune(small_backbone(), train, unlabelled, **OPTIONS)
+    with pytest.raises(ValueError, match="optimizer is 'lion'; it is one of sgd, adamw"):
+        finetune(small_backbone(), train, test, optimizer="lion", **OPTIONS)
+    with pytest.raises(ValueError, match="epochs and batch_size are 0 and 128"):
+        finetune(small_backbone(), train, test, epochs=0, **OPTIONS)
+    with pytest.raises(ValueError, match="the loss of epoch 1 is nan; lower learning_rate"):
+        finetune(small_backbone(), train, test, epochs=1, batch_size=2, learning_rate=1e30, **OPTIONS)
+
+
+class WithoutBatchNorm(nn.Module):
+    """Each process sees half a batch: with BatchNorm two would not equal one."""
+
+    num_features = 16
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def on_two_processes():
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randint(256, (51, 3, 1, 1), dtype=torch.uint8, generator=generator).expand(51, 3, 16, 16)
+    labels = colours[:, :, 0, 0].argmax(dim=1)
+    plain = CachedImages(colours.contiguous(), labels, None, "colours")  # no crop changes a plain image
+    options = OPTIONS | {"resolution": 16, "epochs": 3, "batch_size": 8}
+    alone, together = WithoutBatchNorm(), WithoutBatchNorm()
+    expected = finetune(alone, plain, plain, indices=range(48), **options)
+    lines = []
+    got = finetune(
+        together, plain, plain, indices=range(48), accelerator=accelerator, progress=lines.append, **options
+    )
+    torch.testing.assert_close(together.state_dict(), alone.state_dict(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together.layers[0].weight, WithoutBatchNorm().layers[0].weight, rtol=1e-2)
+    assert got == expected and len(lines) == 3
+    accelerator.end_training()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    on_two_processes()

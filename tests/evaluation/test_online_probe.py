@@ -1,0 +1,184 @@
+"""The online probe learns, and training is bit for bit what it is without it."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import hf_essl
+from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
+from hf_essl.methods import SSLModel
+from tests.methods.small import SMALL_HEADS
+
+
+def blobs(n, d, classes, spread, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(classes, d, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return means[labels] + spread * torch.randn(n, d, generator=generator), labels
+
+
+def train(method, steps, probe=None):
+    """A method's state after a few steps, with dropout in its backbone and maybe a probe beside it."""
+    torch.manual_seed(0)
+    arguments = {"drop_rate": 0.5}
+    model = SSLModel.from_timm("test_resnet", method, backbone_args=arguments, method_args=SMALL_HEADS[method]).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        views, labels = torch.randn(2, 8, 3, 32, 32), torch.randint(3, (8,))
+        with captured_features(model.projector) as seen:
+            loss = model(*views)["loss"].mean()
+        if probe is not None:
+            assert len(seen) == 2 and seen[0].shape == (8, 96) and not seen[0].requires_grad
+            probe.update(seen[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_step()
+    return model.state_dict(), torch.get_rng_state()
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol", "dino"])
+def test_training_is_bit_identical_with_and_without_a_probe(method):
+    plain, state = train(method, 4)
+    probe = OnlineProbe(96, 3)
+    probed, probed_state = train(method, 4, probe)
+    assert all(torch.equal(value, probed[name]) for name, value in plain.items())
+    assert torch.equal(state, probed_state)
+    assert probe.linear.weight.abs().sum() > 0  # it did learn
+
+
+def test_no_gradient_reaches_the_backbone():
+    backbone = torch.nn.Linear(6, 4)
+    probe = OnlineProbe(4, 3)
+    features = backbone(torch.randn(8, 6))
+    assert features.requires_grad
+    probe.update(features, torch.randint(3, (8,)))
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(parameter.grad is not None for parameter in probe.parameters())
+    features.sum().backward()  # its graph is still whole
+    assert backbone.weight.grad is not None
+
+
+@pytest.mark.parametrize(("d", "scale", "offset"), [(16, 1.0, 0.0), (512, 1.0, 0.0), (64, 1000.0, 50.0)])
+def test_it_comes_near_logistic_regression_whatever_the_scale(d, scale, offset):
+    features, labels = blobs(3000, d, 8, 0.4 * d**0.5)
+    features = scale * features + offset
+    scaler = StandardScaler().fit(features[:2000].numpy())
+    reference = LogisticRegression(max_iter=1000).fit(scaler.transform(features[:2000].numpy()), labels[:2000].numpy())
+    expected = 100 * reference.score(scaler.transform(features[2000:].numpy()), labels[2000:].numpy())
+    probe, order = OnlineProbe(d, 8), torch.Generator().manual_seed(0)
+    losses, accuracies = [], []
+    for _ in range(400):
+        batch = torch.randint(2000, (64,), generator=order)
+        loss, accuracy = probe.update(features[batch], labels[batch])
+        losses.append(loss.item())
+        accuracies.append(accuracy.item())
+    got = 100 * (probe.predict(features[2000:]) == labels[2000:]).float().mean().item()
+    assert losses[0] == pytest.approx(2.0794, abs=1e-3)  # ln 8: it starts knowing nothing
+    assert sum(losses[-20:]) / 20 < losses[0] / 2 and sum(accuracies[-20:]) / 20 > 3 * 100 / 8
+    assert got > expected - 4
+
+
+def test_it_resumes_exactly():
+    features, labels = blobs(640, 12, 4, 1.0)
+    batches = list(zip(features.split(64), labels.split(64), strict=True))
+    whole = OnlineProbe(12, 4)
+    for batch in batches:
+        whole.update(*batch)
+    first = OnlineProbe(12, 4)
+    for batch in batches[:5]:
+        first.update(*batch)
+    saved = copy.deepcopy(first.state_dict())
+    for batch in batches[5:]:
+        first.update(*batch)  # what was saved does not move on
+    resumed = OnlineProbe(12, 4)
+    resumed.load_state_dict(saved)
+    for batch in batches[5:]:
+        resumed.update(*batch)
+    for probe in (first, resumed):
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), probe.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole.buffers(), probe.buffers(), strict=True))
+
+
+def test_its_state_is_read_without_unpickling(tmp_path):
+    probe = OnlineProbe(4, 3)
+    probe.update(torch.randn(8, 4), torch.randint(3, (8,)))
+    torch.save(probe.state_dict(), tmp_path / "probe.pt")
+    other = OnlineProbe(4, 3)
+    other.load_state_dict(torch.load(tmp_path / "probe.pt", weights_only=True))
+    assert torch.equal(other.linear.weight, probe.linear.weight)
+
+
+def test_images_without_a_label_are_passed_over():
+    features, labels = blobs(64, 6, 3, 1.0)
+    labels[::2] = -1
+    probe = OnlineProbe(6, 3)
+    loss, accuracy = probe.update(features, labels)
+    assert loss.item() == pytest.approx(1.0986, abs=1e-3)  # ln 3 over the labelled half
+    assert accuracy.item() == pytest.approx(100 * (labels[1::2] == 0).float().mean().item())  # zero scores say class 0
+    before = probe.linear.weight.clone()
+    loss, accuracy = OnlineProbe(6, 3).update(features, torch.full((64,), -1))
+    assert (loss.item(), accuracy.item()) == (0.0, 0.0)
+    assert torch.equal(probe.linear.weight, before)
+
+
+def test_half_precision_is_computed_in_float32():
+    features, labels = blobs(64, 6, 3, 1.0)
+    probes = OnlineProbe(6, 3), OnlineProbe(6, 3)
+    plain, _ = probes[0].update(features.bfloat16().float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        cast, _ = probes[1].update(features.bfloat16(), labels)
+    assert cast.dtype == torch.float32 and torch.equal(plain, cast)
+    assert torch.equal(probes[0].linear.weight, probes[1].linear.weight)
+
+
+def test_predictions_change_nothing():
+    features, labels = blobs(64, 6, 3, 1.0)
+    probe = OnlineProbe(6, 3)
+    probe.update(features, labels)
+    before = copy.deepcopy(probe.state_dict())
+    assert probe.predict(features).shape == (64,)
+    after = probe.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name != "_extra_state")
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="num_features and num_classes are 0 and 3"):
+        OnlineProbe(0, 3)
+    with pytest.raises(ValueError, match=r"learning_rate of the probe is 0.0; it must be above 0"):
+        OnlineProbe(4, 3, learning_rate=0.0)
+
+
+def on_two_processes():
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    features, labels = blobs(128, 6, 3, 1.0)
+    together, alone = OnlineProbe(6, 3), OnlineProbe(6, 3)
+    results = [
+        together.update(x[rank::2], y[rank::2]) for x, y in zip(features.split(32), labels.split(32), strict=True)
+    ]
+    torch.distributed.destroy_process_group()
+    expected = [alone.update(x, y) for x, y in zip(features.split(32), labels.split(32), strict=True)]
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together.linear.weight, alone.linear.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together.norm.running_var, alone.norm.running_var, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    on_two_processes()
