@@ -22,6 +22,9 @@ _HOMES = {
     "lr_range_test": "hf_essl.lr_finder",
     "estimate_cost": "hf_essl.cost",
     "export_backbone": "hf_essl.hub",
+    "push_backbone": "hf_essl.hub",
+    "load_backbone": "hf_essl.evaluation.backbone",
+    "draw_neighbours": "hf_essl.reporting.neighbours",
     "load_recipe": "hf_essl.recipe",
 }
 __all__ = list(_HOMES)
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
     from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
     from hf_essl.cost import estimate_cost
     from hf_essl.evaluation import knn_accuracy, linear_probe
-    from hf_essl.hub import export_backbone
+    from hf_essl.evaluation.backbone import load_backbone
+    from hf_essl.hub import export_backbone, push_backbone
     from hf_essl.lr_finder import lr_range_test
     from hf_essl.methods.base import SSLModel
     from hf_essl.recipe import load_recipe
+    from hf_essl.reporting.neighbours import draw_neighbours
     from hf_essl.schedules import F1CLR, CurveScheduler, SuperProgressiveCallback
     from hf_essl.selection import HardAugment
     from hf_essl.trainer import SSLTrainer

@@ -280,6 +280,7 @@ class SSLTrainingArguments(TrainingArguments):
             )
         if self.energy_country is not None:
             check_country(self.energy_country)
+        self._check_hub()
         if self.lr_schedule == "one_cycle" and not 0 < self.one_cycle_fraction < 1:
             raise ValueError(
                 f"one_cycle_fraction is {self.one_cycle_fraction}; it is a share between 0 and 1, such as 0.3"
@@ -288,6 +289,17 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; they lie in [0, 1), "
                 f"the smaller first"
+            )
+
+    def _check_hub(self) -> None:
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token is set, which every checkpoint would hold; set HF_TOKEN or run `hf auth login`"
+            )
+        if self.hub_strategy == "all_checkpoints":
+            raise ValueError(
+                "hub_strategy is all_checkpoints, whose pickles are not pushed; take end, every_save, or checkpoint, "
+                "which pushes the weights of heads, teacher and queue as well"
             )
 
     @property

@@ -19,6 +19,7 @@ COMMANDS = {
     "cost": ("hf_essl.commands.cost", "what recipes cost and save, without training"),
     "evaluate": ("hf_essl.commands.evaluate", "accuracy of a backbone by kNN, linear probe or fine-tuning"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
+    "push": ("hf_essl.commands.push", "put the backbone of a finished run on the Hub"),
 }
 
 

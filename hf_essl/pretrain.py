@@ -12,6 +12,7 @@ from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
 from hf_essl.errors import Interrupted
+from hf_essl.hub.push import check_access, push_finished_run
 from hf_essl.methods.base import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.report import collect_metrics, result_table, write_report, write_text
@@ -31,6 +32,7 @@ def pretrain(recipe: Recipe) -> dict:
         Interrupted: where Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
     """
     check_backbone(recipe.model.backbone)
+    check_access(recipe.training)
     prepare_output_dir(recipe)
     trainer = build_trainer(recipe)
     cost = predict_cost(trainer)
@@ -47,6 +49,8 @@ def pretrain(recipe: Recipe) -> dict:
         written = write_report(trainer, recipe, metrics) if main else []
     if main:
         print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
+    if main and recipe.training.push_to_hub and (url := push_finished_run(recipe.training)):
+        print(f"pushed to {url}", flush=True)
     return metrics
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_essl.acceleration import compile_backbones, prepare_layers, whole_parameters
@@ -32,6 +31,7 @@ from hf_essl.energy import EnergyCallback
 from hf_essl.errors import Diverged
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
 from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
+from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods.base import SSLModel
 from hf_essl.methods.gather import mean_over_processes
 from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
@@ -56,7 +56,7 @@ class StepRecord:
     probe_accuracy: Tensor | None = None
 
 
-class SSLTrainer(Trainer):
+class SSLTrainer(HubTrainer):
     """Trains an `SSLModel` on unlabelled images with F1-CLR, Super Progressive Learning and Hard Augment.
 
     Args:
@@ -403,6 +403,9 @@ class SSLTrainer(Trainer):
             return  # the last good checkpoint stays the last
         with self.clock.paused():
             super()._save_checkpoint(model, trial)
+
+    def _is_lost(self) -> bool:
+        return self.alarm.lost is not None
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from hf_essl.checkpoints import last_complete_checkpoint
+from hf_essl.data.decode import UnreadableImage, decode, image_path
 from hf_essl.methods.base import build_backbone, check_backbone
 
 WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
@@ -29,12 +31,28 @@ class LoadedBackbone(NamedTuple):
     backbone: B x 3 x r x r to B x D, on the CPU, in evaluation mode.
     resolution: r to test it at, in pixels.
     mean, std: of the normalisation, for each channel, of pixels in [0, 1].
+
+        loaded = load_backbone("user/name")
+        features = loaded.backbone(loaded.preprocess(["cat.jpg", "dog.jpg"]))  # 2 x D
     """
 
     backbone: nn.Module
     resolution: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def preprocess(self, images: Iterable[Any]) -> Tensor:
+        """What `backbone` takes, N x 3 x r x r: the centre square at r pixels, normalised, as in the evaluation.
+
+        Args:
+            images: N paths, PIL images or encoded bytes.
+
+        Raises:
+            ValueError: for an image that cannot be read.
+        """
+        pixels = torch.stack([_decoded(image, self.resolution) for image in images])  # uint8
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels / 255 - mean) / std
 
 
 def load_backbone(source: str | Path, *, which: str = "student", backbone: str | None = None) -> LoadedBackbone:
@@ -92,8 +110,8 @@ def check_resolution(loaded: LoadedBackbone) -> None:
 
 
 def run_recipe(folder: Path) -> dict[str, Any]:
-    """The resolved recipe of the run that a checkpoint or an exported backbone lies in; empty where there is none."""
-    path = folder.parent / RECIPE
+    """The resolved recipe of a checkpoint or an exported backbone, in it or in its run; empty where there is none."""
+    path = folder / RECIPE if (folder / RECIPE).is_file() else folder.parent / RECIPE
     if not path.is_file():
         return {}
     try:
@@ -101,6 +119,13 @@ def run_recipe(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} cannot be read: {error}") from error
     return recipe if isinstance(recipe, dict) else {}
+
+
+def _decoded(image: Any, size: int) -> Tensor:
+    try:
+        return decode(image, size)
+    except UnreadableImage as error:
+        raise ValueError(f"image {image_path(image) or ''} cannot be read: {error}") from error
 
 
 def _exported(folder: Path, which: str) -> LoadedBackbone:

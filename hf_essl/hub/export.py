@@ -12,6 +12,9 @@ from torch import nn
 
 CONFIG_OF_TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # they describe the weights that timm published
 
+AS_EVALUATED = {"crop_pct": 1.0, "interpolation": "bicubic"}
+"""How hf_essl prepares an image to evaluate: the whole short side, bicubic. An architecture's own crop is another."""
+
 
 def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int, tag: str = "hf_essl") -> Path:
     """Exports `model.backbone` (or a bare timm backbone) as `config.json` and `model.safetensors`.
@@ -28,7 +31,12 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
     """
     backbone = getattr(model, "backbone", model)
     config = timm.data.resolve_model_data_config(backbone)
-    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"]}
+    data = {
+        "input_size": (3, input_size, input_size),
+        "mean": config["mean"],
+        "std": config["std"],
+        **AS_EVALUATED,
+    }
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save_file
 
 from hf_essl import export_backbone
@@ -106,6 +107,20 @@ def test_a_vision_transformer_at_any_resolution(tmp_path):
         torch.testing.assert_close(loaded.backbone(IMAGES), model.eval().backbone(IMAGES))
     with pytest.raises(ValueError, match="resolution is 100, which this VisionTransformer does not take"):
         check_resolution(loaded._replace(resolution=100))
+
+
+def test_images_are_prepared_as_the_evaluation_prepares_them(run, tmp_path):
+    loaded = load_backbone(run / "backbone")  # at 64 px
+    wide = torch.zeros(3, 64, 128, dtype=torch.uint8)
+    wide[0, :, 32:96] = 255  # the centre square is red
+    picture = Image.fromarray(wide.permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "wide.png")
+    pixels = loaded.preprocess([tmp_path / "wide.png", picture])
+    red = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor(loaded.mean)) / torch.tensor(loaded.std)
+    torch.testing.assert_close(pixels, red.view(1, 3, 1, 1).expand(2, 3, 64, 64))
+    (tmp_path / "torn.png").write_bytes((tmp_path / "wide.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"image .*torn.png cannot be read: "):
+        loaded.preprocess([tmp_path / "torn.png"])
 
 
 def test_a_hub_id_from_the_cache(run):

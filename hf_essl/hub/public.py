@@ -1,0 +1,50 @@
+"""Keeps to the machine what is its own: the token, and the paths of its folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub import get_token
+
+TEXT = (".json", ".md", ".yaml")
+
+
+def without_paths(value: Any) -> Any:
+    """A recipe's values with each path that names folders of this machine cut down to its last component."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_paths(one) for one in value]
+    return _last_component(value) if isinstance(value, str) else value
+
+
+def public_recipe(path: Path) -> bytes:
+    """The recipe in a file, as YAML without the paths of this machine."""
+    values = without_paths(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True).encode()
+
+
+def check_public(files: Mapping[str, Path | bytes], *folders: Path) -> None:
+    """Raises ValueError for a text that holds the Hub token, or the path of the home or of one of the folders."""
+    token = get_token()
+    homes = {str(place) for place in (Path.home(), *(folder.resolve() for folder in folders)) if len(place.parts) > 1}
+    for name, content in files.items():
+        if not name.endswith(TEXT):
+            continue
+        text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8", errors="replace")
+        if token and token in text:
+            raise ValueError(f"{name} holds the Hub token; take it out of the file, then push again")
+        for home in homes:
+            if f"{home}/" in text:
+                raise ValueError(f"{name} names {home}, a folder of this machine; take it out, then push again")
+
+
+def _last_component(text: str) -> str:
+    if text.startswith(("~", "..")) or PurePosixPath(text).is_absolute():
+        return PurePosixPath(text).name
+    if text.startswith("file:") or PureWindowsPath(text).is_absolute():
+        return PureWindowsPath(text).name
+    return text

@@ -1,0 +1,149 @@
+"""What a Trainer uploads: a backbone and never a pickle, in place of all that transformers uploads."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+
+from hf_essl.acceleration import whole_parameters
+from hf_essl.errors import HubUnreachable
+from hf_essl.hub.export import export_backbone
+from hf_essl.hub.public import check_public
+from hf_essl.hub.push import backbone_files, commit, open_repository, push_backbone, repository_name, ssl_files
+from hf_essl.methods import METHODS
+
+if TYPE_CHECKING:
+    from hf_essl.arguments import SSLTrainingArguments
+    from hf_essl.methods.base import SSLModel
+    from hf_essl.views import Views
+
+logger = logging.getLogger(__name__)
+
+
+class HubTrainer(Trainer):
+    """A transformers.Trainer that pushes the backbone alone, or with the weights of its method, as safetensors.
+
+    transformers' own uploads hold `training_args.bin`, a pickle, and the whole output folder.
+    """
+
+    args: SSLTrainingArguments
+    model: SSLModel
+    views: Views
+    train_dataset: Any
+    hub_model_id: str | None  # type: ignore[assignment]
+    _upload: Future | None = None
+
+    def init_hf_repo(self, private: bool | None = None) -> None:  # type: ignore[override]  # no token is passed on
+        """Opens the repository before training: Trainer calls this when it is made, where `push_to_hub` is set.
+
+        Raises HubError for a wrong token or a forbidden name; a Hub in trouble is a warning, and training goes on.
+        """
+        if not self.is_world_process_zero():
+            return
+        private = self.args.hub_private_repo if private is None else private
+        try:
+            self.hub_model_id = open_repository(self._repository, private, self.args.hub_revision).repo_id
+        except HubUnreachable as error:
+            logger.warning("%s; training goes on, and each push tries anew", error)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        full_state: bool | None = None,
+    ) -> str | None:
+        """Exports the backbone as it stands to `<output_dir>/backbone` and pushes it; call it on all processes.
+
+        Args:
+            revision, private: by default `hub_revision` and `hub_private_repo`.
+            full_state: push the last complete checkpoint's weights too; by default with `hub_strategy` checkpoint.
+
+        Returns:
+            The URL of the repository, on the main process.
+
+        Raises ValueError and HubError as `push_backbone` does.
+        """
+        self._finish_current_push()
+        with whole_parameters(self.model):
+            if self.is_world_process_zero():
+                self._export(Path(self.args.output_dir or ".") / "backbone")
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        return push_backbone(
+            self.args.output_dir or ".",
+            self._repository,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            full_state=self._pushes_state if full_state is None else full_state,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes the backbone as it stands, in the background; one at a time, unless `hub_always_push`.
+
+        The card is left out, since it tells of a finished run.
+        """
+        if self.args.hub_strategy == HubStrategy.END or self._is_lost():
+            return
+        with whole_parameters(self.model):  # on all processes, though one pushes
+            if self.is_world_process_zero() and self._may_push():
+                self.callback_handler.on_push_begin(self.args, self.state, self.control)
+                scratch = TemporaryDirectory(dir=self.args.output_dir, prefix=".push-")
+                files = backbone_files(self._export(Path(scratch.name) / "backbone"))
+                if self._pushes_state:
+                    files |= ssl_files(Path(checkpoint_folder))
+                self._push_in_background(files, scratch, f"Training in progress, step {self.state.global_step}")
+
+    def _push_in_background(self, files: dict, scratch: TemporaryDirectory, message: str) -> None:
+        settings = self._repository, self.args.hub_private_repo, self.args.hub_revision
+
+        def push() -> None:
+            with scratch:
+                check_public(files, Path(self.args.output_dir or "."))
+                commit(files, *settings, message)
+
+        uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self._upload = uploads.submit(push)
+        self._upload.add_done_callback(_warn_if_failed)
+        uploads.shutdown(wait=False)
+
+    def _may_push(self) -> bool:
+        if self.args.hub_always_push:
+            self._finish_current_push()
+        return self._upload is None or self._upload.done()
+
+    def _finish_current_push(self) -> None:
+        if self._upload is not None:
+            self._upload.exception()  # waits; `_warn_if_failed` has told it
+
+    def _export(self, folder: Path) -> Path:
+        method = next((name for name, known in METHODS.items() if type(self.model) is known), "ssl")
+        tag = f"{method}_{self.train_dataset.name.rsplit('/', 1)[-1]}"
+        return export_backbone(self.model, folder, input_size=self.views.args.resolution, tag=tag)
+
+    def _is_lost(self) -> bool:
+        """Whether the weights are those of a run that was stopped for good, not worth a push."""
+        return False
+
+    @property
+    def _repository(self) -> str:
+        return self.hub_model_id or repository_name(self.args)
+
+    @property
+    def _pushes_state(self) -> bool:
+        return self.args.hub_strategy == HubStrategy.CHECKPOINT
+
+
+def _warn_if_failed(upload: Future) -> None:
+    error = upload.exception()
+    if error is not None:
+        logger.warning("a checkpoint was not pushed, training goes on: %s", error)
