@@ -21,8 +21,8 @@ FOLDERS = ("accelerate", "ablations")  # launch configurations, and files of sev
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in FOLDERS)
 SWEEPS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
 STAND_IN = """
-    --dataset photo-patches --image_size 96 --max_train_samples 16 --max_eval_samples 8 --knn_k 3
-    --per_device_train_batch_size 4 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1
+    --dataset photo-patches --image_size 96 --max_train_samples 8 --max_eval_samples 4 --knn_k 3
+    --per_device_train_batch_size 2 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1
     --measure_speedup false --use_cpu true --disable_tqdm true --dataloader_num_workers 0
 """.split()
 FILES = (
@@ -40,8 +40,8 @@ FILES = (
 def test_recipe_trains_resumes_and_exports(path, tmp_path):
     overrides = [*STAND_IN, "--output_dir", str(tmp_path)]
     model = load_recipe(path, overrides).model
-    if model.method == "mocov2":  # 16 images are no match for 4,096 keys
-        overrides += ["--method_args", json.dumps({**model.method_args, "queue_length": 8})]
+    if model.method == "mocov2":  # 8 images are no match for 4,096 keys
+        overrides += ["--method_args", json.dumps({**model.method_args, "queue_length": 4})]
     recipe = load_recipe(path, overrides)
     metrics = pretrain(recipe)
     assert metrics["steps"] == 2 and metrics["knn_accuracy"] is not None
