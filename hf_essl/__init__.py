@@ -25,6 +25,8 @@ _HOMES = {
     "push_backbone": "hf_essl.hub",
     "load_backbone": "hf_essl.evaluation.backbone",
     "draw_neighbours": "hf_essl.reporting.neighbours",
+    "write_card": "hf_essl.hub.card",
+    "CardCallback": "hf_essl.hub.card_callback",
     "load_recipe": "hf_essl.recipe",
 }
 __all__ = list(_HOMES)
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from hf_essl.evaluation import knn_accuracy, linear_probe
     from hf_essl.evaluation.backbone import load_backbone
     from hf_essl.hub import export_backbone, push_backbone
+    from hf_essl.hub.card import write_card
+    from hf_essl.hub.card_callback import CardCallback
     from hf_essl.lr_finder import lr_range_test
     from hf_essl.methods.base import SSLModel
     from hf_essl.recipe import load_recipe

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("hf_essl.commands.evaluate", "accuracy of a backbone by kNN, linear probe or fine-tuning"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
     "push": ("hf_essl.commands.push", "put the backbone of a finished run on the Hub"),
+    "card": ("hf_essl.commands.card", "write the model card of a finished run"),
 }
 
 

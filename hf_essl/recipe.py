@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import shlex
 import textwrap
 import types
 import typing
@@ -19,13 +20,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.schedules.resolution import resolution_schedule
+
+if TYPE_CHECKING:
+    from hf_essl.trainer import SSLTrainer
 
 GROUPS: dict[str, type] = {
     "model": ModelArguments,
@@ -66,6 +70,41 @@ class Recipe:
     training: SSLTrainingArguments
     source: str = field(default="", compare=False)  # the path, as it was given
     given: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what the files and overrides set
+    words: tuple[str, ...] = field(default=(), compare=False, repr=False)  # of the command that runs it
+
+    @classmethod
+    def of(cls, trainer: SSLTrainer) -> Recipe:
+        """The recipe of a trainer from the Python API.
+
+        A data set that was given as an object is named, and cannot be loaded by that name alone.
+
+        Raises ValueError for a model that `SSLModel.from_timm` did not build.
+        """
+        model, args = trainer.model.arguments, trainer.args
+        if model is None:
+            raise ValueError("the model was built by hand, its recipe is not known; build it by SSLModel.from_timm")
+        data, name = trainer.data_args, trainer.train_dataset.name
+        if name not in (data.dataset, Path(data.dataset).resolve().name, Path(data.dataset).stem):
+            data = dataclasses.replace(data, dataset=name)
+        given = dataclasses.asdict(model) | dataclasses.asdict(data) | dataclasses.asdict(trainer.views.args)
+        return cls(model, data, trainer.views.args, args, given=given | _given_training(args))
+
+    def without_paths(self) -> Recipe:
+        """The same recipe to show to others: of each path of this machine's folders, the last component alone."""
+        from hf_essl.hub.public import without_paths  # imports timm
+
+        return dataclasses.replace(self, given=without_paths(self.given))
+
+    def command(self, processes: int = 1) -> str | None:
+        """The command that ran it, without the paths of this machine's folders; None from the Python API."""
+        if not self.words:
+            return None
+        command = ["hf-essl"]
+        words = [part for word in self.words for part in _public_words(word)]
+        if processes > 1 and words[0] == "pretrain":
+            command = ["accelerate", "launch", "--num_processes", str(processes), "-m", "hf_essl.pretrain"]
+            words = words[1:]
+        return shlex.join([*command, *words])
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, without `extends`; it loads back to an equal recipe.
@@ -102,7 +141,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
         groups = _build(given)
     except (ValueError, ImportError, OSError) as error:
         raise RecipeError(f"{path}: {' '.join(str(error).split())}") from error
-    return Recipe(**groups, source=str(path), given=given)
+    words = ("pretrain" if cell is None else "sweep", str(path), *overrides)
+    return Recipe(**groups, source=str(path), given=given, words=words)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe.yaml of a run, to tell of it on any machine: nothing is checked, and no device is set up.
+
+    Raises RecipeError for a file that is no recipe.
+    """
+    given = _read(Path(path), ())
+    values = {name: {k: given[k] for k in given if k in _names(group)} for name, group in GROUPS.items()}
+    training = _unbuilt_training(values.pop("training"))
+    groups = {name: GROUPS[name](**values[name]) for name in values}
+    return Recipe(**groups, training=training, source=str(path), given=given)
 
 
 def describe_fields() -> str:
@@ -333,6 +385,29 @@ def _inline(value: Any) -> str:
 
 
 # ---- the groups ----
+
+
+def _given_training(args: SSLTrainingArguments) -> dict[str, Any]:
+    """The package's own training arguments, and those of transformers' that differ from their defaults."""
+    values, defaults = args.to_dict(), _unbuilt_training({}).to_dict()
+    own = {key: values[key] for key in SSLTrainingArguments.__annotations__}
+    further = {
+        key: value
+        for key, value in values.items()
+        if key in _names(SSLTrainingArguments) - set(own) - set(_REFUSED) - {"accelerator_config"}
+        and value != defaults[key]
+        and (value or defaults[key] not in (None, "", "none"))  # transformers fills these in
+    }
+    return own | further
+
+
+def _public_words(word: str) -> list[str]:
+    """A word of a command line, `--field=/a/b` as two, without the path's folders."""
+    from hf_essl.hub.public import without_paths  # imports timm
+
+    field_name, equals, value = word.partition("=")
+    parts = [field_name, value] if equals and word.startswith("--") else [word]
+    return without_paths(parts)
 
 
 def _build(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from hf_essl.energy import EnergyCallback
 from hf_essl.errors import Diverged
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
 from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
+from hf_essl.hub.card_callback import write_trainer_report
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods.base import SSLModel
 from hf_essl.methods.gather import mean_over_processes
@@ -99,6 +100,8 @@ class SSLTrainer(HubTrainer):
             args.data_seed = args.seed  # else the order of the images follows whatever seeded torch last
         if args.device.type == "cpu" or data_args.cache == "device":
             args.dataloader_pin_memory = False  # there is nothing to copy to, or nothing to copy
+        if isinstance(train_dataset, (str, Path)):
+            data_args = replace(data_args, dataset=str(train_dataset))
         train_dataset, eval_dataset, bank_dataset = (
             None if source is None else as_images(source, data_args, args.device)
             for source in (train_dataset, eval_dataset, bank_dataset)
@@ -349,6 +352,10 @@ class SSLTrainer(HubTrainer):
             )
 
     # ---- what is logged and saved ----
+
+    def create_model_card(self) -> None:  # type: ignore[override]
+        """Writes the report of the finished run, its backbone and its card; call it on all processes."""
+        write_trainer_report(self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds momentum, resolution, magnitude, feature std, images/s and petaFLOPs to the logs of training steps.

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from hf_essl.arguments import DataArguments
 from hf_essl.data import image_count, load_images
 from hf_essl.evaluation.backbone import check_resolution, find_backbone, load_backbone, run_recipe
+from hf_essl.evaluation.fingerprint import fingerprint
 from hf_essl.evaluation.protocols import BATCH_SIZES, PROTOCOLS, Task, draw, labelled
 
 
@@ -67,6 +68,7 @@ def evaluate_backbone(
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
     images = load_images(replace(data, image_size=image_size, max_train_samples=None), accelerator.device)
     train, test = labelled(images, data.dataset)
+    weights = fingerprint(loaded.backbone.state_dict())  # before fine-tuning
     task = Task(
         loaded,
         train,
@@ -90,6 +92,7 @@ def evaluate_backbone(
         "source": source,
         "weights": str(folder),
         "which": which,
+        "fingerprint": weights,
         "resolution": loaded.resolution,
         "image_size": image_size,
         "dataset": train.name,

@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.errors import HubError, HubUnreachable
 from hf_essl.hub.answers import plain_errors
+from hf_essl.hub.card import card_on_hub
 from hf_essl.hub.public import check_public, public_recipe
 
 if TYPE_CHECKING:
@@ -118,8 +119,14 @@ def open_repository(repo_id: str, private: bool | None = None, revision: str | N
 
 
 def commit(files: Files, repo_id: str, private: bool | None, revision: str | None, message: str) -> str:
-    """Uploads the files in one commit, those that the Hub has already left out; returns the URL. Raises HubError."""
+    """Uploads the files in one commit, those that the Hub has already left out; the card's code loads them from there.
+
+    Returns the URL. Raises HubError.
+    """
     url = open_repository(repo_id, private, revision)
+    card = files.get(CARD)
+    if isinstance(card, Path):
+        files = files | {CARD: card_on_hub(card.parent, url.repo_id)}
     with plain_errors(url.repo_id):
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         _api().create_commit(url.repo_id, operations, commit_message=message, revision=revision)

@@ -75,6 +75,7 @@ class HubTrainer(Trainer):
         with whole_parameters(self.model):
             if self.is_world_process_zero():
                 self._export(Path(self.args.output_dir or ".") / "backbone")
+        self.create_model_card()
         if not self.is_world_process_zero():
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -22,6 +22,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.arguments import ModelArguments
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -41,6 +43,8 @@ class SSLModel(nn.Module):
     collapse_hint = "lower learning_rate"
     """What to try first where the embedding collapses, for the alarm."""
     projector: nn.Module
+    arguments: ModelArguments | None = None
+    """What `from_timm` built it from, for the recipe of a run."""
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):
@@ -67,7 +71,9 @@ class SSLModel(nn.Module):
         """
         method_class = _method_class(method, method_args or {})
         check_backbone(backbone)
-        return method_class(build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
+        model = method_class(build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
+        model.arguments = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
+        return model
 
     def embed(self, view: Tensor) -> Pair:
         """The student's query and key of one view: B x 3 x r x r to B x D and B x D."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_essl import __version__
 from hf_essl.cost import Cost
+from hf_essl.data import image_count
+from hf_essl.files import write_text
 from hf_essl.hub import export_backbone
+from hf_essl.hub.card import write_card
 from hf_essl.reporting.figures import draw_curves, draw_views, sample_images
 
 if TYPE_CHECKING:
@@ -35,9 +38,15 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
     first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}  # of the random initialisation
     seconds, images = trainer.clock.seconds, cost.images_per_step * state.global_step
     return {
+        "run": run_folder(recipe).resolve().name,
+        "command": recipe.command(trainer.args.world_size),
         "method": recipe.model.method,
         "backbone": recipe.model.backbone,
+        "parameters": sum(p.numel() for p in trainer.model.backbone.parameters()),
         "dataset": trainer.train_dataset.name,
+        "train_images": image_count(trainer.train_dataset),
+        "bank_images": image_count(trainer.bank_dataset),
+        "eval_images": image_count(trainer.eval_dataset),
         "epochs": state.epoch,
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
@@ -68,7 +77,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "unreadable_images": len(trainer.unreadable.found) + trainer.train_dataset.left_out,
         "device": describe_device(trainer.args.device),
         "processes": trainer.args.world_size,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"hf_essl": __version__, **{name: version(name) for name in PACKAGES}},
         "history": history,
     }
 
@@ -81,10 +90,13 @@ def describe_device(device: torch.device) -> str:
 
 
 def write_report(trainer: SSLTrainer, recipe: Recipe, metrics: dict) -> list[Path]:
-    """Writes metrics.json, curves.png, views.png and the backbone into the run's folder; returns their paths."""
-    folder = Path(recipe.training.output_dir or ".")
+    """Writes metrics.json, curves.png, views.png and the backbone with its card into the run's folder.
+
+    Returns their paths.
+    """
+    folder = run_folder(recipe)
     title = f"{recipe.model.method} · {recipe.model.backbone} · {metrics['dataset']}"
-    return [
+    written = [
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),
         draw_curves(metrics["history"], folder / "curves.png", title),
         draw_views(
@@ -97,15 +109,13 @@ def write_report(trainer: SSLTrainer, recipe: Recipe, metrics: dict) -> list[Pat
             tag=f"{recipe.model.method}_{metrics['dataset'].rsplit('/', 1)[-1]}",
         ),
     ]
+    write_card(folder / "backbone", metrics, recipe)
+    return written
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file beside its place and moves it there whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text)
-    os.replace(scratch, path)
-    return path
+def run_folder(recipe: Recipe) -> Path:
+    """The folder that a run writes into."""
+    return Path(recipe.training.output_dir or ".")
 
 
 def result_table(metrics: dict) -> str:

@@ -1,0 +1,113 @@
+"""What a card tells of a run: the accuracies and other results that were measured, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_essl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+"""What `metrics.json` holds, or the JSON of `hf-essl evaluate`."""
+
+PROTOCOLS = {
+    "knn": ("kNN accuracy", ("k", "temperature")),
+    "linear": ("Linear probe accuracy", ("epochs", "learning_rate", "augment")),
+    "finetune": ("Fine-tuned accuracy", ("epochs", "learning_rate", "optimizer")),
+}
+"""Name and own settings of each protocol of `hf-essl evaluate`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number that was measured, and how."""
+
+    name: str
+    value: float
+    form: str
+    how: str
+    dataset: str | None = None
+    """Of an accuracy of this backbone, in percent: it goes into the card's metadata."""
+
+    @property
+    def shown(self) -> str:
+        return self.form.format(self.value)
+
+
+def read_metrics(run: str | Path) -> Metrics:
+    """The `metrics.json` of a finished run. Raises ValueError where there is none."""
+    try:
+        metrics = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run} holds no finished run ({error}); give a folder with a metrics.json") from error
+    if not isinstance(metrics, dict) or "method" not in metrics:
+        raise ValueError(f"{run}/metrics.json is not that of a run; `hf-essl pretrain` writes one")
+    return metrics
+
+
+def read_evaluations(run: Path, backbone: Path) -> list[Metrics]:
+    """What `hf-essl evaluate --output RUN/NAME.json` found out about exactly these weights, by the files' names."""
+    from safetensors.torch import load_file
+
+    from hf_essl.evaluation.fingerprint import fingerprint
+
+    files = {path: facts for path in sorted(run.glob("*.json")) if (facts := _evaluation(path))}
+    ours = fingerprint(load_file(backbone / "model.safetensors")) if files else None
+    for path, facts in files.items():
+        if facts.get("fingerprint") != ours:
+            logger.warning("%s is left out of the card: it evaluated other weights than those of %s", path, backbone)
+    return [facts for facts in files.values() if facts.get("fingerprint") == ours]
+
+
+def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = ()) -> list[Result]:
+    """Everything that was measured of the backbone's quality."""
+    dataset, images = metrics["dataset"], _images(metrics.get("bank_images"), metrics.get("eval_images"))
+    resolution = f"at {recipe.views.resolution} px"
+    knn = f"k = {recipe.training.knn_k}, votes exp(cosine / {recipe.training.knn_temperature:g}), {resolution}{images}"
+    probe = f"a linear classifier trained beside the backbone, which its gradient does not reach, {resolution}"
+    features = f"of the backbone's features, {resolution}"
+    found = [
+        ("kNN accuracy", "knn_accuracy", "{:.1f} %", knn, dataset),
+        ("kNN accuracy at random initialisation", "random_init_knn_accuracy", "{:.1f} %", "the same", None),
+        ("Online probe accuracy", "probe_accuracy", "{:.1f} %", probe, dataset),
+        ("Feature std", "feature_std", "{:.4f}", f"{features}, on the unit sphere; 0 is collapse", None),
+        ("Feature std at random initialisation", "random_init_feature_std", "{:.4f}", "the same", None),
+        ("RankMe", "rankme", "{:.1f}", f"effective rank {features}", None),
+    ]
+    if recipe.model.pretrained:
+        found = [(name.replace("random initialisation", "the start"), *rest) for name, *rest in found]
+    own = [Result(name, metrics[key], *rest) for name, key, *rest in found if metrics.get(key) is not None]
+    return own + [_evaluated(facts) for facts in evaluations]
+
+
+def hub_dataset(dataset: str) -> str | None:
+    """The Hub id behind a data set's name, where it surely is one: names of folders hold no slash."""
+    return dataset if dataset.count("/") == 1 else None
+
+
+def _evaluated(facts: Metrics) -> Result:
+    name, own = PROTOCOLS[facts["protocol"]]
+    settings = ", ".join(f"{key.replace('_', ' ')} {facts[key]}" for key in own if facts.get(key) not in (None, False))
+    images = _images(facts.get("train_images"), facts.get("eval_images"))
+    how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, at {facts['resolution']} px{images}"
+    return Result(name, facts["accuracy"], "{:.1f} %", how, facts["dataset"])
+
+
+def _images(train: int | None, held: int | None) -> str:
+    return f"; {train:,} labelled training images, {held:,} to evaluate on" if train and held else ""
+
+
+def _evaluation(path: Path) -> Metrics | None:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = ("accuracy", "protocol", "dataset", "resolution")
+    known = isinstance(facts, dict) and all(key in facts for key in keys) and facts["protocol"] in PROTOCOLS
+    return facts if known else None
