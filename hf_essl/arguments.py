@@ -278,6 +278,10 @@ class SSLTrainingArguments(TrainingArguments):
                 f"warmup_epochs is {self.warmup_epochs:g} with lr_schedule {self.lr_schedule}, which has none; "
                 f"take f1_clr or cosine_warmup, or drop warmup_epochs"
             )
+        if self.report_to not in (None, "none", []):
+            from hf_essl.tracking import check_trackers  # imports timm
+
+            check_trackers(self.report_to)
         if self.energy_country is not None:
             check_country(self.energy_country)
         self._check_hub()

@@ -12,10 +12,11 @@ from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
 from hf_essl.data import image_count, load_images
 from hf_essl.errors import Interrupted
+from hf_essl.files import write_text
 from hf_essl.hub.push import check_access, push_finished_run
 from hf_essl.methods.base import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.report import collect_metrics, result_table, write_report, write_text
+from hf_essl.reporting.report import collect_metrics, result_table, write_report
 from hf_essl.speed import plain_step_seconds
 from hf_essl.trainer import SSLTrainer
 

@@ -80,7 +80,7 @@ class Recipe:
 
         Raises ValueError for a model that `SSLModel.from_timm` did not build.
         """
-        model, args = trainer.model.arguments, trainer.args
+        model, args = trainer.model.built_from, trainer.args
         if model is None:
             raise ValueError("the model was built by hand, its recipe is not known; build it by SSLModel.from_timm")
         data, name = trainer.data_args, trainer.train_dataset.name

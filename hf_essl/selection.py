@@ -26,6 +26,10 @@ class Selection(NamedTuple):
     """N, int64: position of the chosen pair in `HardAugment.pairs`; None where there was no choice."""
     gap: Tensor | None
     """Scalar on the device: mean score of the chosen pairs less that of a random pair."""
+    score: Tensor | None = None
+    """Scalar on the device: mean score of the chosen pairs; less `gap`, that of all pairs."""
+    changed: Tensor | None = None
+    """Scalar on the device: share of the images whose chosen pair is not that of their first two views."""
     extra: Tensor | None = None
     """N x (m - 2) x D: keys of the small views that were not chosen, where `extra_targets` asks for them."""
 
@@ -67,17 +71,19 @@ class HardAugment:
         if self.args.selection == "none":
             return Selection(candidates[0], candidates[1], None, None)
         queries, keys = self.embed(model, images, candidates) if self.args.has_selection_pass else ((), ())
-        gap = None
+        gap = score = changed = None
         if self.args.selection == "random":
             with self.views.random_stream():
                 pair = torch.randint(len(self.pairs), (len(images),))
         else:
             scores = self.score(model, queries, keys)
-            pair = scores.argmax(dim=1).cpu()  # the one wait for the device: the parameters live on the host
-            gap = (scores.max(dim=1).values - scores.mean(dim=1)).mean()
+            pair, score = scores.argmax(dim=1), scores.max(dim=1).values.mean()
+            gap, changed = score - scores.mean(), (pair != 0).float().mean()
+            pair = pair.cpu()  # the one wait for the device: the parameters live on the host
         chosen = torch.tensor(self.pairs)[pair]  # N x 2
         first, second = (ViewParams.choose(candidates, side) for side in chosen.unbind(dim=1))
-        return Selection(first, second, pair, gap, left_over(keys, chosen) if self.args.extra_targets else None)
+        extra = left_over(keys, chosen) if self.args.extra_targets else None
+        return Selection(first, second, pair, gap, score, changed, extra)
 
     @torch.no_grad()
     def embed(self, model: SSLModel, images: Tensor, candidates: list[ViewParams]) -> tuple[tuple[Tensor, ...], ...]:
@@ -93,6 +99,22 @@ class HardAugment:
         """How hard each pair is, N x pairs in the order of `pairs`: the loss that it would bring."""
         score = pair_losses if self.args.selection_score == "loss" else pair_cosines
         return score(model, queries, keys, self.pairs)
+
+
+def selection_scalars(chosen: Selection) -> dict[str, Tensor]:
+    """What a choice says to the log, scalars on the device; nothing where the pair was not chosen by its score.
+
+    `selection_score` is the mean over the chosen pairs, `selection_mean_score` over all pairs; `selection_gap` is the
+    former less the latter. `selection_changed` is the share of images that train on other than their first two views.
+    """
+    if chosen.score is None or chosen.gap is None or chosen.changed is None:
+        return {}
+    return {
+        "selection_gap": chosen.gap,
+        "selection_score": chosen.score,
+        "selection_mean_score": chosen.score - chosen.gap,
+        "selection_changed": chosen.changed,
+    }
 
 
 def left_over(keys: tuple[Tensor, ...], chosen: Tensor) -> Tensor:

@@ -33,10 +33,12 @@ from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rank
 from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
 from hf_essl.hub.card_callback import write_trainer_report
 from hf_essl.hub.trainer import HubTrainer
+from hf_essl.means import RunningMeans
 from hf_essl.methods.base import SSLModel
 from hf_essl.methods.gather import mean_over_processes
 from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
-from hf_essl.selection import HardAugment
+from hf_essl.selection import HardAugment, selection_scalars
+from hf_essl.tracking import attach_trackers
 from hf_essl.views import Views
 
 logger = logging.getLogger(__name__)
@@ -50,11 +52,9 @@ class StepRecord:
 
     step: int = -1
     momentum: float | None = None
+    images: Tensor | None = None  # uint8 N x 3 x S x S
     embedding: Tensor | None = None
-    selection_gap: Tensor | None = None
     labels: Tensor | None = None
-    probe_loss: Tensor | None = None
-    probe_accuracy: Tensor | None = None
 
 
 class SSLTrainer(HubTrainer):
@@ -118,6 +118,7 @@ class SSLTrainer(HubTrainer):
         self.clock = Clock()
         self._images = 0  # of all processes, since the last log
         self._seen = StepRecord()
+        self._means = RunningMeans()
         super().__init__(
             model=model,
             args=args,
@@ -148,6 +149,7 @@ class SSLTrainer(HubTrainer):
         ):
             if callback is not None:
                 self.add_callback(callback)
+        attach_trackers(self)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -213,6 +215,7 @@ class SSLTrainer(HubTrainer):
         self._images += len(images) * self.args.world_size
         model.train()
         views = self.make_views(images)
+        self._seen.images = images
         self._seen.labels = inputs.get("label")
         return super().training_step(model, views, num_items_in_batch)
 
@@ -221,8 +224,7 @@ class SSLTrainer(HubTrainer):
         self._seed_views()
         with self.accelerator.autocast(), whole_parameters(self.model):
             chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
-        if chosen.gap is not None:
-            self._seen.selection_gap = chosen.gap
+        self._means.add(selection_scalars(chosen))
         views = {name: self.views.render(images, getattr(chosen, name)) for name in ("first", "second")}
         return views if chosen.extra is None else {**views, "extra": chosen.extra}
 
@@ -241,7 +243,9 @@ class SSLTrainer(HubTrainer):
             with captured_features(self.model.projector) as features:
                 outputs = model(**inputs)
             assert self._seen.labels is not None, "`OnlineProbe.beside` has checked"
-            self._seen.probe_loss, self._seen.probe_accuracy = self.online_probe.update(features[0], self._seen.labels)
+            probe_loss, probe_accuracy = self.online_probe.update(features[0], self._seen.labels)
+            self._means.add({"probe_loss": probe_loss, "probe_train_accuracy": probe_accuracy})
+        self._means.add({f"loss_{name}": value for name, value in outputs.get("parts", {}).items()})
         self._seen.embedding = outputs["embedding"]
         loss = outputs["loss"].mean()
         return (loss, outputs) if return_outputs else loss
@@ -263,7 +267,7 @@ class SSLTrainer(HubTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
         self._check_batch()
-        self._seen = StepRecord()
+        self._seen, self._means = StepRecord(), RunningMeans()
         compile_backbones(self.model, self.args)
         # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
         self.model.__dict__.pop("_is_accelerate_prepared", None)
@@ -272,6 +276,10 @@ class SSLTrainer(HubTrainer):
             saved = checkpoints(self.args.output_dir or ".")
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
         return result
+
+    def step_images(self) -> Tensor | None:
+        """The last batch, uint8 N x 3 x S x S on the device, before augmentation; None before the first step."""
+        return self._seen.images
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -358,7 +366,7 @@ class SSLTrainer(HubTrainer):
         write_trainer_report(self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds momentum, resolution, magnitude, feature std, images/s and petaFLOPs to the logs of training steps.
+        """Adds parts of the loss, schedules, selection, feature std, images/s and petaFLOPs to a training step's log.
 
         Here and not in a callback, since W&B's callback runs before a user's.
         """
@@ -380,13 +388,10 @@ class SSLTrainer(HubTrainer):
             "petaflops": self.state.total_flos / 1e15,
             "train_seconds": self.clock.seconds,
         }
-        if self._seen.selection_gap is not None:
+        metrics |= self._means.read()
+        if "selection_gap" in metrics:
             flops = self.flop_counter.step(self.views.resolution)
-            metrics["selection_gap"] = mean_over_processes(self._seen.selection_gap).item()
             metrics["selection_cost_percent"] = 100 * flops.selection / flops.total
-        if self._seen.probe_loss is not None and self._seen.probe_accuracy is not None:
-            metrics["probe_loss"] = self._seen.probe_loss.item()
-            metrics["probe_train_accuracy"] = self._seen.probe_accuracy.item()
         return {key: value for key, value in (metrics | self.energy_so_far()).items() if value is not None}
 
     def energy_so_far(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_essl.arguments import ViewArguments
 from hf_essl.methods import SSLModel
-from hf_essl.selection import HardAugment, batch_statistics, left_over, pair_cosines
+from hf_essl.selection import HardAugment, batch_statistics, left_over, pair_cosines, selection_scalars
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -54,6 +54,10 @@ def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model,
     assert torch.equal(chosen.pair, losses.argmax(dim=1))
     assert len(set(chosen.pair.tolist())) > 1  # images differ in their hardest pair
     assert chosen.gap.item() == pytest.approx((losses.max(1).values - losses.mean(1)).mean().item(), abs=1e-5)
+    told = {name: value.item() for name, value in selection_scalars(chosen).items()}
+    assert told["selection_score"] == pytest.approx(losses.max(1).values.mean().item(), abs=1e-5)
+    assert told["selection_mean_score"] == pytest.approx(losses.mean().item(), abs=1e-5)
+    assert told["selection_changed"] == sum(pair != 0 for pair in chosen.pair.tolist()) / len(IMAGES)
 
 
 def test_the_selection_pass_leaves_no_trace(model):
@@ -94,7 +98,7 @@ def test_random_selection_takes_every_pair_about_equally_and_runs_no_forward(mod
     images = IMAGES.repeat(75, 1, 1, 1)
     chosen = HardAugment(views)(None, images)
     counts = torch.bincount(chosen.pair, minlength=6)
-    assert (counts - 100).abs().max() < 40 and chosen.gap is None
+    assert (counts - 100).abs().max() < 40 and selection_scalars(chosen) == {}
 
 
 def test_hard_pairs_bring_a_higher_loss_than_random_pairs(model):

@@ -24,9 +24,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     options, overrides = parser.parse_known_args(argv)
 
+    from hf_essl.files import write_text
     from hf_essl.recipe import load_recipe
     from hf_essl.reporting.costs import Pricer, compare_costs, cost_table
-    from hf_essl.reporting.report import write_text
     from hf_essl.sweep import load_cells
 
     recipes = {cell.name: cell.recipe for path in options.recipes for cell in load_cells(path, overrides)}

@@ -30,7 +30,7 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.arguments import DataArguments
     from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
-    from hf_essl.reporting.report import write_text
+    from hf_essl.files import write_text
 
     data = DataArguments(**{name: options.pop(name) for name in DATA if options[name] is not None})
     options = {name: value for name, value in options.items() if name not in DATA}

@@ -5,6 +5,7 @@ A method is one file with one subclass of `SSLModel` and one line in `hf_essl.me
 - `projector`: the module that takes the backbone's features; the online probe reads them there;
 - `embed(view)`: the student's query and key of one view; the selection pass of Hard Augment calls it too;
 - `loss(queries, keys)`: one loss an image from the queries and the target keys of the two views;
+- `parts(queries, keys, losses)`, where the loss has parts that tell more than their sum, for the log alone;
 - `targets(...)`, where the target keys come from elsewhere than the student (a momentum teacher);
 - `before_step(progress, epoch)`, where a quantity follows a schedule of its own (tau, teacher temperature);
 - `after_step()`, where anything outlives the step (teacher, queue, center): the loss itself changes nothing.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import timm
 import torch
@@ -42,9 +44,9 @@ class SSLModel(nn.Module):
     """Whether BatchNorm may take its statistics over all processes (`sync_batchnorm` of the training arguments)."""
     collapse_hint = "lower learning_rate"
     """What to try first where the embedding collapses, for the alarm."""
+    built_from: ModelArguments | None = None
+    """What `from_timm` was asked for, for whoever reports the run."""
     projector: nn.Module
-    arguments: ModelArguments | None = None
-    """What `from_timm` built it from, for the recipe of a run."""
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):
@@ -72,7 +74,7 @@ class SSLModel(nn.Module):
         method_class = _method_class(method, method_args or {})
         check_backbone(backbone)
         model = method_class(build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
-        model.arguments = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
+        model.built_from = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
         return model
 
     def embed(self, view: Tensor) -> Pair:
@@ -87,8 +89,17 @@ class SSLModel(nn.Module):
         """The loss of each image, B, from the queries and target keys of both views, B x D each."""
         raise TypeError(f"{type(self).__name__} must define loss(queries, keys)")
 
-    def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss of each image and the first view's key, from two views, B x 3 x r x r each.
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        """What the loss is made of: scalars by name whose sum is the mean of `losses`, logged as `loss_<name>`.
+
+        Called without gradient at each forward pass, with what `loss` took and the B losses that it gave; the scalars
+        stay on the device. By default there are none.
+        """
+        return {}
+
+    def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Any]:
+        """From two views, B x 3 x r x r each: `loss` of each image, B; `embedding`, the first view's key, B x D,
+        without gradient; and `parts` of the pair's loss.
 
         Extra targets, B x t x D, are keys of further views of the same images (Table 9): each is a target of both
         queries, and the loss is the mean over the pair and them.
@@ -100,8 +111,10 @@ class SSLModel(nn.Module):
         keys = self.targets((first, second), (first_key, second_key))
         queries = (first_query, second_query)
         losses = [self.loss(queries, keys)]
+        with torch.no_grad():
+            parts = self.parts(queries, keys, losses[0])
         losses += [self.loss(queries, (key, key)) for key in (() if extra is None else extra.unbind(dim=1))]
-        return {"loss": torch.stack(losses).mean(dim=0), "embedding": first_key.detach()}
+        return {"loss": torch.stack(losses).mean(dim=0), "embedding": first_key.detach(), "parts": parts}
 
     def collapsed_loss(self, images: int) -> float | None:
         """The loss of a network that maps all images to one point, in a batch of `images` over all processes."""
@@ -134,6 +147,19 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 def negative_cosine(queries: Tensor, keys: Tensor) -> Tensor:
     """-cos of matching rows in float32 whatever the autocast: B x D and B x D to B."""
     return -(F.normalize(queries.float(), dim=-1) * F.normalize(keys.float(), dim=-1)).sum(dim=-1)
+
+
+def contrastive_parts(queries: Pair, keys: Pair, losses: Tensor, temperature: float) -> dict[str, Tensor]:
+    """InfoNCE, the mean of both directions, in two: -cos / t of the positives, and the log-sum-exp over candidates.
+
+    Args:
+        queries, keys: B x D each; a query and the other view's key are a positive pair.
+        losses: of each image, B.
+        temperature: t.
+    """
+    cosines = negative_cosine(queries[0], keys[1]) + negative_cosine(queries[1], keys[0])
+    alignment = cosines.mean() / (2 * temperature)
+    return {"alignment": alignment, "uniformity": losses.mean() - alignment}
 
 
 def build_backbone(name: str, pretrained: bool = False, backbone_args: dict | None = None) -> nn.Module:

@@ -47,6 +47,10 @@ class BYOL(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return 4 + 2 * negative_cosine(queries[0], keys[1]) + 2 * negative_cosine(queries[1], keys[0])
 
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        first = 2 + 2 * negative_cosine(queries[0], keys[1]).mean()
+        return {"first_view": first, "second_view": losses.mean() - first}
+
     def collapsed_loss(self, images: int) -> float:
         return 0.0
 

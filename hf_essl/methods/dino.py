@@ -87,8 +87,16 @@ class DINO(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return (self._cross_entropy(queries[0], keys[1]) + self._cross_entropy(queries[1], keys[0])) / 2
 
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        targets = torch.stack([self._target(key) for key in keys])  # 2 x B x K
+        entropy = torch.special.entr(targets).sum(dim=-1).mean()
+        return {"teacher_entropy": entropy, "kl": losses.mean() - entropy}
+
+    def _target(self, teacher: Tensor) -> Tensor:
+        return ((teacher.detach().float() - self.center) / self.temperature).softmax(dim=-1)  # B x K
+
     def _cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
-        target = ((teacher.detach().float() - self.center) / self.temperature).softmax(dim=-1)
+        target = self._target(teacher)
         return -(target * (student.float() / self.student_temperature).log_softmax(dim=-1)).sum(dim=-1)
 
     def collapsed_loss(self, images: int) -> float:

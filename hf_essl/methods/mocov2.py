@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.base import Pair, SSLModel, full_precision
+from hf_essl.methods.base import Pair, SSLModel, contrastive_parts, full_precision
 from hf_essl.methods.gather import gather, rank, world_size
 from hf_essl.methods.heads import mlp
 from hf_essl.methods.teacher import MomentumTeacher
@@ -81,6 +81,9 @@ class MoCoV2(SSLModel):
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return (self._find(queries[0], keys[1]) + self._find(queries[1], keys[0])) / 2
+
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        return contrastive_parts(queries, keys, losses, self.temperature)
 
     def _find(self, query: Tensor, key: Tensor) -> Tensor:
         """Cross-entropy of each query's own key against the queue: B x D and B x D to B."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.base import Pair, SSLModel, full_precision
+from hf_essl.methods.base import Pair, SSLModel, contrastive_parts, full_precision
 from hf_essl.methods.gather import gather_with_gradient, rank
 from hf_essl.methods.heads import mlp
 
@@ -50,6 +50,9 @@ class SimCLR(SSLModel):
             first, second = (F.normalize(q.float(), dim=1) for q in queries)  # B x D
             all_first, all_second = (gather_with_gradient(F.normalize(k.float(), dim=1)) for k in keys)  # WB x D
             return (self._find(first, all_first, all_second) + self._find(second, all_second, all_first)) / 2
+
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        return contrastive_parts(queries, keys, losses, self.temperature)
 
     def _find(self, anchors: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
         """Cross-entropy of each anchor's partner in the other view, against all views but the anchor itself: B."""

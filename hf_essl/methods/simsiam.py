@@ -42,5 +42,9 @@ class SimSiam(SSLModel):
         (p1, p2), (z1, z2) = queries, keys
         return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
+    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        first = negative_cosine(queries[0], keys[1]).mean() / 2
+        return {"first_view": first, "second_view": losses.mean() - first}
+
     def collapsed_loss(self, images: int) -> float:
         return -1.0

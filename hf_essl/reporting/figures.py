@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
 
 from hf_essl.arguments import ViewArguments
 from hf_essl.schedules import magnitude_schedule, resolution_schedule
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
+SMALLEST_TILE = 96
+"""Side in pixels to which `tile_views` enlarges smaller images."""
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -108,6 +113,26 @@ def draw_views(
         for column in range(columns):
             _show(axes[:, column + 1], views.render(images, views.sample(images, column % 2)))
     return save_figure(figure, path)
+
+
+def tile_views(
+    images: Tensor, args: ViewArguments, resolution: int, magnitude: float, columns: int = 6, seed: int = 0
+) -> np.ndarray:
+    """Augmented views at one resolution and magnitude, tiled beside their originals: uint8 H x W x 3.
+
+    The views are drawn from a stream of their own; no random number is taken from anyone.
+
+    Args:
+        images: uint8 N x 3 x S x S, a row each.
+        columns: views of each image, of the first and of the second kind in turns.
+    """
+    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
+    views.resolution, views.magnitude = resolution, magnitude
+    drawn = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
+    side = max(images.shape[-1], SMALLEST_TILE)
+    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *drawn)]
+    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
+    return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _show(axes, pictures: Tensor) -> None:

@@ -314,12 +314,12 @@ def test_the_recipe_of_a_trainer_loads_back_to_itself(finished):
     assert recipe.data.dataset == "photo-patches" and recipe.training is trainer.args
     assert load_recipe(folder / "recipe.yaml") == recipe
     assert read_recipe(folder / "recipe.yaml").views == recipe.views
-    trainer.model.arguments, kept = None, trainer.model.arguments
+    trainer.model.built_from, kept = None, trainer.model.built_from
     try:
         with pytest.raises(ValueError, match="the model was built by hand"):
             Recipe.of(trainer)
     finally:
-        trainer.model.arguments = kept
+        trainer.model.built_from = kept
 
 
 def test_pretrain_leaves_a_card_with_its_command(tmp_path, monkeypatch, capsys):

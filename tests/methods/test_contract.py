@@ -71,6 +71,16 @@ def test_a_forward_pass_changes_running_statistics_alone(method, views):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_parts_of_a_loss_add_up_to_it_and_carry_no_gradient(method, views):
+    model = build(method)
+    model.before_step(0.5, 1.0)
+    output = model(*views)
+    parts = output["parts"]
+    assert len(parts) == 2 and all(part.shape == () and not part.requires_grad for part in parts.values())
+    torch.testing.assert_close(sum(parts.values()), output["loss"].mean().detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("score", ["cosine", "loss"])
 def test_hard_augment_leaves_no_trace(method, score):
     model = build(method)

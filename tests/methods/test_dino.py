@@ -5,6 +5,7 @@ import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 from torch import nn
+from torch.distributions import Categorical, kl_divergence
 
 from hf_essl.methods import SSLModel
 
@@ -27,6 +28,18 @@ def test_loss_is_the_cross_entropy_of_centred_sharpened_teacher_outputs():
 
     expected = torch.stack([(entropy(s1[n], t2[n]) + entropy(s2[n], t1[n])) / 2 for n in range(5)])
     torch.testing.assert_close(model.loss((s1, s2), (t1, t2)), expected, atol=1e-5, rtol=1e-6)
+
+
+def test_parts_are_the_teachers_entropy_and_the_divergence_from_it():
+    model = build()
+    model.center.normal_()
+    s1, s2, t1, t2 = torch.rand(4, 5, 12) * 2 - 1
+    parts = model.parts((s1, s2), (t1, t2), model.loss((s1, s2), (t1, t2)))
+    teachers = [Categorical(logits=(t - model.center) / 0.04) for t in (t1, t2)]
+    students = [Categorical(logits=s / 0.1) for s in (s2, s1)]
+    entropy = torch.stack([teacher.entropy() for teacher in teachers]).mean()
+    kl = torch.stack([kl_divergence(t, s) for t, s in zip(teachers, students, strict=True)]).mean()
+    torch.testing.assert_close(parts, {"teacher_entropy": entropy, "kl": kl}, atol=1e-4, rtol=1e-5)
 
 
 def test_loss_center_and_temperature_are_lightlys_over_40_epochs():

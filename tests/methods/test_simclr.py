@@ -32,6 +32,16 @@ def test_loss_of_each_image_is_the_published_equation(model):
     torch.testing.assert_close(model.loss((z1, z2), (z1, z2)), expected, atol=2e-6, rtol=0)
 
 
+def test_parts_are_alignment_and_log_sum_exp_by_hand(model):
+    """Of two images: z1 is turned by 90 degrees from its partner, z2 equals it; the temperature is 0.5."""
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    parts = model.parts((first, second), (first, second), model.loss((first, second), (first, second)))
+    turned = math.log(2 + 1), math.log(1 + 2 * math.exp(2))  # of z1 against the three others; of its partner
+    equal = math.log(1 + 2 * math.exp(2))
+    assert parts["alignment"].item() == pytest.approx(-(0 + 1) / 2 / 0.5, abs=1e-6)
+    assert parts["uniformity"].item() == pytest.approx((turned[0] + turned[1] + 2 * equal) / 4, abs=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_loss_is_lightlys(model, temperature, monkeypatch):
     monkeypatch.setattr(model, "temperature", temperature)
