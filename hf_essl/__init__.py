@@ -17,8 +17,8 @@ _HOMES = {
     "CurveScheduler": "hf_essl.schedules",
     "F1CLR": "hf_essl.schedules",
     "HardAugment": "hf_essl.selection",
-    "knn_accuracy": "hf_essl.evaluation",
-    "linear_probe": "hf_essl.evaluation",
+    "knn_accuracy": "hf_essl.evaluation.knn",
+    "linear_probe": "hf_essl.evaluation.linear_probe",
     "lr_range_test": "hf_essl.lr_finder",
     "estimate_cost": "hf_essl.cost",
     "export_backbone": "hf_essl.hub",
@@ -34,8 +34,9 @@ __all__ = list(_HOMES)
 if TYPE_CHECKING:
     from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
     from hf_essl.cost import estimate_cost
-    from hf_essl.evaluation import knn_accuracy, linear_probe
     from hf_essl.evaluation.backbone import load_backbone
+    from hf_essl.evaluation.knn import knn_accuracy
+    from hf_essl.evaluation.linear_probe import linear_probe
     from hf_essl.hub import export_backbone, push_backbone
     from hf_essl.hub.card import write_card
     from hf_essl.hub.card_callback import CardCallback

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_essl import __version__
 from hf_essl.cost import Cost
 from hf_essl.data import image_count
 from hf_essl.files import write_text
@@ -77,7 +76,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
         "unreadable_images": len(trainer.unreadable.found) + trainer.train_dataset.left_out,
         "device": describe_device(trainer.args.device),
         "processes": trainer.args.world_size,
-        "versions": {"hf_essl": __version__, **{name: version(name) for name in PACKAGES}},
+        "versions": {"hf_essl": version("hf-essl"), **{name: version(name) for name in PACKAGES}},
         "history": history,
     }
 
