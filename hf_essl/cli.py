@@ -47,7 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class RecipeParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Parser of a command. A mistake is a ValueError, so that it is told like every other."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None, usage: str | None = None):
+        super().__init__(
+            prog=f"hf-essl {command}",
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --output must not swallow --output_dir
+        )
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; `{self.prog} --help` explains")
+
+
+class RecipeParser(Parser):
     """Parser of a command that takes a recipe and overrides; `parse_known_args` gives its options and the overrides.
 
     A mistake is a ValueError, so that it is told like every other.
@@ -55,17 +72,12 @@ class RecipeParser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str, epilog: str | None = None):
         super().__init__(
-            prog=f"hf-essl {command}",
+            command,
+            description,
+            epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
             usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
-            description=description,
-            epilog=epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # --output must not swallow --output_dir
         )
         self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; `{self.prog} --help` explains")
 
 
 def _usage() -> str:

@@ -89,6 +89,13 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert "take one of pretrain, compare, sweep, lr-find, cost, evaluate, preview" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_wrong_option_of_any_command_is_one_line(name, capsys, tmp_path):
+    assert cli.main([name, str(tmp_path / "r.yaml"), "--no_such_option"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("hf-essl: error: ") and err.count("\n") == 1
+
+
 def test_no_command_prints_the_usage_to_stderr(capsys):
     assert cli.main([]) == 2
     assert "usage: hf-essl COMMAND" in capsys.readouterr().err

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+from hf_essl.cli import Parser
 
 
 def run(argv: list[str]) -> None:
     """Writes the card, and where asked copies it into a folder of cards and renews that folder's index."""
-    parser = argparse.ArgumentParser(
-        prog="hf-essl card",
-        description="Write the model card of finished runs into their backbone/, from their own files.",
-        epilog="`hf-essl evaluate RUN --output RUN/linear.json …` before it adds that result.",
-        allow_abbrev=False,
+    parser = Parser(
+        "card",
+        "Write the model card of finished runs into their backbone/, from their own files.",
+        "`hf-essl evaluate RUN --output RUN/linear.json …` before it adds that result.",
     )
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="output folder of a finished run")

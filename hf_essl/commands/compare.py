@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from hf_essl.cli import Parser
 
 
 def run(argv: list[str]) -> None:
     """Prints the table in Markdown and writes the picture."""
-    parser = argparse.ArgumentParser(
-        prog="hf-essl compare",
-        description="Compare finished runs; folders that differ in a trailing -seedN alone are averaged.",
-    )
+    parser = Parser("compare", "Compare finished runs; folders that differ in a trailing -seedN alone are averaged.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run; the first is the baseline")
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="where to draw it [compare.png]")
     options = parser.parse_args(argv)

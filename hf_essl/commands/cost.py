@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+
+from hf_essl.cli import Parser
 
 
 def run(argv: list[str]) -> None:
     """Prints a table in Markdown, and writes JSON where asked."""
-    parser = argparse.ArgumentParser(
-        prog="hf-essl cost",
-        usage="hf-essl cost RECIPE… [OPTIONS] [--FIELD VALUE …]",
-        description="Price recipes without training: petaFLOPs in the paper's convention (2 a MAC, a backward pass as "
+    parser = Parser(
+        "cost",
+        "Price recipes without training: petaFLOPs in the paper's convention (2 a MAC, a backward pass as\n"
         "one forward pass) and as torch counts them, with speed-ups over a baseline.",
-        epilog="Every field of a recipe can be overridden, for all of them alike.",
-        allow_abbrev=False,
+        "Every field of a recipe can be overridden, for all of them alike.",
+        usage="hf-essl cost RECIPE… [OPTIONS] [--FIELD VALUE …]",
     )
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="a YAML recipe; a grid counts cell by cell")
     parser.add_argument("--baseline", metavar="RECIPE", help="what speed-ups are over [the first recipe]")

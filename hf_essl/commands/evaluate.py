@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from hf_essl.cli import Parser
 
 OWN = {
     "knn": ("k", "temperature"),
@@ -44,18 +45,9 @@ def run(argv: list[str]) -> None:
             print(f"wrote {write_text(Path(output), json.dumps(facts, indent=2))}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells a mistake as a ValueError, like every other."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; `{self.prog} --help` explains")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="hf-essl evaluate",
-        description="Evaluate a trained backbone. `accelerate launch -m hf_essl.cli evaluate …` shares it over GPUs.",
-        allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        "evaluate", "Evaluate a trained backbone. `accelerate launch -m hf_essl.cli evaluate …` shares it over GPUs."
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+from hf_essl.cli import Parser
 
 
 def run(argv: list[str]) -> None:
     """Pushes it and prints the URL."""
-    parser = argparse.ArgumentParser(
-        prog="hf-essl push",
-        description="Put the backbone of a finished run on the Hub, in one commit. The token is that of HF_TOKEN or "
-        "of `hf auth login`; the repository is made where it is missing.",
-        allow_abbrev=False,
+    parser = Parser(
+        "push",
+        "Put the backbone of a finished run on the Hub, in one commit.",
+        "The token is that of HF_TOKEN or of `hf auth login`; the repository is made where it is missing.",
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a finished run, or of an exported backbone")
