@@ -50,9 +50,10 @@ def tracked(tmp_path_factory):
             environment.setenv(f"WANDB_{name}", str(folder))
         for name, value in {"MODE": "offline", "LOG_MODEL": "end", "SILENT": "true", "PROJECT": "patches"}.items():
             environment.setenv(f"WANDB_{name}", value)
+        environment.setenv("HF_TOKEN", TOKEN)
         output = folder / "my run"
-        small_trainer(output, callbacks=[StopAfter(8)], hub_token=TOKEN, **SETTINGS).train()
-        resumed = small_trainer(output, hub_token=TOKEN, **SETTINGS)
+        small_trainer(output, callbacks=[StopAfter(8)], **SETTINGS).train()
+        resumed = small_trainer(output, **SETTINGS)
         resumed.train(resume_from_checkpoint=True)
         small_trainer(output, max_steps=1, report_to="wandb").train()
         wandb.teardown()  # waits for W&B's process, which writes the files
