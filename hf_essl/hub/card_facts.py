@@ -66,7 +66,7 @@ def read_evaluations(run: Path, backbone: Path) -> list[Metrics]:
 
 
 def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = ()) -> list[Result]:
-    """Everything that was measured of the backbone's quality."""
+    """Everything that was measured of the backbone's quality; an evaluation that found what the run found, once."""
     dataset, images = metrics["dataset"], _images(metrics.get("bank_images"), metrics.get("eval_images"))
     resolution = f"at {recipe.views.resolution} px"
     knn = f"k = {recipe.training.knn_k}, votes exp(cosine / {recipe.training.knn_temperature:g}), {resolution}{images}"
@@ -83,7 +83,9 @@ def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = (
     if recipe.model.pretrained:
         found = [(name.replace("random initialisation", "the start"), *rest) for name, *rest in found]
     own = [Result(name, metrics[key], *rest) for name, key, *rest in found if metrics.get(key) is not None]
-    return own + [_evaluated(facts) for facts in evaluations]
+    told = {(result.name, result.value, result.dataset) for result in own}
+    later = [_evaluated(facts) for facts in evaluations]
+    return own + [result for result in later if (result.name, result.value, result.dataset) not in told]
 
 
 def hub_dataset(dataset: str) -> str | None:

@@ -307,6 +307,14 @@ def test_an_evaluation_of_other_weights_is_left_out(run, caplog):
     assert "1,234 labelled training images, 567 to evaluate on" in card_of_run(run).read_text()
 
 
+def test_an_evaluation_that_repeats_the_runs_own_is_told_once(run):
+    knn = {"protocol": "knn", "k": 20, "temperature": 0.07, "dataset": "photo-patches"}
+    evaluation(run, accuracy=edit(run)["knn_accuracy"], **knn)
+    assert card_of_run(run).read_text().count("| kNN accuracy |") == 1
+    evaluation(run, accuracy=1.5, **knn)
+    assert card_of_run(run).read_text().count("| kNN accuracy |") == 2
+
+
 def test_the_recipe_of_a_trainer_loads_back_to_itself(finished):
     trainer, folder = finished
     recipe = Recipe.of(trainer)
