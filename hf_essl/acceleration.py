@@ -11,6 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from hf_essl.methods.gather import world_size
 from hf_essl.methods.teacher import MomentumTeacher
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
     config.recompile_limit = max(config.recompile_limit, 64)  # stages x (selection, student, teacher, evaluation)
     for backbone in [model.backbone, *(m.backbone for m in model.modules() if isinstance(m, MomentumTeacher))]:
         backbone.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode, dynamic=False)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the first one's running statistics, as DDP does before a step and a checkpoint holds."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -305,6 +306,11 @@ class SSLTrainingArguments(TrainingArguments):
                 "hub_strategy is all_checkpoints, whose pickles are not pushed; take end, every_save, or checkpoint, "
                 "which pushes the weights of heads, teacher and queue as well"
             )
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, the folder of the run."""
+        return Path(self.output_dir or ".")
 
     @property
     def warmup_fraction(self) -> float:

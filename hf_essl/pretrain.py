@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from transformers import set_seed
 
@@ -39,7 +38,7 @@ def pretrain(recipe: Recipe) -> dict:
     cost = predict_cost(trainer)
     main = trainer.is_world_process_zero()
     if main:
-        write_text(Path(recipe.training.output_dir or ".") / "recipe.yaml", recipe.to_yaml())
+        write_text(recipe.training.folder / "recipe.yaml", recipe.to_yaml())
         print(describe_run(trainer, recipe, cost), flush=True)
     trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
     if trainer.stop_on_signal.received:
@@ -91,7 +90,7 @@ def prepare_output_dir(recipe: Recipe) -> None:
     Raises:
         ValueError: for a run that would be lost, or where there is nothing to resume.
     """
-    folder = Path(recipe.training.output_dir or ".")
+    folder = recipe.training.folder
     if recipe.training.resume_from_checkpoint:
         if recipe.training.resume_from_checkpoint is True:
             last_complete_checkpoint(folder)

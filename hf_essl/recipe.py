@@ -80,14 +80,10 @@ class Recipe:
 
         Raises ValueError for a model that `SSLModel.from_timm` did not build.
         """
-        model, args = trainer.model.built_from, trainer.args
+        model = trainer.model.built_from
         if model is None:
             raise ValueError("the model was built by hand, its recipe is not known; build it by SSLModel.from_timm")
-        data, name = trainer.data_args, trainer.train_dataset.name
-        if name not in (data.dataset, Path(data.dataset).resolve().name, Path(data.dataset).stem):
-            data = dataclasses.replace(data, dataset=name)
-        given = dataclasses.asdict(model) | dataclasses.asdict(data) | dataclasses.asdict(trainer.views.args)
-        return cls(model, data, trainer.views.args, args, given=given | _given_training(args))
+        return cls(model, _named_data(trainer), trainer.views.args, trainer.args, given=trainer_fields(trainer))
 
     def without_paths(self) -> Recipe:
         """The same recipe to show to others: of each path of this machine's folders, the last component alone."""
@@ -385,6 +381,23 @@ def _inline(value: Any) -> str:
 
 
 # ---- the groups ----
+
+
+def trainer_fields(trainer: SSLTrainer) -> dict[str, Any]:
+    """The flat fields of a trainer's recipe; without those of a model that `SSLModel.from_timm` did not build."""
+    groups = [trainer.model.built_from, _named_data(trainer), trainer.views.args]
+    fields: dict[str, Any] = {}
+    for group in groups:
+        fields |= {} if group is None else dataclasses.asdict(group)
+    return fields | _given_training(trainer.args)
+
+
+def _named_data(trainer: SSLTrainer) -> DataArguments:
+    """The data arguments, with the name of a data set that was given as an object."""
+    data, name = trainer.data_args, trainer.train_dataset.name
+    if name in (data.dataset, Path(data.dataset).resolve().name, Path(data.dataset).stem):
+        return data
+    return dataclasses.replace(data, dataset=name)
 
 
 def _given_training(args: SSLTrainingArguments) -> dict[str, Any]:

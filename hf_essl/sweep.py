@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.errors import Diverged
 from hf_essl.recipe import SWEEP_KEYS, Recipe, RecipeError, load_recipe, read_yaml
+from hf_essl.reporting.markdown import table
 
 if TYPE_CHECKING:
     from hf_essl.reporting.compare import Group
@@ -37,7 +38,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        return Path(self.recipe.training.output_dir or ".")
+        return self.recipe.training.folder
 
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -51,7 +52,7 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
         return [Cell(Path(path).stem, {}, load_recipe(path, overrides))]
     rows, grid = content.get("rows") or [{}], content.get("grid") or {}
     _check(path, rows, grid)
-    base = load_recipe(path, overrides, cell={}).training.output_dir or "."
+    base = load_recipe(path, overrides, cell={}).training.folder
     cells = []
     for row in rows:
         for values in itertools.product(*grid.values()):
@@ -98,7 +99,7 @@ def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
     ]
     first = groups[0][1]
     header = [*groups[0][0], "seeds", "kNN-Acc. (%)", "petaFLOPs", "Speedup", "training (s)", "Speedup in wall-clock"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for columns, group in groups:
         accuracy = group.show("knn_accuracy", ".1f")
         gain = _difference(group.mean("knn_accuracy"), first.mean("knn_accuracy"))
@@ -113,7 +114,7 @@ def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
                 _ratio(first.mean("train_seconds"), group.mean("train_seconds")),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(header, lines)
 
 
 def _petaflops(group: Group) -> str:

@@ -7,13 +7,11 @@ talks to a tracker.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import re
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,13 +27,13 @@ from transformers.integrations.integration_utils import (
 
 from hf_essl.acceleration import whole_parameters
 from hf_essl.files import write_text
-from hf_essl.hub import export_backbone
 from hf_essl.hub.public import without_paths
+from hf_essl.methods import method_name
+from hf_essl.recipe import trainer_fields
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hf_essl.arguments import SSLTrainingArguments
     from hf_essl.trainer import SSLTrainer
 
 RUN_ID = "wandb_run_id"
@@ -67,16 +65,11 @@ def attach_trackers(trainer: SSLTrainer) -> None:
     callbacks, args = trainer.callback_handler.callbacks, trainer.args
     if not any(isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values())) for callback in callbacks):
         return
-    args.run_name = args.run_name or run_folder(args).name
+    args.run_name = args.run_name or args.folder.resolve().name
     for place, callback in enumerate(callbacks):
         if type(callback) in OURS:
             callbacks[place] = OURS[type(callback)](trainer)
     trainer.add_callback(ViewPicturesCallback(trainer))
-
-
-def run_folder(args: SSLTrainingArguments) -> Path:
-    """The output folder, absolute: `.` has a name too."""
-    return Path(args.output_dir or ".").resolve()
 
 
 # ---- the configuration ----
@@ -87,34 +80,18 @@ def run_config(trainer: SSLTrainer) -> dict[str, Any]:
 
     It holds the fields of the four groups; of transformers' own arguments those that differ from their default.
     """
-    model = trainer.model
+    model, args = trainer.model, trainer.args
     described: Any = getattr(model.backbone, "pretrained_cfg", {})  # by timm
-    config = {} if model.built_from is None else _fields(model.built_from)
-    config |= {**_fields(trainer.data_args), **_fields(trainer.views.args), **_fields(trainer.args)}
+    always = {name: getattr(args, name) for name in ALWAYS_TOLD}
+    told = {key: value for key, value in trainer_fields(trainer).items() if not NEVER_TOLD.fullmatch(key)}
     return {
-        "method": type(model).__name__.lower(),
+        "method": method_name(model),
         "backbone": described.get("architecture", type(model.backbone).__name__),
-        **without_paths({key: value.value if isinstance(value, Enum) else value for key, value in config.items()}),
+        **without_paths(always | told),
         "dataset": trainer.train_dataset.name,
-        "processes": trainer.args.world_size,
+        "processes": args.world_size,
         "backbone_parameters": sum(p.numel() for p in model.backbone.parameters()),
     }
-
-
-def _fields(group: Any) -> dict[str, Any]:
-    own = {*type(group).__annotations__, *ALWAYS_TOLD}
-    return {
-        f.name: getattr(group, f.name)
-        for f in dataclasses.fields(group)
-        if (f.name in own or _differs(group, f)) and not NEVER_TOLD.fullmatch(f.name)
-    }
-
-
-def _differs(group: Any, found: dataclasses.Field) -> bool:
-    """Whether an argument is a plain value that someone chose."""
-    value = getattr(group, found.name)
-    default = found.default_factory() if callable(found.default_factory) else found.default
-    return value != default and isinstance(value, (bool, int, float, str, list, dict)) and value not in ([], {})
 
 
 # ---- Weights & Biases ----
@@ -137,7 +114,7 @@ class WandbRunCallback(WandbCallback):
         if state.global_step == 0:
             self._close(failed=False)
             if state.is_world_process_zero:
-                (run_folder(args) / RUN_ID).unlink(missing_ok=True)
+                (args.folder / RUN_ID).unlink(missing_ok=True)
         if not self._initialized:
             self.setup(args, state, model)
 
@@ -163,7 +140,7 @@ class WandbRunCallback(WandbCallback):
                 project=os.getenv("WANDB_PROJECT", args.project),
                 name=state.trial_name or args.run_name,
                 group=args.run_name if state.trial_name else None,
-                id=stored_run_id(run_folder(args) / RUN_ID, os.getenv("WANDB_RUN_ID") or secrets.token_hex(4)),
+                id=stored_run_id(args.folder / RUN_ID, os.getenv("WANDB_RUN_ID") or secrets.token_hex(4)),
                 resume="allow",
                 settings=self._wandb.Settings(max_end_of_run_history_metrics=0, max_end_of_run_summary_metrics=0),
             )
@@ -191,13 +168,7 @@ class WandbRunCallback(WandbCallback):
         with whole_parameters(trainer.model), tempfile.TemporaryDirectory() as folder:  # all processes, one logs
             if not state.is_world_process_zero:
                 return
-            config = run_config(trainer)
-            exported = export_backbone(
-                trainer.model,
-                Path(folder) / "backbone",
-                input_size=trainer.views.args.resolution,
-                tag=f"{config['method']}_{config['dataset'].rsplit('/', 1)[-1]}",
-            )
+            exported = trainer.export_backbone(Path(folder) / "backbone")
             metadata = {"step": state.global_step, "petaflops": state.total_flos / 1e15, **metrics}
             artifact = self._wandb.Artifact(f"backbone-{self._wandb.run.id}", type="model", metadata=metadata)
             for file in exported.iterdir():  # file by file: `add_dir` prints a line for each

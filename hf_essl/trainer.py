@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_essl.acceleration import compile_backbones, prepare_layers, whole_parameters
+from hf_essl.acceleration import compile_backbones, prepare_layers, share_buffers, whole_parameters
 from hf_essl.alarms import AlarmCallback
 from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.callbacks import (
@@ -265,7 +265,7 @@ class SSLTrainer(HubTrainer):
             Diverged: where the loss is no number or the embedding has collapsed, and `on_divergence` is stop.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir or ".")
+            resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
         self._check_batch()
         self._seen, self._means = StepRecord(), RunningMeans()
         compile_backbones(self.model, self.args)
@@ -273,7 +273,7 @@ class SSLTrainer(HubTrainer):
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.alarm.lost:
-            saved = checkpoints(self.args.output_dir or ".")
+            saved = checkpoints(self.args.folder)
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
         return result
 
@@ -319,7 +319,7 @@ class SSLTrainer(HubTrainer):
             queries_from = self.eval_dataset if self.eval_dataset is not None else self.bank_dataset
         if queries_from is None:
             return {}
-        self._share_buffers()
+        share_buffers(self.model)
         queries, query_labels = self.features(queries_from)
         metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
         if self.online_probe is not None and query_labels is not None:
@@ -338,12 +338,6 @@ class SSLTrainer(HubTrainer):
                     accelerator=self.accelerator,
                 )
         return metrics
-
-    def _share_buffers(self) -> None:
-        """Gives all processes the first one's running statistics, as DDP does before a step and a checkpoint holds."""
-        if self.args.world_size > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     def features(self, dataset) -> tuple[Tensor, Tensor | None]:
         """Features N x D of the backbone at the full resolution, without augmentation, and labels N."""

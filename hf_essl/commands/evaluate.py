@@ -8,17 +8,10 @@ from pathlib import Path
 
 from hf_essl.cli import Parser
 
-OWN = {
-    "knn": ("k", "temperature"),
-    "linear": ("epochs", "learning_rate", "augment"),
-    "finetune": ("epochs", "learning_rate", "optimizer"),
-}
-"""The options that are a protocol's own."""
 DATA = (
     "dataset dataset_config train_split eval_split eval_holdout image_column label_column cache max_train_samples "
     "max_eval_samples"
 ).split()
-NAMES = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuning"}
 
 
 def run(argv: list[str]) -> None:
@@ -31,6 +24,7 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.arguments import DataArguments
     from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
+    from hf_essl.evaluation.protocols import PROTOCOLS
     from hf_essl.files import write_text
 
     data = DataArguments(**{name: options.pop(name) for name in DATA if options[name] is not None})
@@ -39,20 +33,22 @@ def run(argv: list[str]) -> None:
         data=data, settings=settings, report=lambda line: print(line, file=sys.stderr, flush=True), **options
     )
     if PartialState().is_main_process:
-        used = ", ".join(f"{name} {facts[name]}" for name in OWN[protocol])
-        print(f"{NAMES[protocol]} accuracy {facts['accuracy']:.2f} % ({used})")
+        used = ", ".join(f"{name} {facts[name]}" for name in PROTOCOLS[protocol].settings)
+        print(f"{PROTOCOLS[protocol].title} {facts['accuracy']:.2f} % ({used})")
         if output:
             print(f"wrote {write_text(Path(output), json.dumps(facts, indent=2))}")
 
 
 def _parser() -> Parser:
+    from hf_essl.evaluation.protocols import PROTOCOLS
+
     parser = Parser(
         "evaluate", "Evaluate a trained backbone. `accelerate launch -m hf_essl.cli evaluate …` shares it over GPUs."
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
     add("--dataset", required=True, help="photo-patches, a folder of images or of parquet files, or a Hub id")
-    add("--protocol", choices=tuple(OWN), default="knn", help="[knn]")
+    add("--protocol", choices=tuple(PROTOCOLS), default="knn", help="[knn]")
     add("--which", choices=("student", "teacher"), default="student", help="whose weights of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=int, metavar="PX", help="side of the test images [the backbone's own]")
@@ -85,14 +81,16 @@ def _parser() -> Parser:
 
 def _own_options(options: dict) -> dict:
     """Takes out the options of the protocols, and refuses those that another one has."""
+    from hf_essl.evaluation.protocols import PROTOCOLS
+
     protocol = options["protocol"]
-    names = dict.fromkeys(name for own in OWN.values() for name in own)
+    names = dict.fromkeys(name for known in PROTOCOLS.values() for name in known.settings)
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     for name in given:
-        if name not in OWN[protocol]:
-            takers = [other for other, own in OWN.items() if name in own]
+        if name not in PROTOCOLS[protocol].settings:
+            takers = [other for other, known in PROTOCOLS.items() if name in known.settings]
             raise ValueError(
                 f"--{name} is of protocol {' and '.join(takers)}, not of {protocol}, which takes "
-                f"{', '.join(f'--{own}' for own in OWN[protocol])}; drop it, or set --protocol"
+                f"{', '.join(f'--{own}' for own in PROTOCOLS[protocol].settings)}; drop it, or set --protocol"
             )
     return given

@@ -14,7 +14,7 @@ from hf_essl.arguments import DataArguments
 from hf_essl.data import image_count, load_images
 from hf_essl.evaluation.backbone import check_resolution, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.fingerprint import fingerprint
-from hf_essl.evaluation.protocols import BATCH_SIZES, PROTOCOLS, Task, draw, labelled
+from hf_essl.evaluation.protocols import PROTOCOLS, Task, draw, labelled
 
 
 def evaluate_backbone(
@@ -75,7 +75,7 @@ def evaluate_backbone(
         test,
         accelerator,
         indices=draw(image_count(train) or 0, data.max_train_samples, seed),
-        batch_size=batch_size or BATCH_SIZES[protocol],
+        batch_size=batch_size or PROTOCOLS[protocol].batch_size,
         num_workers=num_workers,
         seed=seed,
         report=report if accelerator.is_main_process else lambda line: None,
@@ -84,7 +84,7 @@ def evaluate_backbone(
         f"{source} ({which}) at {loaded.resolution} px on {train.name}: {task.train_images:,} training images, "
         f"{task.test_images:,} to evaluate on"
     )
-    found = PROTOCOLS[protocol](task, **(settings or {}))
+    found = PROTOCOLS[protocol].run(task, **(settings or {}))
     return {
         "accuracy": found.pop("accuracy"),
         "protocol": protocol,

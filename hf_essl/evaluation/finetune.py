@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from hf_essl.acceleration import share_buffers
 from hf_essl.data import ImageDataset, collate, image_count
 from hf_essl.evaluation.augment import CropAndFlip
 from hf_essl.evaluation.features import check_classes, extract_features
@@ -97,7 +98,7 @@ def finetune(
             raise ValueError(f"the loss of epoch {epoch + 1} is {loss}; lower learning_rate")
         if progress:
             progress(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
-    _share_buffers(model, world)
+    share_buffers(model)
     features, labels = extract_features(
         backbone,
         test,
@@ -176,9 +177,3 @@ def _step(
         loss.backward()
     optimizer.step()
     return loss.detach()
-
-
-def _share_buffers(model: nn.Module, world: int) -> None:
-    """Gives all processes the first one's running statistics."""
-    for buffer in model.buffers() if world > 1 else ():
-        torch.distributed.broadcast(buffer, 0)

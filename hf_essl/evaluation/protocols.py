@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,13 +174,29 @@ def evaluate_finetune(
     return {"accuracy": accuracy, "epochs": epochs, "learning_rate": rate, "optimizer": optimizer}
 
 
-PROTOCOLS: dict[str, Callable[..., dict[str, Any]]] = {
-    "knn": evaluate_knn,
-    "linear": evaluate_linear,
-    "finetune": evaluate_finetune,
+class Protocol(NamedTuple):
+    """An evaluation by its name.
+
+    title: of its accuracy, for people.
+    run: (task, **settings of its own) to the accuracy in percent and the settings that it was reached with.
+    batch_size: images a batch, where nothing else is asked for.
+    """
+
+    title: str
+    run: Callable[..., dict[str, Any]]
+    batch_size: int = 256
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The names of its own settings."""
+        return tuple(inspect.signature(self.run).parameters)[1:]
+
+
+PROTOCOLS = {
+    "knn": Protocol("kNN accuracy", evaluate_knn),
+    "linear": Protocol("Linear probe accuracy", evaluate_linear),
+    "finetune": Protocol("Fine-tuned accuracy", evaluate_finetune, batch_size=128),
 }
-"""By name: (task, **options of its own) to the accuracy in percent and the settings that it was reached with."""
-BATCH_SIZES = {"knn": 256, "linear": 256, "finetune": 128}
 
 
 def _name(features: Tensor) -> str:

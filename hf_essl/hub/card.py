@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_essl.files import write_text
+from hf_essl.files import Metrics, read_metrics, write_text
 from hf_essl.hub import card_tables
-from hf_essl.hub.card_facts import Metrics, Result, hub_dataset, read_evaluations, read_metrics, results
+from hf_essl.hub.card_facts import Result, hub_dataset, read_evaluations, results
 from hf_essl.hub.card_limits import limits
 from hf_essl.hub.card_loading import loading
 from hf_essl.hub.citations import METHOD_NAMES, citations

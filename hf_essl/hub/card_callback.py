@@ -36,7 +36,7 @@ def write_trainer_report(trainer: SSLTrainer) -> None:
     from hf_essl.files import write_text
     from hf_essl.pretrain import predict_cost
     from hf_essl.recipe import Recipe
-    from hf_essl.reporting.report import collect_metrics, run_folder, write_report
+    from hf_essl.reporting.report import collect_metrics, write_report
 
     state = trainer.state
     if not state.max_steps or state.global_step < state.max_steps:
@@ -50,5 +50,5 @@ def write_trainer_report(trainer: SSLTrainer) -> None:
     metrics = collect_metrics(trainer, recipe, predict_cost(trainer), None)
     with whole_parameters(trainer.model):
         if trainer.is_world_process_zero():
-            write_text(run_folder(recipe) / "recipe.yaml", recipe.to_yaml())
+            write_text(recipe.training.folder / "recipe.yaml", recipe.to_yaml())
             write_report(trainer, recipe, metrics)

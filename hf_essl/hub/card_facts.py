@@ -7,21 +7,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_essl.evaluation.protocols import PROTOCOLS
+from hf_essl.files import Metrics
 from hf_essl.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-
-Metrics = dict[str, Any]
-"""What `metrics.json` holds, or the JSON of `hf-essl evaluate`."""
-
-PROTOCOLS = {
-    "knn": ("kNN accuracy", ("k", "temperature")),
-    "linear": ("Linear probe accuracy", ("epochs", "learning_rate", "augment")),
-    "finetune": ("Fine-tuned accuracy", ("epochs", "learning_rate", "optimizer")),
-}
-"""Name and own settings of each protocol of `hf-essl evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +29,6 @@ class Result:
     @property
     def shown(self) -> str:
         return self.form.format(self.value)
-
-
-def read_metrics(run: str | Path) -> Metrics:
-    """The `metrics.json` of a finished run. Raises ValueError where there is none."""
-    try:
-        metrics = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run} holds no finished run ({error}); give a folder with a metrics.json") from error
-    if not isinstance(metrics, dict) or "method" not in metrics:
-        raise ValueError(f"{run}/metrics.json is not that of a run; `hf-essl pretrain` writes one")
-    return metrics
 
 
 def read_evaluations(run: Path, backbone: Path) -> list[Metrics]:
@@ -94,11 +74,12 @@ def hub_dataset(dataset: str) -> str | None:
 
 
 def _evaluated(facts: Metrics) -> Result:
-    name, own = PROTOCOLS[facts["protocol"]]
-    settings = ", ".join(f"{key.replace('_', ' ')} {facts[key]}" for key in own if facts.get(key) not in (None, False))
+    protocol = PROTOCOLS[facts["protocol"]]
+    own = {key.replace("_", " "): facts.get(key) for key in protocol.settings}
+    settings = ", ".join(f"{key} {value}" for key, value in own.items() if value not in (None, False))
     images = _images(facts.get("train_images"), facts.get("eval_images"))
     how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, at {facts['resolution']} px{images}"
-    return Result(name, facts["accuracy"], "{:.1f} %", how, facts["dataset"])
+    return Result(protocol.title, facts["accuracy"], "{:.1f} %", how, facts["dataset"])
 
 
 def _images(train: int | None, held: int | None) -> str:

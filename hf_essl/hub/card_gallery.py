@@ -6,21 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-from hf_essl.files import write_text
+from PIL import Image
+
+from hf_essl.files import read_metrics, write_text
 from hf_essl.hub.card import CARD, PICTURES
-from hf_essl.hub.card_facts import read_metrics
-from hf_essl.hub.card_tables import Row, show, table
 from hf_essl.hub.public import without_paths
+from hf_essl.reporting.compare import COLUMNS
+from hf_essl.reporting.markdown import Row, table
 
 START, END = "<!-- index of runs -->", "<!-- end of the index -->"
-COLUMNS = (
-    ("kNN (%)", "knn_accuracy", "{:.1f}"),
-    ("random init (%)", "random_init_knn_accuracy", "{:.1f}"),
-    ("petaFLOPs", "petaflops", "{:.4g}"),
-    ("training (s)", "train_seconds", "{:.0f}"),
-    ("speed-up, predicted", "predicted_speedup", "{:.2f}"),
-    ("speed-up, measured", "measured_speedup", "{:.2f}"),
-)
 
 
 def add_card(run: str | Path, folder: str | Path) -> Path:
@@ -33,9 +27,10 @@ def add_card(run: str | Path, folder: str | Path) -> Path:
     if not (run / "backbone" / CARD).is_file():
         raise ValueError(f"{run} holds no backbone/{CARD}; `hf-essl card {run}` writes it")
     target.mkdir(parents=True, exist_ok=True)
-    for name in (CARD, *PICTURES):
+    shutil.copyfile(run / "backbone" / CARD, target / CARD)
+    for name in PICTURES:
         if (run / "backbone" / name).is_file():
-            shutil.copyfile(run / "backbone" / name, target / name)
+            _copy_small(run / "backbone" / name, target / name)
     for path in run.glob("*.json"):
         facts = without_paths(json.loads(path.read_text(encoding="utf-8")))
         write_text(target / path.name, json.dumps(facts, indent=2))
@@ -62,9 +57,15 @@ def index_table(folder: Path) -> str:
     rows: list[Row] = []
     for place in sorted(path.parent for path in folder.glob("*/metrics.json")):
         metrics = read_metrics(place)
-        numbers = [show(metrics, form, key) or "–" for _, key, form in COLUMNS]
+        numbers = ["–" if metrics.get(key) is None else f"{metrics[key]:{form}}" for _, key, form in COLUMNS]
         command = f"`{metrics['command']}`" if metrics.get("command") else "–"
         rows.append((f"[{place.name}]({place.name}/{CARD})", *numbers, metrics.get("device") or "–", command))
     if not rows:
         raise ValueError(f"{folder} holds no sub-folder with a metrics.json; `hf-essl card RUN --into` makes one")
     return table(("run", *(title for title, _, _ in COLUMNS), "hardware", "command"), rows)
+
+
+def _copy_small(picture: Path, target: Path) -> None:
+    """A copy in 256 colours, a third of the size: the gallery is kept under version control."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256).save(target, optimize=True)

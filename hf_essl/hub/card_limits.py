@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_essl.hub.card_facts import Metrics, Result
+from hf_essl.files import Metrics
+from hf_essl.hub.card_facts import Result
 from hf_essl.recipe import Recipe
 
 FEW_IMAGES = 100_000

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_essl.hub.card_facts import Metrics, Result
+from hf_essl.files import Metrics
+from hf_essl.hub.card_facts import Result
 from hf_essl.hub.citations import METHOD_NAMES
 from hf_essl.hub.image_terms import image_terms
 from hf_essl.recipe import Recipe
+from hf_essl.reporting.markdown import Row, table
 from hf_essl.schedules.resolution import resolution_schedule
-
-Row = tuple[str | None, ...]
 
 LR_CURVES = {
     "cosine": "cosine annealing from {peak:g} to 0",
@@ -21,16 +21,6 @@ LR_CURVES = {
     "f1_clr": "cosine rise to {peak:g} in {warmup}, then cosine fall to 0",
     "constant": "{peak:g} throughout",
 }
-
-
-def table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """A Markdown table of the rows without a None; empty where there is no such row."""
-    kept = [row for row in rows if None not in row]
-    if not kept:
-        return ""
-    lines = [[cell.replace("|", "\\|") for cell in row if cell is not None] for row in (tuple(header), *kept)]
-    lines.insert(1, ["---"] * len(header))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def training_table(folder: Path, metrics: Metrics, recipe: Recipe) -> str:

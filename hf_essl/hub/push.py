@@ -13,8 +13,9 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.errors import HubError, HubUnreachable
+from hf_essl.evaluation.backbone import CONFIG, RECIPE, WEIGHTS
 from hf_essl.hub.answers import plain_errors
-from hf_essl.hub.card import card_on_hub
+from hf_essl.hub.card import CARD, card_on_hub
 from hf_essl.hub.public import check_public, public_recipe
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, CARD, RECIPE = "config.json", "model.safetensors", "README.md", "recipe.yaml"
 SSL_STATE = "ssl"
 """The folder of a repository that holds the whole SSL state, heads, teacher and queue, beside the backbone."""
 
@@ -81,7 +81,7 @@ def push_finished_run(args: SSLTrainingArguments) -> str | None:
     """
     try:
         return push_backbone(
-            args.output_dir or ".",
+            args.folder,
             repository_name(args),
             private=args.hub_private_repo,
             revision=args.hub_revision,
@@ -161,7 +161,7 @@ def find_export(source: str | Path) -> Path:
 
 def repository_name(args: SSLTrainingArguments) -> str:
     """`hub_model_id`, or else the name of the output folder, as transformers has it."""
-    return args.hub_model_id or Path(args.output_dir or ".").absolute().name
+    return args.hub_model_id or args.folder.absolute().name
 
 
 def _last_checkpoint(run: Path) -> Path:

@@ -16,7 +16,7 @@ from hf_essl.errors import HubUnreachable
 from hf_essl.hub.export import export_backbone
 from hf_essl.hub.public import check_public
 from hf_essl.hub.push import backbone_files, commit, open_repository, push_backbone, repository_name, ssl_files
-from hf_essl.methods import METHODS
+from hf_essl.methods import method_name
 
 if TYPE_CHECKING:
     from hf_essl.arguments import SSLTrainingArguments
@@ -74,13 +74,13 @@ class HubTrainer(Trainer):
         self._finish_current_push()
         with whole_parameters(self.model):
             if self.is_world_process_zero():
-                self._export(Path(self.args.output_dir or ".") / "backbone")
+                self.export_backbone(self.args.folder / "backbone")
         self.create_model_card()
         if not self.is_world_process_zero():
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         return push_backbone(
-            self.args.output_dir or ".",
+            self.args.folder,
             self._repository,
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
@@ -99,7 +99,7 @@ class HubTrainer(Trainer):
             if self.is_world_process_zero() and self._may_push():
                 self.callback_handler.on_push_begin(self.args, self.state, self.control)
                 scratch = TemporaryDirectory(dir=self.args.output_dir, prefix=".push-")
-                files = backbone_files(self._export(Path(scratch.name) / "backbone"))
+                files = backbone_files(self.export_backbone(Path(scratch.name) / "backbone"))
                 if self._pushes_state:
                     files |= ssl_files(Path(checkpoint_folder))
                 self._push_in_background(files, scratch, f"Training in progress, step {self.state.global_step}")
@@ -109,7 +109,7 @@ class HubTrainer(Trainer):
 
         def push() -> None:
             with scratch:
-                check_public(files, Path(self.args.output_dir or "."))
+                check_public(files, self.args.folder)
                 commit(files, *settings, message)
 
         uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
@@ -126,9 +126,12 @@ class HubTrainer(Trainer):
         if self._upload is not None:
             self._upload.exception()  # waits; `_warn_if_failed` has told it
 
-    def _export(self, folder: Path) -> Path:
-        method = next((name for name, known in METHODS.items() if type(self.model) is known), "ssl")
-        tag = f"{method}_{self.train_dataset.name.rsplit('/', 1)[-1]}"
+    def export_backbone(self, folder: str | Path) -> Path:
+        """Exports the backbone as it stands, tagged with method and data set; see `hf_essl.export_backbone`.
+
+        Under FSDP inside `whole_parameters`.
+        """
+        tag = f"{method_name(self.model)}_{self.train_dataset.name.rsplit('/', 1)[-1]}"
         return export_backbone(self.model, folder, input_size=self.views.args.resolution, tag=tag)
 
     def _is_lost(self) -> bool:

@@ -14,3 +14,8 @@ METHODS: dict[str, type[SSLModel]] = {
     "mocov2": MoCoV2,
     "dino": DINO,
 }
+
+
+def method_name(model: SSLModel) -> str:
+    """A model's method by its name; its class's name where the table does not hold it."""
+    return next((name for name, known in METHODS.items() if type(model) is known), type(model).__name__.lower())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,19 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from hf_essl.files import read_metrics
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
+from hf_essl.reporting.markdown import table
+
+COLUMNS = (
+    ("kNN (%)", "knn_accuracy", ".1f"),
+    ("random init (%)", "random_init_knn_accuracy", ".1f"),
+    ("petaFLOPs", "petaflops", ".4f"),
+    ("training (s)", "train_seconds", ".0f"),
+    ("speed-up, predicted", "predicted_speedup", ".2f"),
+    ("speed-up, measured", "measured_speedup", ".2f"),
+)
+"""Heading, key of `metrics.json` and form of what a table of runs shows."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +57,14 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
     """
     groups: dict[str, list[dict]] = {}
     for folder in map(Path, folders):
-        try:
-            metrics = json.loads((folder / "metrics.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no finished run ({error}); give folders with a metrics.json") from error
-        groups.setdefault(folder.resolve().name.split("-seed")[0], []).append(metrics)
+        groups.setdefault(folder.resolve().name.split("-seed")[0], []).append(read_metrics(folder))
     return [Group(name, tuple(runs)) for name, runs in groups.items()]
 
 
 def comparison_table(groups: Sequence[Group]) -> str:
     """A Markdown table, a row a group; the mean over its runs and their standard deviation."""
-    columns = (
-        ("kNN (%)", "knn_accuracy", ".1f"),
-        ("random init (%)", "random_init_knn_accuracy", ".1f"),
-        ("petaFLOPs", "petaflops", ".4f"),
-        ("training (s)", "train_seconds", ".0f"),
-        ("speed-up, predicted", "predicted_speedup", ".2f"),
-        ("speed-up, measured", "measured_speedup", ".2f"),
-    )
-    rows = [["run", "seeds", *(title for title, _, _ in columns)]]
-    rows += [[g.name, str(len(g.runs)), *(g.show(key, form) for _, key, form in columns)] for g in groups]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    rows = [[g.name, str(len(g.runs)), *(g.show(key, form) for _, key, form in COLUMNS)] for g in groups]
+    return table(["run", "seeds", *(title for title, _, _ in COLUMNS)], rows)
 
 
 def pair_up(groups: Sequence[Group]) -> list[tuple[Group, Group]]:

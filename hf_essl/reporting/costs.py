@@ -12,6 +12,7 @@ from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
 from hf_essl.data.count import count_training_images
 from hf_essl.methods.base import SSLModel
 from hf_essl.recipe import Recipe
+from hf_essl.reporting.markdown import table
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def cost_table(rows: Sequence[CostRow]) -> str:
     """A Markdown table: the paper's convention first, then what torch counts, in petaFLOPs with its parts."""
     header = ["recipe", "epochs", "steps", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
     header += ["forward", "backward", "teacher", "selection"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in rows:
         cost = row.cost
         parts = [cost.measured_forward_petaflops, cost.measured_backward_petaflops]
@@ -96,7 +97,7 @@ def cost_table(rows: Sequence[CostRow]) -> str:
                 *(_petaflops(part) for part in parts),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(header, lines)
 
 
 def _petaflops(value: float) -> str:

@@ -13,7 +13,6 @@ import torch
 from hf_essl.cost import Cost
 from hf_essl.data import image_count
 from hf_essl.files import write_text
-from hf_essl.hub import export_backbone
 from hf_essl.hub.card import write_card
 from hf_essl.reporting.figures import draw_curves, draw_views, sample_images
 
@@ -37,7 +36,7 @@ def collect_metrics(trainer: SSLTrainer, recipe: Recipe, cost: Cost, plain_step:
     first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}  # of the random initialisation
     seconds, images = trainer.clock.seconds, cost.images_per_step * state.global_step
     return {
-        "run": run_folder(recipe).resolve().name,
+        "run": recipe.training.folder.resolve().name,
         "command": recipe.command(trainer.args.world_size),
         "method": recipe.model.method,
         "backbone": recipe.model.backbone,
@@ -93,7 +92,7 @@ def write_report(trainer: SSLTrainer, recipe: Recipe, metrics: dict) -> list[Pat
 
     Returns their paths.
     """
-    folder = run_folder(recipe)
+    folder = recipe.training.folder
     title = f"{recipe.model.method} · {recipe.model.backbone} · {metrics['dataset']}"
     written = [
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),
@@ -101,20 +100,10 @@ def write_report(trainer: SSLTrainer, recipe: Recipe, metrics: dict) -> list[Pat
         draw_views(
             sample_images(trainer.train_dataset), recipe.views, recipe.training.warmup_fraction, folder / "views.png"
         ),
-        export_backbone(
-            trainer.model,
-            folder / "backbone",
-            input_size=recipe.views.resolution,
-            tag=f"{recipe.model.method}_{metrics['dataset'].rsplit('/', 1)[-1]}",
-        ),
+        trainer.export_backbone(folder / "backbone"),
     ]
     write_card(folder / "backbone", metrics, recipe)
     return written
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """The folder that a run writes into."""
-    return Path(recipe.training.output_dir or ".")
 
 
 def result_table(metrics: dict) -> str:

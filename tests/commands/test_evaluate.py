@@ -98,7 +98,7 @@ def test_linear_probe_cached_and_augmented(run_folder, tmp_path, capsys):
     assert evaluate(run_folder, *SMALL, "--protocol", "linear", "--output", output) == 0
     facts = json.loads(output.read_text())
     assert facts["accuracy"] > 3 * 100 / 16 and facts["epochs"] == 3_000 and facts["augment"] is False
-    assert "linear probe accuracy" in capsys.readouterr().out
+    assert "Linear probe accuracy" in capsys.readouterr().out
     words = ["--protocol", "linear", "--augment", "--epochs", "2", "--learning_rate", "0.4"]
     assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
     out, err = capsys.readouterr()
@@ -113,7 +113,7 @@ def test_finetune(run_folder, tmp_path, capsys):
     assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
     out, err = capsys.readouterr()
     facts = json.loads(output.read_text())
-    assert "fine-tuning accuracy" in out and "epoch 2/2  loss" in err
+    assert "Fine-tuned accuracy" in out and "epoch 2/2  loss" in err
     assert (facts["epochs"], facts["learning_rate"], facts["optimizer"]) == (2, 0.001, "adamw")
     assert 0 <= facts["accuracy"] <= 100
 

@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
@@ -16,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_essl
 import hf_essl.evaluation.features
 from hf_essl.evaluation import extract_features
+from tests.distributed.launch import launch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = {"resolution": 32, "mean": MEAN, "std": STD, "batch_size": 4}
@@ -242,11 +238,7 @@ def on_two_processes():
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+    launch(__file__)
 
 
 def test_refusals(backbone):

@@ -1,20 +1,15 @@
 """Fine-tuning: it learns, trains the whole backbone, repeats, and leaves nothing else changed."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-import hf_essl
 from hf_essl.data import CachedImages
 from hf_essl.evaluation.augment import CropAndFlip
 from hf_essl.evaluation.finetune import _shares, finetune
+from tests.distributed.launch import launch
 
 OPTIONS = {"resolution": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -187,11 +182,7 @@ def on_two_processes():
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+    launch(__file__)
 
 
 if __name__ == "__main__":

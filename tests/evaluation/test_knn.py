@@ -19,6 +19,7 @@ from hf_essl.data.photo_patches import photo_patches
 from hf_essl.evaluation import extract_features, knn_accuracy
 from hf_essl.evaluation.backbone import load_backbone
 from hf_essl.methods import SSLModel
+from tests.distributed.launch import launch
 
 
 def blobs(seed, n, d, classes, spread):
@@ -186,9 +187,7 @@ def on_two_processes():
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment())
-    assert done.returncode == 0, done.stderr
+    launch(__file__)
 
 
 BANK, LABELS = at(0, 90, 180), torch.tensor([0, 1, 2])

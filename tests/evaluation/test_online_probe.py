@@ -1,19 +1,15 @@
 """The online probe learns, and training is bit for bit what it is without it."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-import hf_essl
 from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
 from hf_essl.methods import SSLModel
+from tests.distributed.launch import launch
 from tests.methods.small import SMALL_HEADS
 
 
@@ -173,11 +169,7 @@ def on_two_processes():
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    paths = os.pathsep.join([str(Path(hf_essl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+    launch(__file__)
 
 
 if __name__ == "__main__":

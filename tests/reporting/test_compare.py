@@ -15,7 +15,7 @@ def runs(tmp_path):
     for name, (accuracy, cost) in results.items():
         (tmp_path / name).mkdir()
         metrics = {"knn_accuracy": accuracy, "petaflops": cost, "train_seconds": 100.0, "measured_speedup": None}
-        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"method": "simsiam", **metrics}))
     return [tmp_path / name for name in results]
 
 

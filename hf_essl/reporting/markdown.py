@@ -1,0 +1,17 @@
+"""Tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = Sequence[str | None]
+
+
+def table(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table of the rows without a None; empty where there is no such row."""
+    kept = [row for row in rows if None not in row]
+    if not kept:
+        return ""
+    lines = [[cell.replace("|", "\\|") for cell in row if cell is not None] for row in (header, *kept)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
