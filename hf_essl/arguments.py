@@ -6,6 +6,7 @@ Field names are unique over the four groups, so a recipe is one flat mapping and
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from transformers import TrainingArguments
 
 from hf_essl.energy import check_country
+
+logger = logging.getLogger(__name__)
 
 
 def _help(text: str, default=None, factory=None):
@@ -51,8 +54,13 @@ class DataArguments:
     label_column: str = _help("Column of class labels, for the evaluation alone; it may be absent.", "label")
     streaming: bool = _help("Stream the training split instead of downloading it; needs max_steps.", False)
     image_size: int = _help("Side in pixels of the decoded uint8 images: short side resized, centre cropped.", 256)
-    cache: Literal["none", "memory", "device"] = _help(
-        "Keep decoded images: none (decode every time), memory (of the host) or device (of the accelerator).", "none"
+    cache: Literal["none", "memory", "disk", "device"] = _help(
+        "Keep decoded images: none (decode every time), memory (of the host), disk or device (of the accelerator).",
+        "none",
+    )
+    cache_dir: str | None = _help("Folder of cache: disk; by default that of `datasets`, HF_DATASETS_CACHE.")
+    jpeg_decoder: Literal["cpu", "gpu"] = _help(
+        "Who decodes the JPEGs of training: cpu (the workers), or gpu (nvJPEG, where torchvision has it).", "cpu"
     )
     max_unreadable: float = _help("Share of unreadable images past which the run stops with an error.", 0.01)
     max_train_samples: int | None = _help("Train on the first N images only.")
@@ -68,6 +76,9 @@ class DataArguments:
             raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, such as 256")
         if self.streaming and self.cache != "none":
             raise ValueError(f"cache is {self.cache} with streaming: true; a stream is not kept, set cache: none")
+        if self.jpeg_decoder == "gpu" and (self.streaming or self.cache != "none"):
+            what = "streaming: true" if self.streaming else f"cache: {self.cache}, which is filled by the CPU"
+            raise ValueError(f"jpeg_decoder is gpu with {what}; set jpeg_decoder: cpu")
 
 
 @dataclass
@@ -91,6 +102,13 @@ class ViewArguments:
         "Which two of the views train: none (there are two), hard (highest loss, Eq. 10) or random.", "none"
     )
     selection_resolution: int = _help("Side in pixels at which the pairs are compared, r_sel.", 64)
+    selection_render: Literal["direct", "downsample"] = _help(
+        "The views compared: direct (rendered at r_sel) or downsample (in full, then resized, as Algorithm 1 has it).",
+        "direct",
+    )
+    selection_precision: Literal["training", "bf16"] = _help(
+        "Of the pass that compares: that of training, or bf16 where the device has it.", "training"
+    )
     selection_score: Literal["cosine", "loss"] = _help(
         "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own, an image).", "cosine"
     )
@@ -125,6 +143,11 @@ class ViewArguments:
     solarize_p: list[float] = _help(
         "Probability of solarization; two values where the first and the second view differ.", factory=lambda: [0.0]
     )
+    view_executor: Literal["fused", "kornia"] = _help(
+        "What makes the same pixels: fused, or kornia (one operation after the other; always so with randaugment).",
+        "fused",
+    )
+    compile_views: bool | None = _help("Compile the fused colours; by default on a GPU, on a CPU it takes 20 s once.")
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work."""
@@ -135,6 +158,13 @@ class ViewArguments:
             values = value if isinstance(value, list) else [value]
             if len(values) not in (1, 2) or not all(0 <= p <= 1 for p in values):
                 raise ValueError(f"{name} is {value}; it takes probabilities in [0, 1], one or one for each view")
+        for name, choices in (
+            ("view_executor", ("fused", "kornia")),
+            ("selection_render", ("direct", "downsample")),
+            ("selection_precision", ("training", "bf16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is {' or '.join(choices)}")
         for name, low in (("crop_scale", 0.0), ("crop_ratio", 0.0), ("blur_sigma", 0.0)):
             value = getattr(self, name)
             if len(value) != 2 or not low < value[0] <= value[1]:
@@ -239,6 +269,9 @@ class SSLTrainingArguments(TrainingArguments):
     momentum: float = _help("Momentum of SGD where the schedule leaves it alone.", 0.9)
     min_momentum: float = _help("Lowest momentum of the cycle, reached at the peak learning rate.", 0.85)
     max_momentum: float = _help("Highest momentum of the cycle, at its start and end.", 0.95)
+    batch_growth: int = _help(
+        "At low resolutions train on (r_max / r)^2 batches at once, at most N, at as many times the learning rate.", 1
+    )
     fix_predictor_lr: bool = _help("Hold the predictor's learning rate at the peak value, as SimSiam publishes.", True)
 
     knn_every_epochs: int = _help("Evaluate by k nearest neighbours every N epochs; 0: at start and end only.", 0)
@@ -252,7 +285,7 @@ class SSLTrainingArguments(TrainingArguments):
     sync_batchnorm: bool = _help(
         "BatchNorm statistics over all GPUs; not for MoCo, whose keys they would betray.", True
     )
-    channels_last: bool | None = _help("Keep weights channels last; by default on a GPU, where it is faster.")
+    channels_last: bool = _help("Keep weights channels last: faster on a GPU, and on a CPU from some 48 px on.", True)
     energy_country: str | None = _help("Measure kWh and kgCO2e with codecarbon, by this country's grid: FRA, USA …")
     overwrite_output_dir: bool = _help("Start anew in an output folder that holds a run already.", False)
     measure_speedup: bool = _help("Time steps of the plain recipe at the end, for the measured speed-up.", True)
@@ -260,10 +293,20 @@ class SSLTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers would run every process by itself, on all of the images
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants it said
+        if self.bf16 and self.use_cpu and not cpu_has_bf16():
+            logger.warning("bf16 is off: this CPU has no bfloat16 and would be some ten times slower emulating it")
+            self.bf16 = False
         super().__post_init__()
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work."""
+        if self.batch_growth < 1:
+            raise ValueError(f"batch_growth is {self.batch_growth}; it is a number of batches from 1 on, such as 4")
+        if self.batch_growth > 1 and (self.fp16 or self.gradient_accumulation_steps > 1):
+            other = "fp16" if self.fp16 else f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            raise ValueError(f"batch_growth is {self.batch_growth} with {other}; set batch_growth: 1, or drop {other}")
         if self.lr_schedule in ("f1_clr", "cosine_warmup"):
             if not self.warmup_epochs > 0:
                 raise ValueError(
@@ -322,3 +365,9 @@ class SSLTrainingArguments(TrainingArguments):
         if self.lr_schedule == "one_cycle":
             return self.one_cycle_fraction
         return self.warmup_epochs / self.num_train_epochs
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16, AMX or ARMv8.6)."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

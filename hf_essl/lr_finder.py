@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_essl.acceleration import batch_statistics
 from hf_essl.data import image_count
 from hf_essl.reporting.figures import sample_images
-from hf_essl.selection import batch_statistics
 from hf_essl.speed import endless
 from hf_essl.views import ViewParams
 
@@ -86,7 +86,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
         for group in optimizer.param_groups:
             group["lr"] = rate
         model.before_step(step / len(rates), 0.0)
-        images = next(loader)["image"].to(trainer.args.device)
+        images = trainer.feed(next(loader))["image"]
         with trainer.accelerator.autocast():
             loss = model(*trainer.views(images))["loss"].mean()
         if not math.isfinite(loss.item()):

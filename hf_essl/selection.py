@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_essl.arguments import ViewArguments
-from hf_essl.methods.base import SSLModel, full_precision
+from hf_essl.acceleration import batch_statistics
+from hf_essl.arguments import ViewArguments, cpu_has_bf16
+from hf_essl.methods.base import Pair, SSLModel, full_precision
 from hf_essl.views import ViewParams, Views
 
 
@@ -37,7 +36,7 @@ class Selection(NamedTuple):
 class HardAugment:
     """Samples m views of each image and chooses the two that train (Algorithm 1, Eq. 10).
 
-    The m views are rendered at r_sel alone and compared by one forward pass of the student without gradient; the
+    The m views are rendered at r_sel and compared by one forward pass of the student without gradient; the
     winners are rendered at full size later, from the same parameters. The pass leaves no trace: batch statistics in
     BatchNorm, no running statistics, no teacher, no queue. Algorithm 1 prints `f(vs)` where `f(vs_small)` is meant.
 
@@ -67,14 +66,19 @@ class HardAugment:
             model: the unwrapped student, in train mode.
             images: uint8 N x 3 x H x W.
         """
-        candidates = [self.views.sample(images, kind) for kind in self.kinds]
+        candidates = self.views.sample_all(images, self.kinds)
+        small = self.small_views(images, candidates) if self.args.has_selection_pass else []
+        return self.choose(model, candidates, small)
+
+    def choose(self, model: SSLModel, candidates: list[ViewParams], small: Iterable[Tensor]) -> Selection:
+        """Chooses among m candidates of N views by their small views, N x 3 x r_sel x r_sel each."""
         if self.args.selection == "none":
             return Selection(candidates[0], candidates[1], None, None)
-        queries, keys = self.embed(model, images, candidates) if self.args.has_selection_pass else ((), ())
+        queries, keys = self.embed(model, small) if self.args.has_selection_pass else ((), ())
         gap = score = changed = None
         if self.args.selection == "random":
             with self.views.random_stream():
-                pair = torch.randint(len(self.pairs), (len(images),))
+                pair = torch.randint(len(self.pairs), (len(candidates[0]),))
         else:
             scores = self.score(model, queries, keys)
             pair, score = scores.argmax(dim=1), scores.max(dim=1).values.mean()
@@ -86,13 +90,26 @@ class HardAugment:
         return Selection(first, second, pair, gap, score, changed, extra)
 
     @torch.no_grad()
-    def embed(self, model: SSLModel, images: Tensor, candidates: list[ViewParams]) -> tuple[tuple[Tensor, ...], ...]:
-        """Queries and keys of all m views, rendered at r_sel: two tuples of N x D."""
+    def embed(self, model: SSLModel, small: Iterable[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+        """Queries and keys of m views, one BatchNorm batch each: two tuples of N x D."""
         with batch_statistics(model):
-            small = (self.views.render(images, params, self.args.selection_resolution) for params in candidates)
-            embedded = [model.embed(view) for view in small]
+            embedded = [self._embed_view(model, view) for view in small]
         queries, keys = zip(*embedded, strict=True)
         return queries, keys
+
+    def _embed_view(self, model: SSLModel, view: Tensor) -> Pair:
+        if self.args.selection_precision == "training" or (view.device.type == "cpu" and not cpu_has_bf16()):
+            return model.embed(view)
+        with torch.autocast(view.device.type, torch.bfloat16):
+            return model.embed(view)
+
+    def small_views(self, images: Tensor, candidates: list[ViewParams]) -> Iterable[Tensor]:
+        """m views at r_sel, N x 3 x r_sel x r_sel each: rendered so, or in full and resized, as Algorithm 1 has it."""
+        size = self.args.selection_resolution
+        if self.args.selection_render == "direct":
+            return self.views.render_all(images, candidates, size)
+        full = (self.views.render(images, params) for params in candidates)
+        return (F.interpolate(view, size=(size, size), mode="bilinear", antialias=True) for view in full)
 
     @torch.no_grad()
     def score(self, model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> Tensor:
@@ -139,16 +156,3 @@ def pair_cosines(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tenso
 def pair_losses(model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs) -> Tensor:
     """The method's own loss of each image and pair, with the student's keys for targets: N x pairs."""
     return torch.stack([model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in pairs], dim=1)
-
-
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch, as in training, and updates no running statistic."""
-    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True

@@ -185,7 +185,7 @@ def test_count_is_within_1_percent_of_a_real_step_of_each_method(method, extra_t
         model.after_backward()
         optimizer.step()
         model.after_step()
-    with FlopCounterMode(display=False) as rendering:  # crops are products of matrices too, and no part of the ledger
+    with FlopCounterMode(display=False) as rendering:  # what torch counts of it is no part of the ledger
         for size in (32, 32, 32, 32, 64, 64):
             views.render(images, chosen.first, size)
     step = FlopCounter.of(model, args).step(64)

@@ -6,11 +6,13 @@ import itertools
 import pytest
 import skimage.data
 import torch
+import torchvision.transforms.v2.functional as TF
 from torch.nn import functional as F
 
+from hf_essl.acceleration import batch_statistics
 from hf_essl.arguments import ViewArguments
 from hf_essl.methods import SSLModel
-from hf_essl.selection import HardAugment, batch_statistics, left_over, pair_cosines, selection_scalars
+from hf_essl.selection import HardAugment, left_over, pair_cosines, selection_scalars
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -38,13 +40,15 @@ def frozen_copy(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("score", ["cosine", "loss"])
-def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model, score):
-    views = Views(arguments(selection_score=score), seed=5)
+@pytest.mark.parametrize(("score", "render"), [("cosine", "direct"), ("loss", "direct"), ("cosine", "downsample")])
+def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model, score, render):
+    views = Views(arguments(selection_score=score, selection_render=render), seed=5)
     chosen = HardAugment(views)(model, IMAGES)
 
     again = Views(arguments(), seed=5)
-    small = [again.render(IMAGES, again.sample(IMAGES, i % 2), 32) for i in range(4)]
+    size = 32 if render == "direct" else 64
+    small = [again.render(IMAGES, params, size) for params in again.sample_all(IMAGES, [0, 1, 0, 1])]
+    small = [TF.resize(view, [32, 32], antialias=True) for view in small]  # nothing to do where they are so already
     other, losses = frozen_copy(model), []
     for i, j in itertools.combinations(range(4), 2):
         (z_i, z_j) = (other.projector(other.backbone(small[k])) for k in (i, j))
@@ -77,7 +81,7 @@ def test_winners_are_rendered_from_the_parameters_that_won(model):
     views = Views(arguments(), seed=9)
     chosen = HardAugment(views)(model, IMAGES)
     again = Views(arguments(), seed=9)
-    candidates = [again.sample(IMAGES, i % 2) for i in range(4)]
+    candidates = again.sample_all(IMAGES, [0, 1, 0, 1])
     pairs = list(itertools.combinations(range(4), 2))
     full = views.render(IMAGES, chosen.first), views.render(IMAGES, chosen.second)
     for n, pair in enumerate(chosen.pair.tolist()):
@@ -122,6 +126,20 @@ def test_a_pair_holds_one_view_of_each_kind_where_the_kinds_differ(model):
     assert (chosen.first.sigma > 0).all() and not (chosen.second.sigma > 0).any()
 
 
+@pytest.mark.parametrize("capable", [True, False])
+def test_compared_in_bf16_where_the_device_has_it(model, capable, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+    exact, rough = (Views(arguments(selection_precision=name), seed=6) for name in ("training", "bf16"))
+    candidates = exact.sample_all(IMAGES, [0, 1, 0, 1])
+    scores = []
+    for views in (exact, rough):
+        augment = HardAugment(views)
+        scores.append(augment.score(model, *augment.embed(model, augment.small_views(IMAGES, candidates))))
+    assert scores[1].dtype == torch.float32
+    torch.testing.assert_close(scores[0], scores[1], atol=0.05, rtol=0)
+    assert torch.equal(scores[0], scores[1]) != capable
+
+
 def test_keys_left_over_by_brute_force():
     keys = tuple(torch.randn(5, 3) for _ in range(4))
     chosen = torch.tensor([[0, 1], [2, 0], [1, 3], [3, 2], [0, 3]])
@@ -137,7 +155,7 @@ def test_extra_targets_are_the_keys_of_the_small_views_that_lost(model, selectio
     views = Views(arguments(selection=selection, extra_targets=True), seed=4)
     chosen = HardAugment(views)(model, IMAGES)
     again = Views(arguments(selection=selection), seed=4)
-    candidates = [again.sample(IMAGES, i % 2) for i in range(4)]
+    candidates = again.sample_all(IMAGES, [0, 1, 0, 1])
     with torch.no_grad(), batch_statistics(model):
         keys = [model.embed(again.render(IMAGES, c, again.args.selection_resolution))[1] for c in candidates]
     pairs = list(itertools.combinations(range(4), 2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -39,7 +41,8 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
     }
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+    with scratch_folder as scratch, _contiguous_state(backbone):
         timm.models.save_for_hf(
             backbone,
             scratch,
@@ -52,6 +55,20 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
         for file in Path(scratch).iterdir():
             os.replace(file, target / file.name)
     return target
+
+
+@contextmanager
+def _contiguous_state(module: nn.Module) -> Iterator[None]:
+    """Its `state_dict()` is contiguous, as safetensors wants it; weights may be channels last."""
+
+    def pack(module, state, prefix, metadata):
+        state.update({name: value.contiguous() for name, value in state.items()})
+
+    hook = module.register_state_dict_post_hook(pack)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _tell_our_weights(path: Path) -> None:

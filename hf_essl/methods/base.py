@@ -42,6 +42,8 @@ class SSLModel(nn.Module):
     """Submodules whose learning rate may be held constant (`fix_predictor_lr`)."""
     sync_batchnorm = True
     """Whether BatchNorm may take its statistics over all processes (`sync_batchnorm` of the training arguments)."""
+    withholds_gradients = False
+    """Whether `after_backward` takes gradients away, which torch's fused SGD does not bear."""
     collapse_hint = "lower learning_rate"
     """What to try first where the embedding collapses, for the alarm."""
     built_from: ModelArguments | None = None

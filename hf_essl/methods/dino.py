@@ -43,6 +43,7 @@ class DINO(SSLModel):
     """
 
     has_teacher = True
+    withholds_gradients = True
     collapse_hint = "lower learning_rate, or teacher_temperature in method_args, or freeze the last layer for longer"
     projector: nn.Sequential
     center: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -50,9 +51,14 @@ class ViewParams:
     def __len__(self) -> int:
         return len(self.box)
 
-    def take(self, index: Tensor) -> ViewParams:
-        """The parameters at these positions, by an index or a mask."""
+    def take(self, index: Tensor | slice) -> ViewParams:
+        """The parameters at these positions, by an index, a mask or a slice."""
         return ViewParams(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @staticmethod
+    def concatenate(candidates: Sequence[ViewParams]) -> ViewParams:
+        """From m candidates of N, the parameters of m · N views, one candidate after the other."""
+        return ViewParams(**{f.name: torch.cat([getattr(c, f.name) for c in candidates]) for f in fields(ViewParams)})
 
     @staticmethod
     def choose(candidates: list[ViewParams], choice: Tensor) -> ViewParams:

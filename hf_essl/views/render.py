@@ -1,4 +1,7 @@
-"""Renders view parameters to pixels at any size: crop, flip and resize at once, then SimCLR's chain or RandAugment."""
+"""The executor of kornia's own operations, one after the other: SimCLR's chain or RandAugment at any size.
+
+It is slower than the fused executor, which has to give the same pixels, and takes RandAugment as well.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from kornia.color import rgb_to_grayscale
 from kornia.enhance import (
     adjust_brightness_accumulative,
     adjust_contrast_with_mean_subtraction,
+    adjust_hue,
     adjust_saturation_with_gray_subtraction,
     solarize,
 )
@@ -15,11 +19,22 @@ from torch import Tensor
 
 from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams
 from hf_essl.views.randaugment import augment
+from hf_essl.views.resample import resample
 from hf_essl.views.where import apply_where
 
 
-def render_view(images: Tensor, params: ViewParams, size: int) -> Tensor:
-    """Renders one view of each image: uint8 N x 3 x H x W to float32 N x 3 x size x size in [0, 1].
+def render_kornia(images: Tensor, params: ViewParams, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 N x 3 x H x W and the parameters of M views to normalised float32 M x 3 x size x size.
+
+    Args:
+        params: view v is one of image v mod N.
+        mean, std: 3 each, of pixels in [0, 1].
+    """
+    return render_views(images, params, size).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def render_views(images: Tensor, params: ViewParams, size: int) -> Tensor:
+    """uint8 N x 3 x H x W to float32 M x 3 x size x size in [0, 1].
 
     The order is SimCLR's: crop and flip, jitter (brightness, contrast, saturation, hue), grayscale, blur, solarize;
     then RandAugment's operations. The parameters of a view hold either chain, and the other changes nothing.
@@ -33,46 +48,8 @@ def render_view(images: Tensor, params: ViewParams, size: int) -> Tensor:
 
 
 def crop_flip_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops, mirrors and resizes each image by two small matrices: rows · image · columnsᵀ.
-
-    The weights are those of an antialiased bilinear resize of the crop, so a view rendered small is the same view seen
-    from afar; no loop over the images and no wait for the device.
-
-    Args:
-        images: uint8, N x 3 x H x W.
-        box: N x 4, left, top, width, height as fractions of the image.
-        flip: N, bool.
-        size: side of the views in pixels.
-    """
-    count, channels, height, width = images.shape
-    box, flip = (x.to(images.device, non_blocking=True) for x in (box, flip))
-    rows = resize_weights(box[:, 1] * height, box[:, 3] * height, height, size) / 255
-    columns = resize_weights(box[:, 0] * width, box[:, 2] * width, width, size, flip)
-    # both as plain batched products: a broadcast matmul would copy the larger operand for each channel
-    narrow = torch.bmm(images.float().view(count, channels * height, width), columns.transpose(1, 2))
-    view = torch.bmm(rows.repeat_interleave(channels, dim=0), narrow.view(count * channels, height, size))
-    return view.view(count, channels, size, size).clamp_(0, 1)
-
-
-def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int, flip: Tensor | None = None) -> Tensor:
-    """Weights that resample an interval of `pixels` to `size` samples by a triangle filter: N x size x pixels.
-
-    The filter widens with the shrinkage (antialiasing), sees nothing outside the interval, and sums to 1.
-
-    Args:
-        start, length: N, the interval in pixels.
-        flip: N, bool: samples in reverse order.
-    """
-    step = (length / size)[:, None, None]
-    index = torch.arange(size, device=start.device, dtype=torch.float32)[None, :, None]
-    if flip is not None:
-        index = torch.where(flip[:, None, None], size - 1 - index, index)
-    center = start[:, None, None] + (index + 0.5) * step
-    pixel = torch.arange(pixels, device=start.device, dtype=torch.float32)[None, None] + 0.5
-    weights = (1 - (pixel - center).abs() / step.clamp(min=1)).clamp_(min=0)
-    inside = (pixel > start[:, None, None]) & (pixel < (start + length)[:, None, None])
-    weights = weights * inside
-    return weights / weights.sum(dim=-1, keepdim=True)
+    """`resample` to values in [0, 1]."""
+    return resample(images, box, flip, size).clamp_(0, 1)
 
 
 def color_jitter(view: Tensor, factors: Tensor) -> Tensor:
@@ -81,30 +58,7 @@ def color_jitter(view: Tensor, factors: Tensor) -> Tensor:
     view = adjust_brightness_accumulative(view, brightness)
     view = adjust_contrast_with_mean_subtraction(view, contrast)
     view = adjust_saturation_with_gray_subtraction(view, saturation)
-    return shift_hue(view, hue)
-
-
-def shift_hue(view: Tensor, turns: Tensor) -> Tensor:
-    """Shifts the hue in HSV: N x 3 x r x r and N, in turns of the colour circle.
-
-    Value and chroma stay, so each channel follows from them and the shifted hue in one step, without a way through
-    HSV and back: v - c max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green, blue.
-    """
-    red, green, blue = view.unbind(dim=1)
-    value = view.amax(dim=1)
-    chroma = value - view.amin(dim=1)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )  # sixths of a turn, N x r x r
-    hue += 6 * turns[:, None, None]
-    channels = []
-    for n in (5, 3, 1):
-        k = torch.remainder(hue + n, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, dim=1)
+    return adjust_hue(view, 2 * torch.pi * hue)
 
 
 def gaussian_blur(view: Tensor, sigma: Tensor) -> Tensor:

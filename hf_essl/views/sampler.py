@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from kornia.augmentation.random_generator import (
     ColorJitterGenerator,
@@ -19,39 +21,38 @@ STANDARD_MAGNITUDE = 5.0
 
 
 def sample_params(
-    args: ViewArguments, count: int, height: int, width: int, magnitude: float, kind: int = 0
+    args: ViewArguments, count: int, height: int, width: int, magnitude: float, kinds: Sequence[int] = (0,)
 ) -> ViewParams:
-    """Draws one view of each of `count` images of height x width pixels from torch's global generator.
+    """Draws views of `count` images of height x width pixels from torch's global generator, one of each for each kind.
 
     Args:
         magnitude: strength of the colour jitter, linear, 5 being the SimCLR standard; or of RandAugment, 0 to 30.
-        kind: 0 for a first view, 1 for a second, where their blur and solarization differ (BYOL, DINO);
+        kinds: 0 for a first view, 1 for a second, where their blur and solarization differ (BYOL, DINO);
             RandAugment makes no difference.
+
+    Returns:
+        The parameters of kinds x count views, those of the first kind first.
     """
+    views = count * len(kinds)
     if args.augmentation == "randaugment":
-        return _sample_randaugment(args, count, height, width, magnitude)
-    draws = torch.rand(5, count)
+        return _sample_randaugment(args, views, height, width, magnitude)
+    blur_p, solarize_p = (
+        torch.tensor([_of_kind(p, kind) for kind in kinds]).repeat_interleave(count)
+        for p in (args.blur_p, args.solarize_p)
+    )
     flip, jittered, gray, blurred, solarized = (
         draw < p
         for draw, p in zip(
-            draws,
-            (
-                args.flip_p,
-                args.jitter_p,
-                args.grayscale_p,
-                _of_kind(args.blur_p, kind),
-                _of_kind(args.solarize_p, kind),
-            ),
-            strict=True,
+            torch.rand(5, views), (args.flip_p, args.jitter_p, args.grayscale_p, blur_p, solarize_p), strict=True
         )
     )
     sigma = PlainUniformGenerator((tuple(args.blur_sigma), "sigma", None, None))
     return ViewParams(
-        box=_sample_boxes(args, count, height, width),
+        box=_sample_boxes(args, views, height, width),
         flip=flip,
-        jitter=torch.where(jittered[:, None], _sample_jitter(args, count, magnitude), NEUTRAL_JITTER),
+        jitter=torch.where(jittered[:, None], _sample_jitter(args, views, magnitude), NEUTRAL_JITTER),
         grayscale=gray,
-        sigma=_draw(sigma, (count,))["sigma"] * blurred,
+        sigma=_draw(sigma, (views,))["sigma"] * blurred,
         solarize=solarized,
     )
 

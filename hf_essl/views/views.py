@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 from hf_essl.arguments import ViewArguments
+from hf_essl.views.fused import render_fused
 from hf_essl.views.params import ViewParams
-from hf_essl.views.render import render_view
+from hf_essl.views.render import render_kornia
 from hf_essl.views.sampler import sample_params
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,7 +47,7 @@ class Views:
         self.args = args or ViewArguments()
         self.resolution = self.args.resolution
         self.magnitude = self.args.min_magnitude
-        self.mean, self.std = (torch.tensor(x).view(1, 3, 1, 1) for x in (mean, std))
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32) for x in (mean, std))
         self.seed(seed)
 
     @property
@@ -74,11 +77,15 @@ class Views:
         Args:
             kind: 0 for a first view, 1 for a second, where the two differ.
         """
+        return self.sample_all(images, [kind])[0]
+
+    def sample_all(self, images: Tensor, kinds: Sequence[int]) -> list[ViewParams]:
+        """`sample` for several views of each image at once, faster than one after the other."""
         count, _, height, width = images.shape
         with self.random_stream():
-            return sample_params(self.args, count, height, width, self.magnitude, kind)
+            drawn = sample_params(self.args, count, height, width, self.magnitude, kinds)
+        return [drawn.take(slice(start, start + count)) for start in range(0, len(drawn), count)]
 
-    @torch.no_grad()
     def render(self, images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
         """Renders sampled views: uint8 N x 3 x H x W to normalised float32 N x 3 x size x size.
 
@@ -88,17 +95,33 @@ class Views:
         Raises:
             ValueError: where the images are not uint8 N x 3 x H x W or their number is not that of the parameters.
         """
+        return self.render_all(images, [params], size)[0]
+
+    @torch.no_grad()
+    def render_all(self, images: Tensor, candidates: Sequence[ViewParams], size: int | None = None) -> Tensor:
+        """`render` for m views of each image at once, m x N x 3 x size x size, faster than one after the other."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; views take torch.uint8 (N, 3, H, W)")
-        if len(images) != len(params):
-            raise ValueError(
-                f"{len(images)} images with parameters for {len(params)}; sample them from the same batch"
-            )
+        for params in candidates:
+            if len(images) != len(params):
+                raise ValueError(
+                    f"{len(images)} images with parameters for {len(params)}; sample them from the same batch"
+                )
+        execute = self._executor(images.device)
+        mean, std = (x.to(images.device, non_blocking=True) for x in (self.mean, self.std))
         with torch.autocast(images.device.type, enabled=False):
-            view = render_view(images, params, size or self.resolution)
-            return (view - self.mean.to(view.device)) / self.std.to(view.device)
+            views = execute(images, ViewParams.concatenate(candidates), size or self.resolution, mean, std)
+        return views.unflatten(0, (len(candidates), len(images)))
+
+    def _executor(self, device: torch.device) -> Callable[..., Tensor]:
+        if self.args.augmentation == "randaugment" or self.args.view_executor == "kornia":
+            return render_kornia
+        compiled = self.args.compile_views
+        if compiled is None:  # a CPU earns the seconds of compiling back in a long run only
+            compiled = device.type == "cuda" and has_triton()
+        return partial(render_fused, compiled=compiled)
 
     def __call__(self, images: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Two views of each image at the current magnitude, and at the current resolution or another size."""
-        first, second = self.sample(images, kind=0), self.sample(images, kind=1)
-        return self.render(images, first, size), self.render(images, second, size)
+        first, second = self.render_all(images, self.sample_all(images, (0, 1)), size)
+        return first, second

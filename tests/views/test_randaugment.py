@@ -20,7 +20,7 @@ from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.selection import HardAugment
 from hf_essl.views import ViewParams, Views
 from hf_essl.views.randaugment import MAX_MAGNITUDE, OPERATIONS, augment
-from hf_essl.views.render import render_view
+from hf_essl.views.render import render_views
 
 IMAGES = torch.randint(0, 256, (400, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 NAMES = list(OPERATIONS)
@@ -182,18 +182,18 @@ def test_same_parameters_give_the_same_picture_at_64_and_128_pixels(photos, name
             operations=torch.full((2, 1), NAMES.index(name)),
             strengths=torch.full((2, 1), strength),
         )
-        small, large = render_view(photos, params, 64), render_view(photos, params, 128)
+        small, large = render_views(photos, params, 64), render_views(photos, params, 128)
         from_afar = F.interpolate(large, size=(64, 64), mode="bilinear", antialias=True)
         difference = (small - from_afar).abs().mean()
         assert difference < (0.025 if name in ("equalize", "solarize") else 0.012)  # integer steps; a jump at edges
-        effect = (large - render_view(photos, whole(2, box=params.box, flip=params.flip), 128)).abs().mean()
+        effect = (large - render_views(photos, whole(2, box=params.box, flip=params.flip), 128)).abs().mean()
         if effect > 0.02:  # posterize and sharpness are hardly seen in the mean
             assert difference < effect / 4
 
 
 def test_sharpness_scales_with_the_picture(photos):
     # at a fixed kernel of 3 pixels, 64 px would be changed about (224 / 64)^2 = 12 times as much as a 224 px view is
-    full, small = (render_view(photos, whole(2), size) for size in (224, 64))
+    full, small = (render_views(photos, whole(2), size) for size in (224, 64))
     changed = apply(full, "sharpness", 1.0) - full
     from_afar = F.interpolate(changed, size=(64, 64), mode="bilinear", antialias=True)
     ratio = (apply(small, "sharpness", 1.0) - small).abs().mean() / from_afar.abs().mean()
@@ -271,7 +271,7 @@ def test_hard_augment_chooses_among_randaugmented_views():
     chosen = hard(model, IMAGES[:8])
     again = Views(args, seed=5)
     again.magnitude = 15.0
-    candidates = [again.sample(IMAGES[:8]) for _ in range(4)]
+    candidates = again.sample_all(IMAGES[:8], [0, 1, 0, 1])
     for n, pair in enumerate(chosen.pair.tolist()):
         first, second = hard.pairs[pair]
         assert torch.equal(chosen.first.operations[n], candidates[first].operations[n])

@@ -100,6 +100,16 @@ def test_first_and_second_views_may_differ():
     assert not (second.sigma > 0).any() and second.solarize.all()
 
 
+def test_several_views_at_once_differ_and_keep_their_kinds():
+    views = Views(ViewArguments(blur_p=[1.0, 0.0]))
+    drawn = views.sample_all(IMAGES, [0, 1, 1, 0])
+    assert [len(params) for params in drawn] == [len(IMAGES)] * 4
+    assert [bool((params.sigma > 0).all()) for params in drawn] == [True, False, False, True]
+    assert [bool((params.sigma > 0).any()) for params in drawn] == [True, False, False, True]
+    boxes = torch.cat([params.box for params in drawn])
+    assert len(boxes.unique(dim=0)) > 3.5 * len(IMAGES)  # corners are whole pixels: a few agree by chance
+
+
 def test_choose_takes_each_images_own_candidate():
     views = Views()
     candidates = [views.sample(IMAGES[:5]) for _ in range(3)]
