@@ -9,8 +9,8 @@ from pathlib import Path
 from hf_essl.cli import Parser
 
 DATA = (
-    "dataset dataset_config train_split eval_split eval_holdout image_column label_column cache max_train_samples "
-    "max_eval_samples"
+    "dataset dataset_config train_split eval_split eval_holdout image_column label_column cache cache_dir "
+    "max_train_samples max_eval_samples"
 ).split()
 
 
@@ -67,7 +67,8 @@ def _parser() -> Parser:
     for name in ("dataset_config", "train_split", "eval_split", "image_column", "label_column"):
         images.add_argument(f"--{name}", metavar="NAME")
     images.add_argument("--eval_holdout", type=float, metavar="SHARE", help="of the training split, without another")
-    images.add_argument("--cache", choices=("none", "memory", "device"), help="keep decoded images [none]")
+    images.add_argument("--cache", choices=("none", "memory", "disk", "device"), help="keep decoded images [none]")
+    images.add_argument("--cache_dir", metavar="DIR", help="of cache disk [that of datasets]")
     images.add_argument("--max_train_samples", type=int, metavar="N", help="take N training images, drawn at random")
     images.add_argument("--max_eval_samples", type=int, metavar="N", help="evaluate on N images, evenly spaced")
 

@@ -4,6 +4,7 @@ from hf_essl.data.cache import CachedImages
 from hf_essl.data.dataset import DecodedImages, ImageDataset, collate, image_count
 from hf_essl.data.decode import UnreadableImage, decode
 from hf_essl.data.load import Images, as_images, load_images
+from hf_essl.data.stored import StoredImages
 from hf_essl.data.stream import StreamedImages
 from hf_essl.data.unreadable import Unreadable, UnreadableLog
 
@@ -12,6 +13,7 @@ __all__ = [
     "DecodedImages",
     "ImageDataset",
     "Images",
+    "StoredImages",
     "StreamedImages",
     "Unreadable",
     "UnreadableImage",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -93,19 +93,31 @@ def decode_all(
     require_memory(count, size, device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
     labels: list[Any] = []
-    numbered = enumerate(islice(reads, count))
-    with ThreadPoolExecutor(_usable_cores()) as pool, _bar(count, name) as bar:
-        while chunk := list(islice(numbered, CHUNK)):
-            results = list(pool.map(lambda job: read_image(job[1], size, job[0], f"{name}[{job[0]}]"), chunk))
+    with progress_bar(count, name) as bar:
+        for results in decode_chunks(islice(reads, count), size, name):
             readable = [result for result in results if not isinstance(result, Unreadable)]
             log.update([result for result in results if isinstance(result, Unreadable)], seen=len(readable))
             if readable:
                 images[len(labels) : len(labels) + len(readable)] = torch.stack([image for image, _ in readable])
             labels += [label for _, label in readable]
-            bar.update(len(chunk))
+            bar.update(len(results))
     if not labels:
         raise ValueError(f"no image of {name} is readable")
     return images[: len(labels)], labels
+
+
+def decode_chunks(
+    reads: Iterable[Callable[[], tuple[Any, Any]]], size: int, name: str, chunk: int | None = None, start: int = 0
+) -> Iterator[list[tuple[torch.Tensor, Any] | Unreadable]]:
+    """Runs reads of (image, label) in a pool of threads: what `read_image` gives, in order, `chunk` (1,024) at a time.
+
+    Args:
+        start: index of the first read, for the names of unreadable images.
+    """
+    numbered = enumerate(reads, start)
+    with ThreadPoolExecutor(_usable_cores()) as pool:
+        while jobs := list(islice(numbered, chunk or CHUNK)):
+            yield list(pool.map(lambda job: read_image(job[1], size, job[0], f"{name}[{job[0]}]"), jobs))
 
 
 def require_memory(count: int, size: int, device: torch.device | str) -> None:
@@ -114,7 +126,7 @@ def require_memory(count: int, size: int, device: torch.device | str) -> None:
     if needed > USABLE * free:
         raise ValueError(
             f"{count} images at image_size {size} need {needed / 1e9:.1f} GB, above {USABLE:.0%} of the "
-            f"{free / 1e9:.1f} GB free on {device}; set cache: none, or a smaller image_size"
+            f"{free / 1e9:.1f} GB free on {device}; set cache: disk or none, or a smaller image_size"
         )
 
 
@@ -129,5 +141,6 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _bar(count: int, name: str) -> tqdm:
-    return tqdm(total=count, desc=f"decoding {name}", unit="image", disable=None)
+def progress_bar(count: int, name: str, done: int = 0) -> tqdm:
+    """A bar of `count` images on a terminal, of which `done` are there already."""
+    return tqdm(total=count, initial=done, desc=f"decoding {name}", unit="image", disable=None)

@@ -17,6 +17,8 @@ class Source(Protocol):
 
     name: str
     classes: list[str] | None
+    fingerprint: str | None
+    """Text that changes with the images; None where the source cannot tell."""
 
     def __len__(self) -> int: ...
 
@@ -87,6 +89,7 @@ class Rows:
     def __init__(self, rows, image_column: str, labels: torch.Tensor | None, classes, name: str) -> None:
         self.rows, self.column = rows.select_columns([image_column]), image_column
         self.labels, self.classes, self.name = labels, classes, name
+        self.fingerprint: str | None = self.rows._fingerprint  # of `datasets`: files, their times, what was selected
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,6 +109,7 @@ class Items:
             raise ValueError(f"{type(items).__name__} has no length; give a map-style dataset of images")
         self.items, self.image_key, self.label_key = items, image_key, label_key
         self.name, self.classes = type(items).__name__, getattr(items, "classes", None)
+        self.fingerprint: str | None = getattr(items, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+VERSION = 1
+"""Raised with every change of the pixels that `decode` gives: caches on disk are then built anew."""
+
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded whole; the message says why in one line."""
@@ -52,12 +55,13 @@ def image_path(image: Any) -> str | None:
 def _upright(image: Any, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    with Image.open(io.BytesIO(_read(image))) as opened:
+    with Image.open(io.BytesIO(encoded_bytes(image))) as opened:
         opened.draft("RGB", (size, size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 while both sides stay >= size
         return ImageOps.exif_transpose(opened)
 
 
-def _read(image: Any) -> bytes:
+def encoded_bytes(image: Any) -> bytes:
+    """The bytes of an image that is not decoded. Raises UnreadableImage where there are none."""
     if isinstance(image, dict):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if image is None:

@@ -17,11 +17,13 @@ from hf_essl.arguments import DataArguments
 from hf_essl.data import photo_patches
 from hf_essl.data.cache import CachedImages, cache_images, decode_all, require_memory
 from hf_essl.data.dataset import DecodedImages, ImageDataset, Items, Rows
+from hf_essl.data.disk_cache import disk_cache
 from hf_essl.data.labels import encode_labels
 from hf_essl.data.sources import Location, choose_splits, encoded_images, locate, prepare
 from hf_essl.data.stream import StreamedImages
 from hf_essl.data.unreadable import UnreadableLog
 
+CACHES = ("none", "memory", "disk", "device")
 BANK_SIZE = 5_000  # first images of a stream that are kept as the neighbours of the kNN evaluation
 
 
@@ -117,14 +119,14 @@ def _at_most(limit: int | None, total: int) -> int:
 
 
 def _check(args: DataArguments, device: torch.device | str | None) -> torch.device | str | None:
-    """Refuses values that cannot work; returns the device of the cache, None without one."""
+    """Refuses values that cannot work; returns the device of a cache in memory, None without one."""
     args.check()
     for name in ("max_train_samples", "max_eval_samples"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it is a number of images from 1 on, or nothing for all")
-    if args.cache not in ("none", "memory", "device"):
-        raise ValueError(f"cache is {args.cache}; it is one of none, memory, device")
+    if args.cache not in CACHES:
+        raise ValueError(f"cache is {args.cache}; it is one of {', '.join(CACHES)}")
     if args.dataset == photo_patches.NAME:
         if args.streaming:
             raise ValueError(f"streaming is true with {photo_patches.NAME}, which is in memory; set streaming: false")
@@ -132,10 +134,13 @@ def _check(args: DataArguments, device: torch.device | str | None) -> torch.devi
             raise ValueError(f"dataset_config is {args.dataset_config}; {photo_patches.NAME} has none, drop it")
     if args.cache == "device" and device is None:
         raise ValueError("cache is device, but no device was given; pass device=, or set cache: memory")
-    return {"none": None, "memory": "cpu", "device": device}[args.cache]
+    return {"memory": "cpu", "device": device}.get(args.cache)
 
 
 def _kept(images: DecodedImages, args: DataArguments, cache_on: torch.device | str | None) -> ImageDataset:
+    if args.cache == "disk":
+        root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+        return disk_cache(images, root, args.max_unreadable)
     return images if cache_on is None else cache_images(images, cache_on, args.max_unreadable)
 
 

@@ -171,7 +171,7 @@ class TestRefusals:
         refused("dataset a/b is neither a folder here nor open to you on the Hub; .* HF_TOKEN", "a/b")
 
     def test_settings(self, heap, classes):
-        refused("cache is ram; it is one of none, memory, device", heap, cache="ram")
+        refused("cache is ram; it is one of none, memory, disk, device", heap, cache="ram")
         refused("cache is device, but no device was given", heap, cache="device")
         refused("dataset_config is big; .* has none", classes, dataset_config="big")
         refused("streaming is true with photo-patches", "photo-patches", streaming=True)
