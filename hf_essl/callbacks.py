@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -13,10 +14,14 @@ from hf_essl.clock import Clock
 
 
 class MethodCallback(TrainerCallback):
-    """Calls the hooks of the method around every optimizer step: schedules, gradients, what outlives the step."""
+    """Calls the hooks of the method around every optimizer step: schedules, gradients, what outlives the step.
 
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
+    Args:
+        waits: whether a step only puts its batch by, for a later one to train on.
+    """
+
+    def __init__(self, accelerator, waits: Callable[[int], bool]):
+        self.accelerator, self.waits = accelerator, waits
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         epoch = state.global_step * args.num_train_epochs / state.max_steps
@@ -26,7 +31,8 @@ class MethodCallback(TrainerCallback):
         model.after_backward()
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.accelerator.optimizer_step_was_skipped:  # fp16: a step with infinite gradients does not count
+        skipped = self.accelerator.optimizer_step_was_skipped  # fp16: a step with infinite gradients does not count
+        if not skipped and not self.waits(state.global_step):
             model.after_step()
 
 
@@ -76,9 +82,13 @@ class StopOnSignalCallback(TrainerCallback):
     """Ctrl-C or SIGTERM finishes the step, saves a checkpoint and stops; a second one stops at once.
 
     In one process alone: signals reach the ranks of a group at different steps.
+
+    Args:
+        waits: whether a step only puts its batch by, for a later one to train on.
     """
 
-    def __init__(self):
+    def __init__(self, waits: Callable[[int], bool]):
+        self.waits = waits
         self.received: signal.Signals | None = None
         self._former: dict = {}
 
@@ -92,7 +102,7 @@ class StopOnSignalCallback(TrainerCallback):
         self._restore()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.received and state.global_step < state.max_steps:
+        if self.received and state.global_step < state.max_steps and not self.waits(state.global_step - 1):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_essl.acceleration import compile_backbones, prepare_layers, share_buffers, whole_parameters
+from hf_essl.acceleration import (
+    compile_backbones,
+    keep_freed_memory,
+    prepare_layers,
+    share_buffers,
+    warm_up_backbones,
+    whole_parameters,
+)
 from hf_essl.alarms import AlarmCallback
 from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.callbacks import (
@@ -26,7 +34,8 @@ from hf_essl.callbacks import (
 from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.clock import Clock
 from hf_essl.cost import FlopCounter
-from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, collate, image_count
+from hf_essl.data import ImageDataset, StreamedImages, UnreadableLog, as_images, image_count
+from hf_essl.data.feed import dismiss_workers, feed_of, leave_on_host, set_up_loading
 from hf_essl.energy import EnergyCallback
 from hf_essl.errors import Diverged
 from hf_essl.evaluation import extract_features, feature_std, knn_accuracy, rankme
@@ -36,10 +45,16 @@ from hf_essl.hub.trainer import HubTrainer
 from hf_essl.means import RunningMeans
 from hf_essl.methods.base import SSLModel
 from hf_essl.methods.gather import mean_over_processes
-from hf_essl.schedules import CurveScheduler, SuperProgressiveCallback, curve_from_args
-from hf_essl.selection import HardAugment, selection_scalars
+from hf_essl.schedules import (
+    BatchGrowth,
+    CurveScheduler,
+    SuperProgressiveCallback,
+    curve_from_args,
+    resolution_schedule,
+)
+from hf_essl.selection import HardAugment, Selection, selection_scalars
 from hf_essl.tracking import attach_trackers
-from hf_essl.views import Views
+from hf_essl.views import ViewParams, Views
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +113,7 @@ class SSLTrainer(HubTrainer):
             group.check()
         if args.data_seed is None:
             args.data_seed = args.seed  # else the order of the images follows whatever seeded torch last
-        if args.device.type == "cpu" or data_args.cache == "device":
-            args.dataloader_pin_memory = False  # there is nothing to copy to, or nothing to copy
+        set_up_loading(args, data_args)
         if isinstance(train_dataset, (str, Path)):
             data_args = replace(data_args, dataset=str(train_dataset))
         train_dataset, eval_dataset, bank_dataset = (
@@ -107,6 +121,7 @@ class SSLTrainer(HubTrainer):
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
         self.data_args = data_args
+        self.feed = feed_of(train_dataset, data_args, args.device)
         self.online_probe = OnlineProbe.beside(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
@@ -119,10 +134,11 @@ class SSLTrainer(HubTrainer):
         self._images = 0  # of all processes, since the last log
         self._seen = StepRecord()
         self._means = RunningMeans()
+        self.growth: BatchGrowth | None = None
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            data_collator=self.feed.collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
@@ -134,12 +150,12 @@ class SSLTrainer(HubTrainer):
     def _add_callbacks(self) -> None:
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.stop_on_signal = StopOnSignalCallback()
+        self.stop_on_signal = StopOnSignalCallback(self.waits)
         self.alarm = AlarmCallback(self.model)
         self.energy = EnergyCallback(self.args.energy_country) if self.args.energy_country else None
         for callback in (
             SuperProgressiveCallback.from_args(self.views, self.views.args, self.args),
-            MethodCallback(self.accelerator),
+            MethodCallback(self.accelerator, self.waits),
             ProgressBarCallback(),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),
@@ -163,9 +179,15 @@ class SSLTrainer(HubTrainer):
                 self.train_dataset.for_process(self.args.process_index, self.args.world_size),
                 batch_size=self.args.train_batch_size,
                 num_workers=self.args.dataloader_num_workers,
+                prefetch_factor=self.args.dataloader_prefetch_factor,
+                pin_memory=self.args.dataloader_pin_memory,
                 collate_fn=self.data_collator,
             )
-        return super().get_train_dataloader()
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is missing; give SSLTrainer the images to train on")
+        sampler: Any = self._get_train_sampler
+        loader = self._get_dataloader(self.feed.dataset, "Training", self._train_batch_size, sampler, is_training=True)
+        return leave_on_host(loader, self.args.seed)
 
     # ---- optimizer and schedule ----
 
@@ -184,6 +206,7 @@ class SSLTrainer(HubTrainer):
         optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args)
         if optimizer_class is torch.optim.SGD:
             settings.setdefault("momentum", self.args.momentum)
+            settings.setdefault("fused", not self.is_fsdp_enabled and not self.model.withholds_gradients)
         settings.setdefault("weight_decay", self.args.weight_decay)
         fixed_names = self.model.fixed_lr_modules if self.args.fix_predictor_lr else ()
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -194,11 +217,16 @@ class SSLTrainer(HubTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The curve of `args.lr_schedule` over the whole run: learning rate and momentum have this one writer."""
+        if self.args.batch_growth > 1:
+            self.growth = BatchGrowth.from_args(
+                self.args, self.views.args, num_training_steps, image_count(self.get_train_dataloader())
+            )
         if self.lr_scheduler is None:
             self.lr_scheduler = CurveScheduler(
                 optimizer or self.optimizer,
                 curve_from_args(self.args, num_training_steps),
                 (self.args.min_momentum, self.args.max_momentum),
+                self.growth.sizes if self.growth else None,
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -210,22 +238,43 @@ class SSLTrainer(HubTrainer):
 
         Views are made here, in float32, outside autocast, DDP and compile.
         """
-        self.unreadable.update(inputs["unreadable"], seen=len(inputs["image"]))
-        images = self._prepare_inputs({"image": inputs["image"]})["image"]  # uint8 N x 3 x S x S
-        self._images += len(images) * self.args.world_size
+        arrived = self.feed(inputs)
+        self.unreadable.update(arrived["unreadable"], seen=len(arrived["image"]))
+        self._images += len(arrived["image"]) * self.args.world_size
+        step = self.state.global_step
+        batch = arrived if self.growth is None else self.growth.gather(step, arrived)
+        if batch is None:
+            return torch.zeros((), device=self.args.device)
+        images = batch["image"]  # uint8 N x 3 x S x S
         model.train()
         views = self.make_views(images)
         self._seen.images = images
-        self._seen.labels = inputs.get("label")
-        return super().training_step(model, views, num_items_in_batch)
+        self._seen.labels = batch.get("label")
+        loss = super().training_step(model, views, num_items_in_batch)
+        return loss if self.growth is None else loss * self.growth.sizes[step]  # the log takes the mean over steps
+
+    def waits(self, step: int) -> bool:
+        """Whether a step only puts its batch by, for a later one to train on (`batch_growth`)."""
+        return self.growth is not None and self.growth.waits(step)
 
     def make_views(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 N x 3 x S x S to what the model's forward takes: two float32 views that train, N x 3 x r x r each."""
         self._seed_views()
-        with self.accelerator.autocast(), whole_parameters(self.model):
-            chosen = self.hard_augment(self.accelerator.unwrap_model(self.model), images)
+        candidates = self.views.sample_all(images, self.hard_augment.kinds)
+        compared = self.views.args.has_selection_pass
+        chosen = self.choose(candidates, self.hard_augment.small_views(images, candidates) if compared else ())
         self._means.add(selection_scalars(chosen))
-        views = {name: self.views.render(images, getattr(chosen, name)) for name in ("first", "second")}
+        return self.render(images, chosen)
+
+    def choose(self, candidates: list[ViewParams], small: Iterable[Tensor]) -> Selection:
+        """The two of the candidates that train, by their small views; the student compares them unwrapped."""
+        with self.accelerator.autocast(), whole_parameters(self.model):
+            return self.hard_augment.choose(self.accelerator.unwrap_model(self.model), candidates, small)
+
+    def render(self, images: Tensor, chosen: Selection) -> dict[str, Tensor]:
+        """What the model's forward takes, at the current resolution."""
+        first, second = self.views.render_all(images, [chosen.first, chosen.second])
+        views = {"first": first, "second": second}
         return views if chosen.extra is None else {**views, "extra": chosen.extra}
 
     def _seed_views(self) -> None:
@@ -268,14 +317,33 @@ class SSLTrainer(HubTrainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
         self._check_batch()
         self._seen, self._means = StepRecord(), RunningMeans()
-        compile_backbones(self.model, self.args)
+        self._compile()
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         # an evaluation before this would have marked the model as prepared, and DDP would silently be skipped
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.callback_handler.train_dataloader is not None:
+            dismiss_workers(self.callback_handler.train_dataloader)
         if self.alarm.lost:
             saved = checkpoints(self.args.folder)
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
         return result
+
+    def _compile(self) -> None:
+        """Compiles the backbones where `torch_compile` says so, for all resolutions, before the clock runs."""
+        if not self.args.torch_compile:
+            return
+        compile_backbones(self.model, self.args)
+        views = self.views.args
+        resolutions = resolution_schedule(views, self.args.warmup_fraction).shares()
+        with self.accelerator.autocast():
+            warm_up_backbones(
+                self.model,
+                self.args.per_device_train_batch_size,
+                resolutions,
+                views.selection_resolution if views.has_selection_pass else None,
+            )
 
     def step_images(self) -> Tensor | None:
         """The last batch, uint8 N x 3 x S x S on the device, before augmentation; None before the first step."""
@@ -379,6 +447,7 @@ class SSLTrainer(HubTrainer):
             "feature_std": std,
             "feature_spread": std and std * math.sqrt(width),  # 1 on the whole sphere, 0 in one point
             "images_per_second": images / elapsed,
+            "batch_size": None if self.growth is None or self._seen.images is None else len(self._seen.images),
             "petaflops": self.state.total_flos / 1e15,
             "train_seconds": self.clock.seconds,
         }

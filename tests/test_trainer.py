@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from hf_essl.checkpoints import last_complete_checkpoint
@@ -194,7 +195,8 @@ def test_evaluation_changes_nothing_of_the_run(tmp_path):
     assert all(torch.equal(v, evaluated.model.state_dict()[k]) for k, v in plain.model.state_dict().items())
 
 
-def test_views_are_made_outside_autocast_in_float32(tmp_path):
+def test_views_are_made_outside_autocast_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_essl.arguments.cpu_has_bf16", lambda: True)
     trainer = small_trainer(tmp_path, bf16=True)
     trainer.create_optimizer()
     views = trainer.make_views(patches("train", 4).images)
@@ -232,6 +234,25 @@ def test_the_backbone_alone_is_compiled(tmp_path, method):
     state = compiled.model.state_dict()
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(state[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+def test_everything_is_compiled_before_the_clock_runs_and_nothing_is_left_of_it(tmp_path, method):
+    graphs, states = [], []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            graphs.append(counters["stats"]["unique_graphs"])
+            states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    options = {"max_steps": 8, "views": {"resolution_step": 16}, "torch_compile_backend": "eager"}
+    trainer = small_trainer(tmp_path, method=method, callbacks=[Count()], **options)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    at_first = counters["stats"]["unique_graphs"]
+    trainer.train()
+    assert trainer.views.resolution == 32 and len(graphs) == 8  # it went from 32 px to 16 and back
+    assert graphs[0] > at_first and len(set(graphs)) == 1
+    assert all(torch.equal(value, states[0][name]) for name, value in before.items())
 
 
 def test_channels_last_weights_can_be_saved(tmp_path):

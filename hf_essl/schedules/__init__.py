@@ -2,6 +2,7 @@
 
 from hf_essl.schedules.callback import SuperProgressiveCallback
 from hf_essl.schedules.curves import F1CLR, Constant, Cosine, CosineWarmup, Curve, OneCycle, curve_from_args
+from hf_essl.schedules.growth import BatchGrowth
 from hf_essl.schedules.resolution import (
     MagnitudeSchedule,
     ResolutionSchedule,
@@ -12,6 +13,7 @@ from hf_essl.schedules.scheduler import CurveScheduler
 
 __all__ = [
     "F1CLR",
+    "BatchGrowth",
     "Constant",
     "Cosine",
     "CosineWarmup",

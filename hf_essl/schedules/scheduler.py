@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ class CurveScheduler(LRScheduler):
         optimizer: its groups' learning rates are the peaks.
         curve: shares of the peak and of `momentum_range`, by optimizer step.
         momentum_range: lowest and highest momentum, beta_l and beta_h of Eq. 7 and 8.
+        factors: of the learning rate by step, such as `BatchGrowth.sizes`; by default 1.
         last_epoch: the last step taken, as in every torch scheduler.
 
     Raises ValueError where the curve moves momentum and the optimizer has none.
@@ -31,8 +33,10 @@ class CurveScheduler(LRScheduler):
         optimizer: Optimizer,
         curve: Curve,
         momentum_range: tuple[float, float] = (0.85, 0.95),
+        factors: Sequence[int] | None = None,
         last_epoch: int = -1,
     ):
+        self.factors = factors
         self.curve = curve
         self.momentum_range = momentum_range
         if curve.momentum(0) is not None:
@@ -46,9 +50,10 @@ class CurveScheduler(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         self._set_momentum()
-        share = self.curve.lr(self.last_epoch)
+        share, step = self.curve.lr(self.last_epoch), self.last_epoch
+        factor = self.factors[step] if self.factors and step < len(self.factors) else 1
         return [
-            base * (1.0 if group.get("fixed_lr") else share)
+            base * factor * (1.0 if group.get("fixed_lr") else share)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
@@ -67,7 +72,7 @@ class CurveScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """The step and the peaks, plain numbers: checkpoints are read with `weights_only=True`, which refuses classes.
 
-        The curve is left out; it comes from the run's arguments.
+        Curve and factors are left out; they come from the run's arguments.
         """
         state = super().state_dict()
-        return {name: value for name, value in state.items() if name not in ("curve", "momentum_range")}
+        return {name: value for name, value in state.items() if name not in ("curve", "momentum_range", "factors")}
