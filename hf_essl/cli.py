@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": ("hf_essl.commands.sweep", "run a table of the paper, cell by cell"),
     "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate by a range test"),
     "cost": ("hf_essl.commands.cost", "what recipes cost and save, without training"),
+    "benchmark": ("hf_essl.commands.benchmark", "images/s of each part of a step, against the bare step"),
     "evaluate": ("hf_essl.commands.evaluate", "accuracy of a backbone by kNN, linear probe or fine-tuning"),
     "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
     "push": ("hf_essl.commands.push", "put the backbone of a finished run on the Hub"),

@@ -9,7 +9,7 @@ from transformers import set_seed
 from hf_essl.acceleration import whole_parameters
 from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
 from hf_essl.cost import Cost, estimate_cost
-from hf_essl.data import image_count, load_images
+from hf_essl.data import Images, image_count, load_images
 from hf_essl.errors import Interrupted
 from hf_essl.files import write_text
 from hf_essl.hub.push import check_access, push_finished_run
@@ -54,9 +54,9 @@ def pretrain(recipe: Recipe) -> dict:
     return metrics
 
 
-def build_trainer(recipe: Recipe) -> SSLTrainer:
-    """Images, model and trainer of a recipe, in this order: a missing folder is told before a model is built."""
-    images = load_images(recipe.data, recipe.training.device)
+def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
+    """Images (or those given), model and trainer of a recipe, in this order: a missing folder is told first."""
+    images = images or load_images(recipe.data, recipe.training.device)
     set_seed(recipe.training.seed)
     model = SSLModel.from_timm(
         recipe.model.backbone,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import DataLoader
 
 from hf_essl.acceleration import compile_backbones
+from hf_essl.data.feed import dismiss_workers
 
 if TYPE_CHECKING:
     from hf_essl.trainer import SSLTrainer
@@ -30,7 +32,7 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     for _ in range(warmup + steps):
         start = time.perf_counter()
         model.before_step(0.0, 0.0)
-        images = next(loader)["image"].to(trainer.args.device, non_blocking=True)
+        images = trainer.feed(next(loader))["image"]
         first, second = trainer.views(images, trainer.views.args.resolution)
         with trainer.accelerator.autocast():
             loss = model(first, second)["loss"].mean()
@@ -45,7 +47,10 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     return statistics.median(seconds[warmup:])
 
 
-def endless(loader: Iterable) -> Iterator:
-    """Passes over a loader without end."""
-    while True:
-        yield from loader
+def endless(loader: DataLoader) -> Generator:
+    """Passes over a loader without end; its workers go when the generator does."""
+    try:
+        while True:
+            yield from loader
+    finally:
+        dismiss_workers(loader)

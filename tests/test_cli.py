@@ -86,7 +86,9 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["pretrian"]) == 2
     assert capsys.readouterr().err == "hf-essl: error: unknown command 'pretrian'; did you mean 'pretrain'?\n"
     assert cli.main(["zzz"]) == 2
-    assert "take one of pretrain, compare, sweep, lr-find, cost, evaluate, preview" in capsys.readouterr().err
+    assert (
+        "take one of pretrain, compare, sweep, lr-find, cost, benchmark, evaluate, preview" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

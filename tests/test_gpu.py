@@ -1,4 +1,4 @@
-"""What needs a GPU: half precision, compiled backbones, a cache on the device, SyncBatchNorm over several."""
+"""What needs a GPU: half precision, compiled backbones, feeding, a cache on the device, SyncBatchNorm over several."""
 
 import json
 import math
@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.benchmark import benchmark
+from hf_essl.data import as_images, decode
+from hf_essl.data.feed import Feed, feed_of
 from hf_essl.methods import METHODS, SSLModel
+from hf_essl.recipe import load_recipe
 from hf_essl.trainer import SSLTrainer
+from hf_essl.views import Views
+from tests.data.test_decode import encoded, photo
 from tests.helpers import TRAINING, VIEWS, patches
 from tests.methods.small import SMALL_HEADS
 
@@ -53,6 +59,85 @@ def test_a_gpu_gives_the_losses_of_a_cpu(tmp_path):
     for trainer in (on_gpu, on_cpu):
         trainer.train()
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), abs=1e-2)
+
+
+def test_views_are_those_of_a_cpu_and_nothing_waits_for_the_device():
+    images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8)
+    views = Views(ViewArguments(solarize_p=[0.3], grayscale_p=0.3), seed=1)
+    drawn, there = [views.sample(images) for _ in range(2)], images.cuda()
+    on_cpu, _ = views.render_all(images, drawn, 32), views.render_all(there, drawn, 32)  # the latter compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = views.render_all(there, drawn, 32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=2 / 255 / 0.224, rtol=0)
+
+
+def test_a_copy_waits_for_nothing_and_the_step_for_the_copy():
+    feed = Feed(patches("train", 32), torch.device("cuda"))
+    busy = torch.randn(4096, 4096, device="cuda")
+    batches = [torch.full((64, 3, 128, 128), value, dtype=torch.uint8).pin_memory() for value in range(1, 9)]
+    sums = []
+    for batch in batches:
+        sums.append(feed({"image": batch, "unreadable": []})["image"].sum())
+        for _ in range(20):
+            busy = busy @ busy.T / 4096  # the device falls behind, so that a copy that did not wait would be seen
+    assert [int(total) // (64 * 3 * 128 * 128) for total in sums] == list(range(1, 9))
+
+
+def test_batches_are_pinned_and_train_alike(tmp_path):
+    """From pinned memory by workers, and out of a cache on the device."""
+    fed = gpu_trainer(tmp_path / "fed", cache="none", max_steps=4, dataloader_num_workers=2)
+    batch = next(iter(fed.get_train_dataloader()))
+    assert batch["image"].is_pinned() and batch["image"].device.type == "cpu"
+    kept = gpu_trainer(tmp_path / "kept", max_steps=4)
+    for trainer in (fed, kept):
+        trainer.train()
+    assert losses(fed) == pytest.approx(losses(kept), abs=1e-3)
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """A folder of 32 JPEGs, one of them torn and one a PNG."""
+    for index in range(32):
+        content = encoded(photo(90 + index, 120), "PNG" if index == 5 else "JPEG", **({} if index == 5 else QUALITY))
+        path = tmp_path / "jpegs" / f"{index:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content[: len(content) // 2] if index == 9 else content)
+    return tmp_path / "jpegs"
+
+
+QUALITY = {"quality": 95}
+
+
+def test_jpegs_are_decoded_on_the_gpu(jpegs, tmp_path):
+    args = DataArguments(dataset=str(jpegs), image_size=32, jpeg_decoder="gpu", max_unreadable=0.1)
+    images = as_images(str(jpegs), args)
+    feed = feed_of(images, args, torch.device("cuda"))
+    batch = feed(feed.collate([feed.dataset[index] for index in range(32)]))
+    assert batch["image"].device.type == "cuda" and [one.index for one in batch["unreadable"]] == [9]
+    for index in (0, 5, 31):
+        whole = decode((jpegs / f"{index:02}.jpg").read_bytes(), 32)
+        assert (batch["image"][index].cpu().int() - whole.int()).abs().float().mean() < 2
+    trainer = SSLTrainer(
+        SSLModel.from_timm("test_resnet", method_args=SMALL_HEADS["simsiam"]),
+        SSLTrainingArguments(output_dir=str(tmp_path), **{**TRAINING, "use_cpu": False, "dataloader_num_workers": 1}),
+        images,
+        view_args=ViewArguments(**VIEWS),
+        data_args=args,
+    )
+    trainer.train()
+    assert all(map(math.isfinite, losses(trainer))) and len(trainer.unreadable.found) == 1
+
+
+def test_a_benchmark_waits_for_the_device():
+    words = ["--backbone", "resnet18", "--per_device_train_batch_size", "64", "--resolution_schedule", "constant"]
+    found = benchmark(load_recipe(ROOT / "recipes" / "quickstart.yaml", words), steps=3, rounds=2)
+    seconds = found.stages[0].seconds
+    parts = sum(seconds[name] for name in ("forward", "backward", "optimizer"))
+    assert found.device == torch.cuda.get_device_name()
+    assert 0.7 * seconds["limit"] < parts < 3 * seconds["limit"]  # were they not waited for, they would be far less
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_a_mistake_in_a_base_names_the_base(write):
         ("backbone: null", "backbone is None in .*; expected a text"),
         ("backbone_args: [1]", "backbone_args is .*; expected a mapping"),
         ("min_resolution: big", "min_resolution is 'big' in .*; expected a whole number or none"),
-        ("cache: disk", "cache is 'disk' in .*; expected one of none, memory, device"),
+        ("cache: ram", "cache is 'ram' in .*; expected one of none, memory, disk, device"),
         ("eval_strategy: no", "eval_strategy is False in .*in quotes, 'no', it is text"),
         ("hub_token: hf_abc", "hub_token is not taken.*HF_TOKEN"),
         ("hf_token: hf_abc", "hf_token is not taken.*HF_TOKEN"),

@@ -38,6 +38,14 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
+def png_path(path: str | Path) -> Path:
+    """The path of a picture. Raises ValueError where it is no PNG."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
+    return path
+
+
 def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> Path:
     """Six panels against the step: loss, kNN accuracy, feature std, LR with momentum, the curriculum, throughput.
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hf_essl.data import load_images
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, sample_images, save_figure
+from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, sample_images, save_figure
 from hf_essl.schedules import F1CLR, Cosine, Curve, curve_from_args, magnitude_schedule, resolution_schedule
 
 Schedule = Literal["constant", "progressive", "super_progressive"]
@@ -47,7 +47,7 @@ def preview(recipe: Recipe, path: str | Path) -> Path:
 
     Raises ValueError for another suffix.
     """
-    return save_figure(draw_preview(recipe), _png(path))
+    return save_figure(draw_preview(recipe), png_path(path))
 
 
 def preview_views(recipe: Recipe, path: str | Path) -> Path:
@@ -55,16 +55,9 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
 
     Raises ValueError for another suffix, and for images that cannot be had.
     """
-    path = _png(path)
+    path = png_path(path)
     train = load_images(replace(recipe.data, cache="none"), "cpu").train
     return draw_views(sample_images(train), recipe.views, recipe.training.warmup_fraction, path)
-
-
-def _png(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
-    return path
 
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:

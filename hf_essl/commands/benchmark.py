@@ -1,0 +1,31 @@
+"""`hf-essl benchmark RECIPE`: images/s of each part of a training step, stage by stage, against the bare step."""
+
+from __future__ import annotations
+
+import sys
+
+from hf_essl.cli import RecipeParser
+
+
+def run(argv: list[str]) -> None:
+    """Prints a table in Markdown and writes a picture, with the figures as JSON beside it."""
+    parser = RecipeParser(
+        "benchmark",
+        "Measure images/s of decoding, selection, views, forward and backward pass and optimizer alone and of the\n"
+        "whole training, at each resolution of the recipe, against the bare step on tensors that are there.",
+    )
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps that are timed in a row [5]")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions, the median counts [3]")
+    parser.add_argument("--output", default="benchmark.png", metavar="PNG", help="the picture [benchmark.png]")
+    options, overrides = parser.parse_known_args(argv)
+
+    from hf_essl.benchmark import benchmark
+    from hf_essl.recipe import load_recipe
+    from hf_essl.reporting.figures import png_path
+    from hf_essl.reporting.throughput import speed_table, write_speeds
+
+    path = png_path(options.output)
+    recipe = load_recipe(options.recipe, overrides)
+    found = benchmark(recipe, options.steps, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{found.describe()}\n\n{speed_table(found)}\n")
+    print(f"wrote {', '.join(str(written) for written in write_speeds(found, path))}")

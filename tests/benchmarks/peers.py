@@ -1,0 +1,220 @@
+"""SimSiam by lightly and by hf_essl on the same images: wall-clock and kNN accuracy.
+
+    python tests/benchmarks/peers.py IMAGES [--images 4000] [--epochs 20] [--seeds 0 1 2] [--backbone test_resnet]
+
+IMAGES is what a recipe names as `dataset`, with an evaluation split. Three runs a seed, each in a process of its own
+on the same cores, one after the other:
+
+- lightly: its transform, heads and loss (`pip install lightly`) in the loop of its documentation, by default without
+  workers, which is its fastest on two cores;
+- baseline: hf_essl, the same hyper-parameters: batch, SGD, cosine annealing, the same chain of augmentations;
+- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, in `--efficient_epochs`.
+
+All take the images decoded and in memory, as uint8 at `--image_size`, and start from the weights that a seed gives
+each of them. Seconds are those of training alone, without start and evaluation; the kNN accuracy of all is that of the
+same function on the whole evaluation split at the same resolution.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from hf_essl.arguments import DataArguments
+from hf_essl.data import CachedImages, Images, load_images
+from hf_essl.evaluation import extract_features, knn_accuracy
+from hf_essl.pretrain import build_trainer
+from hf_essl.recipe import Recipe, load_recipe
+from hf_essl.views.params import REFERENCE_SIZE
+from hf_essl.views.views import IMAGENET_MEAN, IMAGENET_STD
+
+ARMS = ("lightly", "baseline", "efficient")
+RECIPES = Path(__file__).parents[2] / "recipes" / "imagenette"
+DIM, HIDDEN = 512, 128
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--backbone", default="test_resnet")
+    parser.add_argument("--learning_rate", type=float, default=0.05)
+    numbers = {
+        "images": 4000, "epochs": 20, "efficient_epochs": 12, "batch_size": 64, "resolution": 64, "min_resolution": 32,
+        "resolution_step": 16, "selection_resolution": 32, "image_size": 96, "workers": 0, "threads": 2,
+    }  # fmt: skip
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    if options.arm:
+        torch.set_num_threads(options.threads)
+        print(json.dumps(run(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "images.pt"
+        store(options, stored)
+        words = [sys.executable, __file__, str(stored)]
+        for name in ("backbone", "learning_rate", *numbers):
+            words += [f"--{name}", str(getattr(options, name))]
+        found = {arm: [] for arm in ARMS}
+        for seed in options.seeds:
+            for arm in ARMS:
+                done = subprocess.run(
+                    [*words, "--arm", arm, "--seeds", str(seed)], check=True, stdout=subprocess.PIPE, text=True
+                )
+                found[arm].append(json.loads(done.stdout.splitlines()[-1]))
+                print(json.dumps({"arm": arm, "seed": seed, **found[arm][-1]}), flush=True)
+    print(table(found, options))
+
+
+def store(options, path: Path) -> None:
+    data = DataArguments(
+        dataset=options.dataset, image_size=options.image_size, max_train_samples=options.images, cache="memory"
+    )
+    images = load_images(data)
+    torch.save({split: (part.images, part.labels) for split, part in vars(images).items() if split != "bank"}, path)
+
+
+def run(options) -> dict[str, float]:
+    """Trains one arm from one seed: seconds, images/s, and kNN accuracy before and after, in %."""
+    parts = {name: CachedImages(*of, None, name) for name, of in torch.load(options.dataset).items()}
+    train, test = parts["train"], parts["eval"]
+    seed = options.seeds[0]
+    torch.manual_seed(seed)
+    begin, backbone, images = (lightly if options.arm == "lightly" else ours)(options, train, seed)
+    before = accuracy(backbone, train, test, options)
+    torch.manual_seed(seed)
+    seconds = begin()
+    after = accuracy(backbone, train, test, options)
+    return {"seconds": seconds, "images_per_second": images / seconds, "random": before, "kNN": after}
+
+
+def accuracy(backbone, train, test, options) -> float:
+    how = {"resolution": options.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    bank, queries = (extract_features(backbone, part, **how) for part in (train, test))
+    return knn_accuracy(*bank, *queries)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Images in memory as PIL has them, through a transform."""
+
+    def __init__(self, images, transform):
+        self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return self.transform(self.pictures[index])
+
+
+def lightly(options, train, seed):
+    """The loop of lightly's documentation, with a schedule."""
+    import timm
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+    from lightly.transforms import SimSiamTransform
+
+    scale = options.resolution / REFERENCE_SIZE  # sigma in pixels, which hf_essl states at 224 px
+    transform = SimSiamTransform(input_size=options.resolution, sigmas=(0.1 * scale, 2 * scale))
+    loader = torch.utils.data.DataLoader(
+        Pictures(train.images, transform), batch_size=options.batch_size, shuffle=True, drop_last=True,
+        num_workers=options.workers, persistent_workers=options.workers > 0,
+    )  # fmt: skip
+    backbone = timm.create_model(options.backbone, num_classes=0).train()
+    width = backbone.num_features
+    projector, predictor = SimSiamProjectionHead(width, width, DIM), SimSiamPredictionHead(DIM, HIDDEN, DIM)
+    parameters = [p for module in (backbone, projector, predictor) for p in module.parameters()]
+    optimizer = torch.optim.SGD(parameters, options.learning_rate, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * len(loader))
+    criterion = NegativeCosineSimilarity()
+
+    def begin() -> float:
+        start = time.perf_counter()
+        backbone.train()
+        for _ in range(options.epochs):
+            for first, second in loader:
+                z0, z1 = (projector(backbone(view)) for view in (first, second))
+                p0, p1 = predictor(z0), predictor(z1)
+                loss = 0.5 * (criterion(z0.detach(), p1) + criterion(z1.detach(), p0))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        return time.perf_counter() - start
+
+    return begin, backbone, options.epochs * len(loader) * options.batch_size
+
+
+def ours(options, train, seed):
+    recipe = our_recipe(options, seed)
+    trainer = build_trainer(recipe, Images(train, None, None))
+
+    def begin() -> float:
+        trainer.train()
+        return trainer.clock.seconds
+
+    return begin, trainer.model.backbone, trainer.planned_steps() * options.batch_size
+
+
+def our_recipe(options, seed) -> Recipe:
+    fields = {
+        "backbone": options.backbone,
+        "method_args": json.dumps({"projector_dim": DIM, "predictor_hidden": HIDDEN}),
+        "image_size": options.image_size,
+        "resolution": options.resolution,
+        "per_device_train_batch_size": options.batch_size,
+        "num_train_epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "momentum": MOMENTUM,
+        "weight_decay": WEIGHT_DECAY,
+        "fix_predictor_lr": "false",
+        "seed": seed,
+        "output_dir": Path(options.dataset).parent / f"{options.arm}-{seed}",
+        "save_strategy": "no",
+        "knn_every_epochs": 0,
+        "disable_tqdm": "true",
+    }
+    if options.arm == "efficient":
+        fields |= {
+            "num_train_epochs": options.efficient_epochs,
+            "warmup_epochs": options.efficient_epochs / 6,  # 80 of 480, as in the paper
+            "learning_rate": 2 * options.learning_rate,  # as the paper's recipes have it
+            "min_resolution": options.min_resolution,
+            "resolution_step": options.resolution_step,
+            "selection_resolution": options.selection_resolution,
+        }
+    words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    return load_recipe(RECIPES / f"simsiam_resnet50_{options.arm}.yaml", words)
+
+
+def table(found, options) -> str:
+    """A Markdown table, mean ± standard deviation over the seeds, and times against lightly's of the same seed."""
+    lines = ["| run | epochs | images/s | training (s) | against lightly | random init, kNN (%) | kNN (%) |"]
+    lines.append("| --- " * 7 + "|")
+    for arm, runs in found.items():
+        epochs = options.efficient_epochs if arm == "efficient" else options.epochs
+        columns = [[one[name] for one in runs] for name in ("images_per_second", "seconds", "random", "kNN")]
+        ratios = [one["seconds"] / other["seconds"] for one, other in zip(runs, found["lightly"], strict=True)]
+        rates, seconds, random, knn = (spread(column) for column in columns)
+        lines.append(f"| {arm} | {epochs} | {rates} | {seconds} | {spread(ratios, 2)} | {random} | {knn} |")
+    return "\n".join(lines)
+
+
+def spread(values, digits=1) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
