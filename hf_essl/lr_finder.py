@@ -31,7 +31,7 @@ class LRRange:
     validation_losses: list[float]
     """Empty where no validation images were asked for."""
     suggestion: float
-    """Where the (validation) loss has come down to its plateau: the peak learning rate to take."""
+    """Where the fall of the (validation) loss meets its plateau: the peak learning rate to take."""
 
 
 def lr_range_test(
@@ -65,14 +65,19 @@ def lr_range_test(
     return LRRange(rates[: len(train_losses)], train_losses, validation_losses, suggest(rates, judged))
 
 
-def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8, tolerance: float = 0.1) -> float:
-    """The learning rate at which the smoothed loss has made all but a tenth of its way down (Fig. 4's plateau)."""
+def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8) -> float:
+    """The learning rate at the knee between the fall of the smoothed loss and its plateau (Fig. 4).
+
+    Of the way from the first loss to the lowest, over log rates, it is the point farthest below the straight line: the
+    plateau may go on falling slowly. The lowest itself, where the loss falls ever faster and has no plateau.
+    """
     smooth: list[float] = []
     for loss in losses:
         smooth.append(loss if not smooth else smoothing * smooth[-1] + (1 - smoothing) * loss)
-    lowest = min(smooth)
-    threshold = lowest + tolerance * (smooth[0] - lowest)
-    return next(rate for rate, loss in zip(rates, smooth, strict=False) if loss <= threshold)
+    lowest = smooth.index(min(smooth))
+    slope = (smooth[lowest] - smooth[0]) / max(1, lowest)  # the rates grow by a constant factor a step
+    depths = [smooth[0] + slope * step - loss for step, loss in enumerate(smooth[: lowest + 1])]
+    return rates[max(range(lowest + 1), key=lambda step: (depths[step], step))]
 
 
 def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tuple[list[float], list[float]]:

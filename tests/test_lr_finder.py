@@ -34,6 +34,20 @@ def test_suggestion_is_where_the_loss_reaches_its_plateau():
     assert 0.08 < suggest(rates, losses) < 0.2  # it falls from 0.01 on, is flat from 0.1, and rises from 0.5
 
 
+def test_suggestion_does_not_follow_a_plateau_that_goes_on_falling():
+    rates = [10 ** (-3 + step / 50) for step in range(151)]
+    losses = [-min(1.0, max(0.0, math.log10(r / 0.01))) - 0.3 * max(0.0, math.log10(r / 0.1)) for r in rates]
+    assert 0.08 < suggest(rates, losses) < 0.2
+
+
+def test_suggestion_without_a_plateau_is_the_lowest_loss():
+    rates = [10 ** (-3 + step / 50) for step in range(151)]
+    falling = [-(step**2) for step in range(151)]
+    assert suggest(rates, falling) == rates[-1]
+    assert suggest(rates, [*falling[:100], *range(51)]) == rates[99]
+    assert suggest(rates, list(range(151))) == rates[0]
+
+
 @pytest.mark.parametrize("settings", [{"start": 1.0, "end": 0.1}, {"start": 0.0}, {"steps": 3}])
 def test_a_range_that_is_none_is_told(tmp_path, settings):
     with pytest.raises(ValueError, match="0 < start < end and 10 steps or more"):
