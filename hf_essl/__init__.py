@@ -7,13 +7,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SSLTrainer": "hf_essl.trainer",
-    "SSLTrainingArguments": "hf_essl.arguments",
-    "ModelArguments": "hf_essl.arguments",
-    "DataArguments": "hf_essl.arguments",
-    "ViewArguments": "hf_essl.arguments",
-    "SSLModel": "hf_essl.methods.base",
+    "SSLTrainingArguments": "hf_essl.config",
+    "ModelArguments": "hf_essl.config",
+    "DataArguments": "hf_essl.config",
+    "ViewArguments": "hf_essl.config",
+    "SSLModel": "hf_essl.methods",
     "Views": "hf_essl.views",
     "SuperProgressiveCallback": "hf_essl.schedules",
+    "Curriculum": "hf_essl.schedules",
     "CurveScheduler": "hf_essl.schedules",
     "F1CLR": "hf_essl.schedules",
     "HardAugment": "hf_essl.selection",
@@ -32,7 +33,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
-    from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
+    from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
     from hf_essl.cost import estimate_cost
     from hf_essl.evaluation.backbone import load_backbone
     from hf_essl.evaluation.knn import knn_accuracy
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from hf_essl.hub.card import write_card
     from hf_essl.hub.card_callback import CardCallback
     from hf_essl.lr_finder import lr_range_test
-    from hf_essl.methods.base import SSLModel
+    from hf_essl.methods import SSLModel
     from hf_essl.recipe import load_recipe
     from hf_essl.reporting.neighbours import draw_neighbours
-    from hf_essl.schedules import F1CLR, CurveScheduler, SuperProgressiveCallback
+    from hf_essl.schedules import F1CLR, Curriculum, CurveScheduler, SuperProgressiveCallback
     from hf_essl.selection import HardAugment
     from hf_essl.trainer import SSLTrainer
     from hf_essl.views import Views

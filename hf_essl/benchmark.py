@@ -1,4 +1,4 @@
-"""How fast a recipe trains, stage by stage: the parts of a step, the whole of it, and the bare step as the limit."""
+"""How fast a recipe trains, stage by stage: the parts of a step, the whole step, and the bare step as the limit."""
 
 from __future__ import annotations
 
@@ -9,94 +9,28 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_essl.callbacks import EvaluateEveryCallback, StopOnSignalCallback
 from hf_essl.data import Images, load_images
-from hf_essl.methods.base import check_backbone
+from hf_essl.methods import check_backbone
 from hf_essl.pretrain import build_trainer
 from hf_essl.recipe import Recipe
-from hf_essl.schedules import SuperProgressiveCallback, magnitude_schedule, resolution_schedule
-from hf_essl.speed import endless
+from hf_essl.reporting.metrics import describe_device
+from hf_essl.reporting.throughput import Benchmark, StageSpeed
+from hf_essl.schedules import Curriculum, SuperProgressiveCallback
+from hf_essl.selection import Plan, Selection
 from hf_essl.trainer import SSLTrainer
-from hf_essl.views import ViewParams, Views
+from hf_essl.training.callbacks import EvaluateEveryCallback, StopOnSignalCallback
+from hf_essl.training.step import endless, run_step
+from hf_essl.views import Views
 
-PARTS = ("decode", "views", "selection", "forward", "backward", "optimizer")
-"""One after the other, each waited for: on a GPU their sum is more than a step, which overlaps them. `views` are those
-that are compared and those that train, `selection` the forward pass of the former."""
-
-
-@dataclass(frozen=True)
-class StageSpeed:
-    """One resolution of a recipe.
-
-    seconds: of a step of the batch, by name: `PARTS` (no selection where the recipe has none); `kornia`, the views by
-    kornia's executor; `whole`, the training as it runs; `bare`, forward, backward and optimizer on two views that
-    are there; and `limit`, the same after a selection among small views that are there: all that the network does.
-    """
-
-    resolution: int
-    share: float
-    """Share of the run's steps at this resolution."""
-    seconds: dict[str, float]
-
-    @property
-    def of_limit(self) -> float:
-        """images/s of the whole over those of the limit."""
-        return self.seconds["limit"] / self.seconds["whole"]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What `benchmark` has measured, with what tells it from another."""
-
-    recipe: str
-    method: str
-    backbone: str
-    device: str
-    threads: int
-    workers: int
-    cache: str
-    torch: str
-    batch_size: int
-    steps: int
-    rounds: int
-    stages: tuple[StageSpeed, ...]
-
-    @property
-    def of_limit(self) -> float:
-        """images/s over the whole run, with each stage's share of its steps, over those of the limit."""
-        limit, whole = (sum(s.share * s.seconds[name] for s in self.stages) for name in ("limit", "whole"))
-        return limit / whole
-
-    def images_per_second(self, stage: StageSpeed) -> dict[str, float]:
-        return {name: self.batch_size / seconds for name, seconds in stage.seconds.items()}
-
-    def describe(self) -> str:
-        """What was measured where, in one line."""
-        return (
-            f"{self.recipe}: {self.method} on {self.backbone}, batches of {self.batch_size}, cache {self.cache}, "
-            f"{self.workers} workers, {self.device}, {self.threads} threads; medians of {self.rounds} x {self.steps} "
-            f"steps, images/s"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        stages = [
-            {
-                **dataclasses.asdict(stage),
-                "images_per_second": self.images_per_second(stage),
-                "of_limit": stage.of_limit,
-            }
-            for stage in self.stages
-        ]
-        return {**dataclasses.asdict(self), "stages": stages, "of_limit": self.of_limit}
+HALFWAY = 0.5
+"""Progress of the run that a benchmark stands for: its magnitude, and the state of the method's own schedules."""
 
 
 def benchmark(
@@ -118,17 +52,17 @@ def benchmark(
     """
     _check(recipe, steps, rounds)
     training = recipe.training
-    shares = resolution_schedule(recipe.views, training.warmup_fraction).shares()
+    curriculum = Curriculum.from_args(recipe.views, training)
     images = load_images(recipe.data, training.device)
     stages = []
-    for resolution, share in shares.items():
+    for resolution, share in curriculum.resolution.shares().items():
         report(f"measuring at {resolution} px …")
         stages.append(StageSpeed(resolution, share, _stage_seconds(recipe, images, resolution, steps, rounds)))
     return Benchmark(
         recipe=Path(recipe.source).name,
         method=recipe.model.method,
         backbone=recipe.model.backbone,
-        device=_device_name(training.device),
+        device=describe_device(training.device),
         threads=torch.get_num_threads(),
         workers=training.dataloader_num_workers,
         cache=recipe.data.cache,
@@ -163,7 +97,6 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
             eval_strategy="no",
             report_to="none",
             push_to_hub=False,
-            energy_country=None,
             disable_tqdm=True,
             on_divergence="warn",
         )
@@ -171,7 +104,7 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
         for callback in (SuperProgressiveCallback, EvaluateEveryCallback, StopOnSignalCallback):
             trainer.remove_callback(callback)
         trainer.views.resolution = resolution
-        trainer.views.magnitude = magnitude_schedule(recipe.views)(0.5)
+        trainer.views.magnitude = trainer.curriculum.magnitude(HALFWAY)
         watch = RoundsCallback(trainer, warmup, steps)
         trainer.add_callback(watch)
         trainer.train()
@@ -209,16 +142,16 @@ class RoundsCallback(TrainerCallback):
             self.watch.seconds.clear()
             for _ in range(self.steps if timed else 1):
                 made = self._make(images)
-                self._train(made, self.watch.part)
+                self._train(made.views, self.watch.part)
         for name, seconds in self.watch.seconds.items():
             self.seconds[name].append(seconds / self.steps)
-        selections = (False, True) if made.small is not None else (False,)
+        selections = (False, True) if made.plan.small is not None else (False,)
         for name, selection in zip(("bare", "limit"), selections, strict=False):
             self._bare(made, 1, selection)
             begin = self.watch.now()
             self._bare(made, self.steps, selection)
             self.seconds[name].append((self.watch.now() - begin) / self.steps)
-        if made.small is None:
+        if made.plan.small is None:
             self.seconds["limit"].append(self.seconds["bare"][-1])
 
     def _decode(self) -> Tensor:
@@ -236,44 +169,48 @@ class RoundsCallback(TrainerCallback):
     def _make(self, images: Tensor) -> Made:
         """The views of a batch by the trainer's executor, and again by kornia's."""
         trainer, augment = self.trainer, self.trainer.hard_augment
-        compared = augment.args.has_selection_pass
         with self.watch.part("views"):
-            candidates = augment.views.sample_all(images, augment.kinds)
-            small = list(augment.small_views(images, candidates)) if compared else None
-        with self.watch.part("selection") if compared else nullcontext():
-            chosen = trainer.choose(candidates, small or [])
+            plan = augment.plan(images)
+            plan = plan if plan.small is None else plan._replace(small=list(plan.small))
+        with self.watch.part("selection") if plan.small is not None else nullcontext():
+            chosen = self._select(plan)
         with self.watch.part("views"):
             views = trainer.render(images, chosen)
         with self.watch.part("kornia"):
-            if compared:
-                self.kornia.render_all(images, candidates, augment.args.selection_resolution)
+            if plan.small is not None:
+                self.kornia.render_all(images, plan.candidates, augment.args.selection_resolution)
             self.kornia.render_all(images, [chosen.first, chosen.second], trainer.views.resolution)
-        return Made(candidates, small, views)
+        return Made(plan, views)
 
-    def _train(self, made: Made, part: Callable[[str], AbstractContextManager]) -> None:
+    def _select(self, plan: Plan) -> Selection:
+        augment, model = self.trainer.hard_augment, self.trainer.model
+        with self.trainer.accelerator.autocast():
+            return augment.pair(plan, augment.compare(model, plan))
+
+    def _train(self, views: dict[str, Tensor], timed: Callable[[str], AbstractContextManager]) -> None:
         trainer = self.trainer
-        with part("forward"), trainer.compute_loss_context_manager():
-            loss = trainer.model(**made.views)["loss"].mean()
-        with part("backward"):
-            trainer.accelerator.backward(loss)
-            trainer.model.after_backward()
-        with part("optimizer"):
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-            trainer.model.after_step()
+        run_step(
+            trainer.model,
+            views,
+            trainer.optimizer,
+            progress=HALFWAY,
+            epoch=HALFWAY * trainer.args.num_train_epochs,
+            autocast=trainer.accelerator.autocast,
+            backward=trainer.accelerator.backward,
+            timed=timed,
+        )
 
     def _bare(self, made: Made, steps: int, selection: bool) -> None:
         for _ in range(steps):
             if selection:
-                self.trainer.choose(made.candidates, made.small or [])
-            self._train(made, lambda name: nullcontext())
+                self._select(made.plan)
+            self._train(made.views, lambda name: nullcontext())
 
 
 class Made(NamedTuple):
-    """What a step makes of its images: the candidates, their small views where there are any, the views that train."""
+    """What a step makes from its images: the plan of the selection, and the views that train."""
 
-    candidates: list[ViewParams]
-    small: list[Tensor] | None
+    plan: Plan
     views: dict[str, Tensor]
 
 
@@ -295,7 +232,3 @@ class Stopwatch:
         begin = self.now()
         yield
         self.seconds[name] += self.now() - begin
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -1,15 +1,13 @@
-"""`hf-essl COMMAND …`: finds the command, and turns a user's mistake into one line."""
+"""`hf-essl COMMAND …`: runs a command, and reports a user's mistake in one line."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from hf_essl.errors import Diverged
+from hf_essl.common import Diverged, one_line, unknown
 
 COMMANDS = {
     "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone as a recipe says"),
@@ -34,51 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = words
     try:
         if name not in COMMANDS:
-            raise ValueError(_unknown(name))
+            raise ValueError(unknown("command", name, COMMANDS))
         importlib.import_module(COMMANDS[name][0]).run(rest)
     except KeyboardInterrupt as stop:
-        resume = "; the same command with `--resume_from_checkpoint true` goes on from the last checkpoint"
+        resume = "; the same command with `--resume_from_checkpoint true` continues from the last checkpoint"
         print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
         return 130
     except (ValueError, OSError, Diverged) as error:
         if os.environ.get("HF_ESSL_DEBUG") == "1":
             raise
-        print(f"hf-essl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hf-essl: error: {one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser of a command. A mistake is a ValueError, so that it is told like every other."""
-
-    def __init__(self, command: str, description: str, epilog: str | None = None, usage: str | None = None):
-        super().__init__(
-            prog=f"hf-essl {command}",
-            usage=usage,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # --output must not swallow --output_dir
-        )
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; `{self.prog} --help` explains")
-
-
-class RecipeParser(Parser):
-    """Parser of a command that takes a recipe and overrides; `parse_known_args` gives its options and the overrides.
-
-    A mistake is a ValueError, so that it is told like every other.
-    """
-
-    def __init__(self, command: str, description: str, epilog: str | None = None):
-        super().__init__(
-            command,
-            description,
-            epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
-            usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
-        )
-        self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")
 
 
 def _usage() -> str:
@@ -94,12 +59,6 @@ def _usage() -> str:
             "`hf-essl COMMAND --help` explains a command. HF_ESSL_DEBUG=1 shows the traceback of an error.",
         ]
     )
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(COMMANDS)}"
-    return f"unknown command {name!r}; {hint}"
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""What a run costs in floating-point operations, by the paper's convention and by a true count, and what it saves.
+"""What a run costs in floating-point operations, in the paper's convention and as counted, and what it saves.
 
-paper:    two operations a multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, a
-          backward pass counted as one forward pass: 8 MACs an image of two views, 12 with a teacher. It comes within
-          1.5 % of the costs that the paper prints (Tables 1 and 2), whose count of a forward pass is that much larger.
-measured: operations of torch's `FlopCounterMode` in convolutions and matrix products, heads and loss included, with
-          the backward pass that really runs, about twice the forward pass.
+paper:    two operations per multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, and a
+          backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. The result is
+          within 1.5 % of the costs that the paper prints (Tables 1 and 2), whose forward pass is slightly larger.
+counted:  operations of torch's `FlopCounterMode` in convolutions and matrix products, heads and loss included, with
+          the real backward pass, about twice the forward pass.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-from unittest.mock import patch
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from hf_essl.arguments import SSLTrainingArguments, ViewArguments
-    from hf_essl.methods.base import SSLModel
+from hf_essl.compat import without_process_group
+from hf_essl.config import ViewArguments
+from hf_essl.methods import SSLModel
+from hf_essl.schedules import Curriculum
 
 STEP_TO_FORWARD = 6
 """C of Eq. 11, a training step over the forward pass of one view: two views, forward and backward (two forward)."""
@@ -57,13 +55,13 @@ class Cost:
     steps: int
     images_per_step: int
     paper_petaflops: float
-    measured_petaflops: float
-    measured_forward_petaflops: float
-    measured_backward_petaflops: float
-    measured_teacher_petaflops: float
-    measured_selection_petaflops: float
+    counted_petaflops: float
+    counted_forward_petaflops: float
+    counted_backward_petaflops: float
+    counted_teacher_petaflops: float
+    counted_selection_petaflops: float
     paper_speedup: float
-    measured_speedup: float
+    counted_speedup: float
     paper_selection_overhead: float
     """Cost of the selection pass over that of the same run without it, in percent (Table 8)."""
 
@@ -97,7 +95,7 @@ class FlopCounter:
         """A counter of the same model under other views, which shares what has been counted."""
         other = copy.copy(self)
         other.num_views = view_args.num_views
-        other.selection_resolution = view_args.selection_resolution if view_args.has_selection_pass else None
+        other.selection_resolution = view_args.selection_resolution if view_args.needs_selection_pass else None
         return other
 
     def step(self, resolution: int) -> StepFlops:
@@ -135,7 +133,7 @@ class FlopCounter:
 def estimate_cost(
     model: SSLModel,
     view_args: ViewArguments,
-    training_args: SSLTrainingArguments,
+    curriculum: Curriculum,
     steps: int,
     images_per_step: int,
     counter: FlopCounter | None = None,
@@ -147,6 +145,7 @@ def estimate_cost(
 
     Args:
         model: of the `SSLModel` contract.
+        curriculum: the resolution of each step.
         steps: L, optimizer steps of the run.
         images_per_step: images of all processes and accumulated batches.
         counter: of this model and these views, where there is one that has counted already.
@@ -154,31 +153,28 @@ def estimate_cost(
     Raises:
         ValueError: for steps or images_per_step below 1.
     """
-    from hf_essl.schedules import resolution_schedule
-
     if steps < 1 or images_per_step < 1:
         raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
     counter = counter or FlopCounter.of(model, view_args)
-    schedule = resolution_schedule(view_args, training_args.warmup_fraction)
-    steps_at = Counter(schedule(step / steps) for step in range(steps))
+    steps_at = curriculum.resolution.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
-    measured = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(4)]
+    counted = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(4)]
     plain_step = counter.step(r_max)
     # what a step costs on average, in units of the plain one, with the selection pass and without
     paper_share = sum(n * _paper_share(r, r_max, counter) for r, n in steps_at.items()) / steps
     unselected_share = sum(n * (r / r_max) ** 2 for r, n in steps_at.items()) / steps
-    paper_plain = _paper_step(counter.backbone_macs(r_max), model.has_teacher) * steps * peta_images
+    paper_plain = _paper_step(counter.backbone_macs(r_max), model.cost_factor()) * steps * peta_images
     return Cost(
         steps=steps,
         images_per_step=images_per_step,
         paper_petaflops=paper_plain * paper_share,
-        measured_petaflops=sum(measured),
-        measured_forward_petaflops=measured[0],
-        measured_backward_petaflops=measured[1],
-        measured_teacher_petaflops=measured[2],
-        measured_selection_petaflops=measured[3],
+        counted_petaflops=sum(counted),
+        counted_forward_petaflops=counted[0],
+        counted_backward_petaflops=counted[1],
+        counted_teacher_petaflops=counted[2],
+        counted_selection_petaflops=counted[3],
         paper_speedup=1 / paper_share,
-        measured_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(measured),
+        counted_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(counted),
         paper_selection_overhead=100 * (paper_share / unselected_share - 1),
     )
 
@@ -194,10 +190,9 @@ def steps_per_epoch(num_images: int, images_per_step: int, drop_last: bool = Tru
 _BATCH = 2  # the smallest that BatchNorm over vectors trains on
 
 
-def _paper_step(macs: float, has_teacher: bool) -> float:
-    """Operations of one image at r_max: 2 views x (forward + backward as one forward + teacher) x 2 a MAC."""
-    passes = 3 if has_teacher else 2
-    return 2 * passes * 2 * macs
+def _paper_step(macs: float, cost_factor: float) -> float:
+    """Operations of one image at r_max: 2 views x (forward + backward as one forward) x 2 per MAC, x the method's."""
+    return 2 * 2 * 2 * cost_factor * macs
 
 
 def _paper_share(resolution: int, r_max: int, counter: FlopCounter) -> float:
@@ -228,6 +223,5 @@ def _detached() -> Iterator[None]:
 
     Collectives and SyncBatchNorm refuse meta tensors, and a process that counts alone would wait for the others.
     """
-    alone = patch.object(dist, "is_initialized", return_value=False)
-    with alone, torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+    with without_process_group(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         yield

@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_essl.acceleration import batch_statistics
-from hf_essl.data import image_count
-from hf_essl.reporting.figures import sample_images
-from hf_essl.speed import endless
+from hf_essl.data import image_count, sample_images
+from hf_essl.methods import SSLModel
+from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
+from hf_essl.selection import frozen_running_stats
+from hf_essl.trainer import SSLTrainer
+from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.step import endless, run_step
 from hf_essl.views import ViewParams
-
-if TYPE_CHECKING:
-    from hf_essl.methods.base import SSLModel
-    from hf_essl.trainer import SSLTrainer
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8) -> 
 
 def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tuple[list[float], list[float]]:
     model = copy.deepcopy(trainer.model).train()
-    optimizer = trainer.build_optimizer(model)
+    optimizer = build_optimizer(model, trainer.args)
     loader = endless(trainer.get_train_dataloader())
     held_out = _validation_views(trainer, validation_images)
     train_losses: list[float] = []
@@ -90,17 +90,13 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     for step, rate in enumerate(tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm)):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        model.before_step(step / len(rates), 0.0)
         images = trainer.feed(next(loader))["image"]
-        with trainer.accelerator.autocast():
-            loss = model(*trainer.views(images))["loss"].mean()
+        first, second = trainer.views(images)
+        views = {"first": first, "second": second}
+        progress, autocast = step / len(rates), trainer.accelerator.autocast
+        loss = run_step(model, views, optimizer, progress=progress, autocast=autocast)
         if not math.isfinite(loss.item()):
             break
-        loss.backward()
-        model.after_backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.after_step()
         train_losses.append(loss.item())
         if held_out:
             validation_losses.append(_loss_on(model, trainer, held_out))
@@ -121,7 +117,7 @@ def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, Vie
 def _loss_on(model: SSLModel, trainer: SSLTrainer, batches) -> float:
     """Mean loss by batch statistics, as in training; nothing of the model changes."""
     total, count = 0.0, 0
-    with batch_statistics(model):
+    with frozen_running_stats(model):
         for images, first, second in batches:
             images = images.to(trainer.args.device)
             views = trainer.views.render(images, first), trainer.views.render(images, second)
@@ -129,3 +125,19 @@ def _loss_on(model: SSLModel, trainer: SSLTrainer, batches) -> float:
                 total += model(*views)["loss"].float().sum().item()
             count += len(images)
     return total / count
+
+
+def draw_lr_range(found: LRRange, path: str | Path, title: str = "") -> Path:
+    """Training and validation loss against the learning rate on a logarithmic axis (Fig. 4), with the suggestion."""
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for losses, label, color in ((found.train_losses, "training", GREY), (found.validation_losses, "validation", RED)):
+        if losses:
+            axis.plot(found.learning_rates[: len(losses)], losses, color=color, linewidth=1.4, label=label)
+    axis.axvline(found.suggestion, color=BLUE, linestyle="--", label=f"suggestion {found.suggestion:.3g}")
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss")
+    axis.set_title(title, fontsize=10)
+    axis.legend(frameon=False)
+    return save_figure(figure, path)

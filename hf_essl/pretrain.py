@@ -1,26 +1,31 @@
-"""Pretrains a backbone from a recipe: `hf-essl pretrain RECIPE`, or `accelerate launch -m hf_essl.pretrain RECIPE`."""
+"""Pretrains a backbone from a recipe: `hf-essl pretrain RECIPE`, or `accelerate launch -m hf_essl pretrain RECIPE`."""
 
 from __future__ import annotations
 
+import copy
 import shutil
+import statistics
+import time
 
+import torch
 from transformers import set_seed
 
-from hf_essl.acceleration import whole_parameters
-from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
-from hf_essl.cost import Cost, estimate_cost
+from hf_essl.common import Interrupted, write_text
+from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
-from hf_essl.errors import Interrupted
-from hf_essl.files import write_text
 from hf_essl.hub.push import check_access, push_finished_run
-from hf_essl.methods.base import SSLModel, check_backbone
+from hf_essl.methods import SSLModel, check_backbone
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.report import collect_metrics, result_table, write_report
-from hf_essl.speed import plain_step_seconds
+from hf_essl.reporting.metrics import Metrics
+from hf_essl.reporting.report import result_table
+from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.trainer import SSLTrainer
+from hf_essl.training.layout import compile_backbones
+from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.step import endless, run_step
 
 
-def pretrain(recipe: Recipe) -> dict:
+def pretrain(recipe: Recipe) -> Metrics:
     """Trains a recipe to its end and writes its report.
 
     Returns:
@@ -28,15 +33,14 @@ def pretrain(recipe: Recipe) -> dict:
 
     Raises:
         ValueError: for what cannot work, before any model is built.
-        Diverged: where the run was lost, see `SSLTrainer.train`.
-        Interrupted: where Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
+        Diverged: if the run was lost, see `SSLTrainer.train`.
+        Interrupted: if Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
     """
     check_backbone(recipe.model.backbone)
     check_access(recipe.training)
     prepare_output_dir(recipe)
     trainer = build_trainer(recipe)
-    cost = predict_cost(trainer)
-    main = trainer.is_world_process_zero()
+    main, cost = trainer.is_world_process_zero(), trainer.predicted_cost()
     if main:
         write_text(recipe.training.folder / "recipe.yaml", recipe.to_yaml())
         print(describe_run(trainer, recipe, cost), flush=True)
@@ -44,9 +48,7 @@ def pretrain(recipe: Recipe) -> dict:
     if trainer.stop_on_signal.received:
         raise Interrupted(f"stopped by {trainer.stop_on_signal.received.name} after step {trainer.state.global_step}")
     timed = recipe.training.measure_speedup and trainer.args.world_size == 1
-    metrics = collect_metrics(trainer, recipe, cost, plain_step_seconds(trainer) if timed else None)
-    with whole_parameters(trainer.model):  # all processes, though one writes
-        written = write_report(trainer, recipe, metrics) if main else []
+    metrics, written = trainer.report(recipe, plain_step_seconds(trainer) if timed else None)
     if main:
         print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
     if main and recipe.training.push_to_hub and (url := push_finished_run(recipe.training)):
@@ -55,7 +57,7 @@ def pretrain(recipe: Recipe) -> dict:
 
 
 def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
-    """Images (or those given), model and trainer of a recipe, in this order: a missing folder is told first."""
+    """Images (or those given), model and trainer of a recipe, in this order: a missing folder is reported first."""
     images = images or load_images(recipe.data, recipe.training.device)
     set_seed(recipe.training.seed)
     model = SSLModel.from_timm(
@@ -76,19 +78,11 @@ def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
     )
 
 
-def predict_cost(trainer: SSLTrainer) -> Cost:
-    """What the whole run costs, before it runs."""
-    args = trainer.args
-    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    views, steps = trainer.views.args, trainer.planned_steps()
-    return estimate_cost(trainer.model, views, args, steps, images_per_step, trainer.flop_counter)
-
-
 def prepare_output_dir(recipe: Recipe) -> None:
-    """Refuses to write over a run that is there, unless it is resumed or overwritten on purpose.
+    """Makes sure that no existing run is overwritten, unless it is resumed or overwritten on purpose.
 
     Raises:
-        ValueError: for a run that would be lost, or where there is nothing to resume.
+        ValueError: for a run that would be lost, or if there is nothing to resume.
     """
     folder = recipe.training.folder
     if recipe.training.resume_from_checkpoint:
@@ -99,8 +93,8 @@ def prepare_output_dir(recipe: Recipe) -> None:
         return
     if not recipe.training.overwrite_output_dir:
         raise ValueError(
-            f"output_dir {folder} holds a run already; go on with --resume_from_checkpoint true, start anew with "
-            f"--overwrite_output_dir, or name another --output_dir"
+            f"output_dir {folder} already holds a run; resume it with --resume_from_checkpoint true, start over with "
+            f"--overwrite_output_dir, or choose another --output_dir"
         )
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
@@ -115,15 +109,30 @@ def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
         f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
         f"{trainer.train_dataset.name}: {f'{trained:,}' if trained else 'streamed'} training images, "
         f"{f'{judged:,} to evaluate on' if judged else 'none to evaluate on'}\n"
-        f"{cost.steps:,} steps of {cost.images_per_step} images{processes}: {cost.measured_petaflops:.4g} petaFLOPs, "
-        f"{cost.measured_speedup:.2f} x less than the plain recipe at equal epochs\n"
+        f"{cost.steps:,} steps of {cost.images_per_step} images{processes}: {cost.counted_petaflops:.4g} petaFLOPs, "
+        f"{cost.counted_speedup:.2f} x less than the plain recipe at equal epochs\n"
         f"into {recipe.training.output_dir}"
     )
 
 
-if __name__ == "__main__":
-    import sys
+def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> float:
+    """Median seconds of a step of the plain recipe: full size, two views, no selection.
 
-    from hf_essl.cli import main
-
-    sys.exit(main(["pretrain", *sys.argv[1:]]))
+    Loading, views, forward, backward and optimizer are timed on a copy of the model, so the run does not change. Only
+    for a single process, since the copy exchanges no gradients.
+    """
+    model = copy.deepcopy(trainer.model).train()
+    compile_backbones(model, trainer.args)
+    optimizer = build_optimizer(model, trainer.args)
+    seconds: list[float] = []
+    loader = endless(trainer.get_train_dataloader())
+    for _ in range(warmup + steps):
+        start = time.perf_counter()
+        images = trainer.feed(next(loader))["image"]
+        first, second = trainer.views(images, trainer.views.args.resolution)
+        run_step(model, {"first": first, "second": second}, optimizer, autocast=trainer.accelerator.autocast)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    loader.close()
+    return statistics.median(seconds[warmup:])

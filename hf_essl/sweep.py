@@ -16,15 +16,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_essl.checkpoints import last_complete_checkpoint
-from hf_essl.errors import Diverged
-from hf_essl.recipe import SWEEP_KEYS, Recipe, RecipeError, load_recipe, read_yaml
+from hf_essl.common import Diverged
+from hf_essl.config.files import SWEEP_KEYS, read_yaml
+from hf_essl.config.values import RecipeError
+from hf_essl.recipe import Recipe, load_recipe
+from hf_essl.reporting.compare import Group
 from hf_essl.reporting.markdown import table
-
-if TYPE_CHECKING:
-    from hf_essl.reporting.compare import Group
+from hf_essl.run_folder import last_complete_checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
     return cells
 
 
-def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], tell: Callable[[str], None] = print) -> None:
+def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
     """Runs the cells that are not finished, in order; a cell that diverges is told and the others go on.
 
     Args:
@@ -72,7 +72,7 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], tell: Calla
     """
     for number, cell in enumerate(cells, 1):
         state = _state(cell)
-        tell(f"\n[{number}/{len(cells)}] {cell.name}: {state}")
+        report(f"\n[{number}/{len(cells)}] {cell.name}: {state}")
         if state == "finished":
             continue
         if state == "resumed":
@@ -82,7 +82,7 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], tell: Calla
         try:
             train(cell.recipe)
         except Diverged as error:
-            tell(f"{cell.name}: {error}")
+            report(f"{cell.name}: {error}")
 
 
 def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
@@ -91,8 +91,6 @@ def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
     Args:
         finished: `metrics.json` of the finished cells, by their names.
     """
-    from hf_essl.reporting.compare import Group
-
     groups = [
         (columns, Group(name, tuple(finished[cell.name] for cell in members if cell.name in finished)))
         for name, columns, members in _by_row(cells)

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.data import CachedImages
 from hf_essl.data.photo_patches import photo_patches
 from hf_essl.methods import SSLModel

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_essl.acceleration import prepare_layers
-from hf_essl.arguments import SSLTrainingArguments
+from hf_essl.training.layout import prepare_layers
+from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
 from tests.methods.small import SMALL_HEADS
 
@@ -51,7 +51,7 @@ def test_weights_are_channels_last_where_asked(asked):
 FAULTS = """
 import ctypes, json, resource, sys
 import torch
-from hf_essl.acceleration import keep_freed_memory
+from hf_essl.training.layout import disable_malloc_trim
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -60,7 +60,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 assert ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD: no growth of the threshold by itself
-handed_back, kept = faults(), keep_freed_memory()
+handed_back, kept = faults(), disable_malloc_trim()
 faults()
 print(json.dumps([handed_back, kept, faults()]))
 """

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_essl.alarms import find_trouble
-from hf_essl.checkpoints import checkpoints, last_complete_checkpoint
-from hf_essl.errors import Diverged
+from hf_essl.training.alarms import find_trouble
+from hf_essl.run_folder import checkpoints, last_complete_checkpoint
+from hf_essl.common import Diverged
 from hf_essl.methods import SSLModel
 from tests.helpers import small_trainer
 from tests.methods.small import SMALL_HEADS
@@ -111,13 +111,13 @@ def test_a_warning_goes_on_and_is_given_once(tmp_path, caplog):
     trainer = small_trainer(
         tmp_path, method="mocov2", callbacks=[Sabotage(1, 0.1)], learning_rate=0.0, on_divergence="warn"
     )
-    with caplog.at_level(logging.WARNING, logger="hf_essl.alarms"):
+    with caplog.at_level(logging.WARNING, logger="hf_essl.training.alarms"):
         trainer.train()
     assert trainer.state.global_step == 12
     assert sum("collapsed to a point" in record.message for record in caplog.records) == 1
 
 
 def test_a_healthy_run_raises_no_alarm(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="hf_essl.alarms"):
+    with caplog.at_level(logging.WARNING, logger="hf_essl.training.alarms"):
         small_trainer(tmp_path, learning_rate=0.02).train()
-    assert not [record for record in caplog.records if record.name == "hf_essl.alarms"]
+    assert not [record for record in caplog.records if record.name == "hf_essl.training.alarms"]

@@ -6,8 +6,8 @@ import time
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_essl.callbacks import ClockCallback, ProgressBarCallback, describe_evaluation
-from hf_essl.clock import Clock
+from hf_essl.training.callbacks import ClockCallback, ProgressBarCallback, describe_evaluation
+from hf_essl.training.clock import Clock
 
 
 def test_the_clock_stands_still_in_pauses():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_essl.arguments import SSLTrainingArguments, ViewArguments
+from hf_essl.config import SSLTrainingArguments, ViewArguments
 from hf_essl.cost import FlopCounter, StepFlops, estimate_cost, steps_per_epoch
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.selection import HardAugment

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from hf_essl.arguments import SSLTrainingArguments
+from hf_essl.config import SSLTrainingArguments
 from tests.helpers import small_trainer
 from tests.test_trainer import StopAfter
 

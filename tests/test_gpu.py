@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.benchmark import benchmark
 from hf_essl.data import as_images, decode
 from hf_essl.data.feed import Feed, feed_of

@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from hf_essl.launch import find_config, launch_command
+from hf_essl.commands.launch import find_config, launch_command
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["single_gpu", "multi_gpu", "multi_node", "fsdp", "cpu"]
@@ -27,7 +27,7 @@ def test_accelerate_reads_each_configuration(name):
     config = load_config_from_file(str(path))
     assert config.num_processes > 0
     header = path.read_text().split("compute_environment")[0]
-    assert "-m hf_essl.pretrain RECIPE" in header and path.name in header
+    assert "-m hf_essl pretrain RECIPE" in header and path.name in header
 
 
 def test_a_path_serves_as_well_as_a_name(tmp_path):
@@ -36,7 +36,7 @@ def test_a_path_serves_as_well_as_a_name(tmp_path):
     assert find_config(str(own)) == own
     command = launch_command(own, ["recipe.yaml", "--seed", "1"])
     assert command[command.index("--config_file") + 1] == str(own) and "--num_processes" not in command
-    assert command[-6:] == ["hf_essl.pretrain", "recipe.yaml", "--seed", "1", "--use_cpu", "true"]
+    assert command[-7:] == ["hf_essl", "pretrain", "recipe.yaml", "--seed", "1", "--use_cpu", "true"]
 
 
 def test_all_gpus_are_counted(monkeypatch):
@@ -86,7 +86,7 @@ def test_accelerate_launch_starts_two_processes(tmp_path):
     """Without --use_cpu as well: each process by itself on all images would be the silent alternative."""
     launch = ("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml")
     out = ("--output_dir", str(tmp_path))
-    done = run(*launch, "-m", "hf_essl.pretrain", "recipes/quickstart.yaml", *RUN, *out, CUDA_VISIBLE_DEVICES="")
+    done = run(*launch, "-m", "hf_essl", "pretrain", "recipes/quickstart.yaml", *RUN, *out, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "metrics.json").read_text())["processes"] == 2
 

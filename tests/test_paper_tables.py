@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_essl.reporting.costs import Pricer, compare_costs
+from hf_essl.reporting.costs import CostEstimator, compare_costs
 from hf_essl.sweep import load_cells
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -51,13 +51,13 @@ NOT_EXPLAINED = {
 
 
 @pytest.fixture(scope="module")
-def pricer():
-    return Pricer()
+def estimator():
+    return CostEstimator()
 
 
-def rows(pricer, *files):
+def rows(estimator, *files):
     cells = {c.name: c.recipe for file in files for c in load_cells(RECIPES / f"{file}.yaml", ["--use_cpu"])}
-    return {row.name: row for row in compare_costs(cells, pricer)}
+    return {row.name: row for row in compare_costs(cells, estimator)}
 
 
 def agrees(value, printed):
@@ -67,9 +67,9 @@ def agrees(value, printed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", PRINTED)
-def test_the_printed_figures_come_out_of_the_recipes(table, pricer):
+def test_the_printed_figures_come_out_of_the_recipes(table, estimator):
     file, printed = PRINTED[table]
-    found = rows(pricer, file)
+    found = rows(estimator, file)
     assert found.keys() == printed.keys()
     for name, expected in printed.items():
         row = found[name]
@@ -82,7 +82,7 @@ def test_the_printed_figures_come_out_of_the_recipes(table, pricer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "stem"), SPEEDUPS)
-def test_the_printed_speedups_come_out_of_the_recipes_or_are_listed(table, stem, pricer):
-    efficient = rows(pricer, f"{stem}_baseline", f"{stem}_efficient")[f"{Path(stem).name}_efficient"]
+def test_the_printed_speedups_come_out_of_the_recipes_or_are_listed(table, stem, estimator):
+    efficient = rows(estimator, f"{stem}_baseline", f"{stem}_efficient")[f"{Path(stem).name}_efficient"]
     agreed = agrees(efficient.paper_speedup, SPEEDUPS[table, stem])
     assert agreed == (table not in NOT_EXPLAINED), f"{table}: {efficient.paper_speedup:.3f}"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_essl.arguments import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.recipe import GROUPS, RecipeError, describe_fields, load_recipe
 
 EFFICIENT = """

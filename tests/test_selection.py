@@ -9,8 +9,8 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch.nn import functional as F
 
-from hf_essl.acceleration import batch_statistics
-from hf_essl.arguments import ViewArguments
+from hf_essl.training.layout import frozen_running_stats
+from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.selection import HardAugment, left_over, pair_cosines, selection_scalars
 from hf_essl.views import Views
@@ -111,7 +111,7 @@ def test_hard_pairs_bring_a_higher_loss_than_random_pairs(model):
     losses = []
     for selection in ("hard", "random"):
         views = Views(arguments(selection=selection, num_views=6, selection_resolution=64), seed=3)
-        with torch.no_grad(), batch_statistics(model):
+        with torch.no_grad(), frozen_running_stats(model):
             chosen = HardAugment(views)(model, patches)
             first, second = (views.render(patches, side) for side in (chosen.first, chosen.second))
             losses.append(model(first, second)["loss"].mean())
@@ -156,7 +156,7 @@ def test_extra_targets_are_the_keys_of_the_small_views_that_lost(model, selectio
     chosen = HardAugment(views)(model, IMAGES)
     again = Views(arguments(selection=selection), seed=4)
     candidates = again.sample_all(IMAGES, [0, 1, 0, 1])
-    with torch.no_grad(), batch_statistics(model):
+    with torch.no_grad(), frozen_running_stats(model):
         keys = [model.embed(again.render(IMAGES, c, again.args.selection_resolution))[1] for c in candidates]
     pairs = list(itertools.combinations(range(4), 2))
     for n, pair in enumerate(chosen.pair.tolist()):
@@ -167,7 +167,7 @@ def test_extra_targets_are_the_keys_of_the_small_views_that_lost(model, selectio
 def test_the_loss_with_extra_targets_by_hand(model):
     """SimSiam: the mean of the pair's loss and, for each extra target z, of ½ [D(p1, z) + D(p2, z)]."""
     first, second, extra = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32), torch.randn(4, 2, 32)
-    with torch.no_grad(), batch_statistics(model):
+    with torch.no_grad(), frozen_running_stats(model):
         loss = model(first, second, extra)["loss"]
         (p1, z1), (p2, z2) = model.embed(first), model.embed(second)
     cos = torch.nn.CosineSimilarity(dim=1)
@@ -189,7 +189,7 @@ def test_cosine_scores_by_hand():
 
 
 def test_batch_statistics_are_restored_after_an_error(model):
-    with pytest.raises(RuntimeError, match="midway"), batch_statistics(model):
+    with pytest.raises(RuntimeError, match="midway"), frozen_running_stats(model):
         raise RuntimeError("midway")
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms and all(m.track_running_stats for m in norms)

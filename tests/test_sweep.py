@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_essl import cli
-from hf_essl.errors import Diverged
+from hf_essl.common import Diverged
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.sweep import load_cells, run_sweep, sweep_table
 

@@ -17,13 +17,13 @@ from safetensors import safe_open
 from transformers import TrainerControl, TrainerState
 from transformers.integrations import integration_utils
 
-from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
-from hf_essl.means import RunningMeans
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.training.step_log import RunningMeans
 from hf_essl.methods import SimSiam
 from hf_essl.methods.base import build_backbone
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.reporting.figures import tile_views
-from hf_essl.tracking import WandbRunCallback, run_config
+from hf_essl.training.trackers import WandbRunCallback, run_config
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import patches, small_trainer
 from tests.test_trainer import StopAfter
@@ -125,7 +125,7 @@ def test_tracking_changes_no_weight(tracked, tmp_path):
 def test_the_config_is_the_recipe_without_paths_and_tokens(tracked):
     resumed, (cut, _, _) = tracked
     config = cut.config
-    groups = (resumed.model.built_from, resumed.views.args)
+    groups = (resumed.model.config, resumed.views.args)
     for field, value in {k: v for group in groups for k, v in vars(group).items()}.items():
         assert config[field] == value, field
     assert config["method"] == "simsiam" and config["backbone"] == "test_resnet"

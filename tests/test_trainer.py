@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
-from hf_essl.checkpoints import last_complete_checkpoint
+from hf_essl.run_folder import last_complete_checkpoint
 from hf_essl.data import CachedImages, collate
 from hf_essl.methods import METHODS
 from tests.helpers import patches, small_trainer
@@ -196,7 +196,7 @@ def test_evaluation_changes_nothing_of_the_run(tmp_path):
 
 
 def test_views_are_made_outside_autocast_in_float32(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_essl.arguments.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("hf_essl.config.training.cpu_has_bf16", lambda: True)
     trainer = small_trainer(tmp_path, bf16=True)
     trainer.create_optimizer()
     views = trainer.make_views(patches("train", 4).images)

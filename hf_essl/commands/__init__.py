@@ -1,0 +1,1 @@
+"""The commands of `hf-essl`: each parses its options and calls one library function."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hf_essl.cli import RecipeParser
+from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_essl.cli import Parser
+from hf_essl.commands.parser import Parser
 
 
 def run(argv: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_essl.cli import Parser
+from hf_essl.commands.parser import Parser
 
 
 def run(argv: list[str]) -> None:
@@ -24,14 +24,14 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.files import write_text
+    from hf_essl.common import write_text
     from hf_essl.recipe import load_recipe
-    from hf_essl.reporting.costs import Pricer, compare_costs, cost_table
+    from hf_essl.reporting.costs import CostEstimator, compare_costs, cost_table
     from hf_essl.sweep import load_cells
 
     recipes = {cell.name: cell.recipe for path in options.recipes for cell in load_cells(path, overrides)}
     baseline = load_recipe(options.baseline, overrides) if options.baseline else None
-    rows = compare_costs(recipes, Pricer(options.images, options.processes), baseline)
+    rows = compare_costs(recipes, CostEstimator(options.images, options.processes), baseline)
     print(cost_table(rows))
     if options.json:
         write_text(Path(options.json), json.dumps([row.to_dict() for row in rows], indent=2))

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from hf_essl.cli import Parser
+from hf_essl.commands.parser import Parser
 
 DATA = (
     "dataset dataset_config train_split eval_split eval_holdout image_column label_column cache cache_dir "
@@ -22,10 +22,10 @@ def run(argv: list[str]) -> None:
 
     from accelerate import PartialState
 
-    from hf_essl.arguments import DataArguments
+    from hf_essl.common import write_text
+    from hf_essl.config import DataArguments
     from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
     from hf_essl.evaluation.protocols import PROTOCOLS
-    from hf_essl.files import write_text
 
     data = DataArguments(**{name: options.pop(name) for name in DATA if options[name] is not None})
     options = {name: value for name, value in options.items() if name not in DATA}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_essl.cli import RecipeParser
+from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
@@ -22,10 +22,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="lr_range.png", metavar="PNG", help="where to draw it [lr_range.png]")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.lr_finder import lr_range_test
+    from hf_essl.lr_finder import draw_lr_range, lr_range_test
     from hf_essl.pretrain import build_trainer
     from hf_essl.recipe import load_recipe
-    from hf_essl.reporting.figures import draw_lr_range
 
     recipe = load_recipe(options.recipe, overrides)
     found = lr_range_test(

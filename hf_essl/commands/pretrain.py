@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from hf_essl.cli import RecipeParser
+from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
@@ -28,7 +28,7 @@ def run(argv: list[str]) -> None:
     from hf_essl.recipe import load_recipe
 
     if options.accelerate_config:
-        from hf_essl.launch import find_config, launch_command, relaunch
+        from hf_essl.commands.launch import find_config, launch_command, relaunch
 
         environment = dict(os.environ)
         command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_essl.cli import RecipeParser
+from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
@@ -14,9 +14,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is finished, and run nothing")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.files import write_text
+    from hf_essl.common import write_text
+    from hf_essl.config.files import read_yaml
     from hf_essl.pretrain import pretrain
-    from hf_essl.recipe import read_yaml
     from hf_essl.sweep import load_cells, run_sweep, sweep_table
 
     cells = load_cells(options.recipe, overrides)

@@ -1,19 +1,21 @@
 """Images: found, decoded to uint8 tensors, and kept or streamed."""
 
 from hf_essl.data.cache import CachedImages
-from hf_essl.data.dataset import DecodedImages, ImageDataset, collate, image_count
+from hf_essl.data.dataset import DecodedImages, ImageDataset, collate, image_count, sample_images
 from hf_essl.data.decode import UnreadableImage, decode
+from hf_essl.data.disk_images import DiskImages
+from hf_essl.data.feed import Feed
 from hf_essl.data.load import Images, as_images, load_images
-from hf_essl.data.stored import StoredImages
 from hf_essl.data.stream import StreamedImages
 from hf_essl.data.unreadable import Unreadable, UnreadableLog
 
 __all__ = [
     "CachedImages",
     "DecodedImages",
+    "DiskImages",
+    "Feed",
     "ImageDataset",
     "Images",
-    "StoredImages",
     "StreamedImages",
     "Unreadable",
     "UnreadableImage",
@@ -23,4 +25,5 @@ __all__ = [
     "decode",
     "image_count",
     "load_images",
+    "sample_images",
 ]

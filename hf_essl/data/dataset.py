@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
+from hf_essl.compat import dataset_fingerprint
 from hf_essl.data.unreadable import Unreadable, read_image, require_readable
 
 
@@ -89,7 +90,9 @@ class Rows:
     def __init__(self, rows, image_column: str, labels: torch.Tensor | None, classes, name: str) -> None:
         self.rows, self.column = rows.select_columns([image_column]), image_column
         self.labels, self.classes, self.name = labels, classes, name
-        self.fingerprint: str | None = self.rows._fingerprint  # of `datasets`: files, their times, what was selected
+        self.fingerprint: str | None = dataset_fingerprint(
+            self.rows
+        )  # of `datasets`: files, their times, what was selected
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,3 +153,12 @@ def collate(samples: Any) -> dict[str, Any]:
         batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
     batch["unreadable"] = [one for sample in samples for one in sample["unreadable"]]
     return batch
+
+
+def sample_images(dataset: Any, count: int = 3) -> torch.Tensor:
+    """A few images, evenly spaced over a dataset (or the first of a stream): uint8 count x 3 x S x S."""
+    if hasattr(dataset, "__len__"):
+        picked = [dataset[int(i)] for i in torch.linspace(0, len(dataset) - 1, count)]
+    else:
+        picked = [sample for sample, _ in zip(dataset, range(count), strict=False)]
+    return torch.stack([sample["image"].cpu() for sample in picked])

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from hf_essl.common import write_text
 from hf_essl.data.cache import decode_chunks, progress_bar
 from hf_essl.data.dataset import DecodedImages
 from hf_essl.data.decode import VERSION as DECODER
-from hf_essl.data.stored import StoredImages
+from hf_essl.data.disk_images import DiskImages
 from hf_essl.data.unreadable import Unreadable, UnreadableLog
-from hf_essl.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Plan:
         return root / "hf_essl" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', self.name)[:40]}-{self.image_size}px-{self.key}"
 
 
-def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> StoredImages:
+def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> DiskImages:
     """The images of a dataset out of their cache on disk, which is built first where it is not there.
 
     One process builds and the others wait for it; one that dies is replaced. Unreadable images are left out, and named
@@ -97,7 +97,7 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Sto
         raise ValueError(f"no image of {plan.name} is readable: {unreadable[0].name}: {unreadable[0].reason}")
     slots = readable.nonzero()[0]
     labels = None if dataset.labels is None else dataset.labels[slots]
-    images = StoredImages(folder / IMAGES, plan.image_size, slots, labels, dataset.classes, dataset.name)
+    images = DiskImages(folder / IMAGES, plan.image_size, slots, labels, dataset.classes, dataset.name)
     images.left_out = len(unreadable)
     return images
 

@@ -13,8 +13,9 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from hf_essl.arguments import DataArguments
-from hf_essl.data import photo_patches
+from hf_essl.common import evenly_spaced
+from hf_essl.config import DataArguments
+from hf_essl.data.builtin import DATASETS, BuiltInDataset
 from hf_essl.data.cache import CachedImages, cache_images, decode_all, require_memory
 from hf_essl.data.dataset import DecodedImages, ImageDataset, Items, Rows
 from hf_essl.data.disk_cache import disk_cache
@@ -54,11 +55,12 @@ def load_images(args: DataArguments, device: torch.device | str | None = None, s
             do not fit the free memory, and for too many unreadable ones in a cache.
     """
     cache_on = _check(args, device)
-    if args.dataset == photo_patches.NAME:
-        train_split, eval_split = choose_splits(args, list(photo_patches.SPLITS))
-        train = _photo_patches(train_split, args, cache_on)
+    embedded = _embedded(args)
+    if embedded is not None:
+        train_split, eval_split = choose_splits(args, list(embedded.splits))
+        train = _load_embedded(embedded, train_split, args, cache_on)
         train = train.take(range(_at_most(args.max_train_samples, len(train))))
-        held = _photo_patches(eval_split, args, cache_on) if eval_split else None
+        held = _load_embedded(embedded, eval_split, args, cache_on) if eval_split else None
         held = held and held.take(evenly_spaced(len(held), args.max_eval_samples))
         return Images(train, held, train)
     location = locate(args)
@@ -108,12 +110,6 @@ def as_images(source: Any, args: DataArguments, device: torch.device | str | Non
     return _kept(DecodedImages(Items(source, args.image_column, args.label_column), args.image_size), args, cache_on)
 
 
-def evenly_spaced(total: int, count: int | None) -> list[int]:
-    """`count` indices spread over `total`, the first 0; all of them where there are no more, or for None."""
-    count = _at_most(count, total)
-    return [index * total // count for index in range(count)]
-
-
 def _at_most(limit: int | None, total: int) -> int:
     return total if limit is None else min(limit, total)
 
@@ -127,11 +123,11 @@ def _check(args: DataArguments, device: torch.device | str | None) -> torch.devi
             raise ValueError(f"{name} is {value}; it is a number of images from 1 on, or nothing for all")
     if args.cache not in CACHES:
         raise ValueError(f"cache is {args.cache}; it is one of {', '.join(CACHES)}")
-    if args.dataset == photo_patches.NAME:
+    if _embedded(args) is not None:
         if args.streaming:
-            raise ValueError(f"streaming is true with {photo_patches.NAME}, which is in memory; set streaming: false")
+            raise ValueError(f"streaming is true with {args.dataset}, which is in memory; set streaming: false")
         if args.dataset_config is not None:
-            raise ValueError(f"dataset_config is {args.dataset_config}; {photo_patches.NAME} has none, drop it")
+            raise ValueError(f"dataset_config is {args.dataset_config}; {args.dataset} has none, drop it")
     if args.cache == "device" and device is None:
         raise ValueError("cache is device, but no device was given; pass device=, or set cache: memory")
     return {"memory": "cpu", "device": device}.get(args.cache)
@@ -144,15 +140,25 @@ def _kept(images: DecodedImages, args: DataArguments, cache_on: torch.device | s
     return images if cache_on is None else cache_images(images, cache_on, args.max_unreadable)
 
 
-def _photo_patches(split: Any, args: DataArguments, cache_on: torch.device | str | None) -> CachedImages:
-    return photo_patches.photo_patches(split, args.image_size, cache_on or "cpu")
+def _embedded(args: DataArguments) -> BuiltInDataset | None:
+    """The built-in data set that the arguments name, if it needs no download."""
+    known = DATASETS.get(args.dataset)
+    return known if known is not None and known.load is not None else None
+
+
+def _load_embedded(
+    known: BuiltInDataset, split: str, args: DataArguments, cache_on: torch.device | str | None
+) -> CachedImages:
+    assert known.load is not None, "`_embedded` has checked"
+    return known.load(split, args.image_size, cache_on or "cpu")
 
 
 def _split_images(args: DataArguments, device: torch.device | str | None) -> ImageDataset:
     """All images of the training split."""
     cache_on = _check(args, device)
-    if args.dataset == photo_patches.NAME:
-        return _photo_patches(choose_splits(args, list(photo_patches.SPLITS))[0], args, cache_on)
+    embedded = _embedded(args)
+    if embedded is not None:
+        return _load_embedded(embedded, choose_splits(args, list(embedded.splits))[0], args, cache_on)
     location = locate(args)
     split, _ = choose_splits(replace(args, eval_split=None), location.splits)
     if args.streaming:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +21,20 @@ from PIL import Image
 
 from hf_essl.data.cache import CachedImages, require_memory
 
-Split = Literal["train", "validation"]
 NAME = "photo-patches"
-SPLITS: tuple[Split, ...] = ("train", "validation")
+SPLITS = ("train", "validation")
+TERMS = (
+    "16 photographs of scikit-image's wheel. Its documentation calls eight of them CC0 (brick, camera, cell, chelsea, "
+    "coffee, grass, gravel, retina), three public domain (astronaut, hubble_deep_field, rocket), two of no known "
+    "copyright restrictions (coins, ihc), and says nothing about three (moon, motorcycle_left, page)"
+)
 PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
     "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg",
     "rocket.jpg",
 )  # fmt: skip
 CLASSES = [Path(photo).stem.replace("_", " ") for photo in PHOTOS]
-PER_CLASS: dict[Split, int] = {"train": 256, "validation": 64}
+PER_CLASS: dict[str, int] = {"train": 256, "validation": 64}
 SMALLEST, LARGEST = 72, 144  # sides of the windows in pixels of the photograph: 0.75 to 1.5 x 96
 BAND = (3 / 8, 6 / 8)  # the evaluation band, as a share of the side that it divides
 ROOMY = 400  # pixels from which the shorter side is divided; a smaller photograph is divided along the longer one
@@ -47,7 +51,7 @@ class Box(NamedTuple):
     bottom: int
 
 
-def photo_patches(split: Split, image_size: int, device: torch.device | str = "cpu") -> CachedImages:
+def photo_patches(split: str, image_size: int, device: torch.device | str = "cpu") -> CachedImages:
     """The patches of a split: 256 (train) or 64 (validation) of each of 16 photographs, the same at every call.
 
     Training patches go round the classes, so that the first N hold all of them; validation patches go class by class,
@@ -76,7 +80,7 @@ def photo_patches(split: Split, image_size: int, device: torch.device | str = "c
     return CachedImages(images.to(device), labels, CLASSES, NAME)
 
 
-def boxes(photo: str, split: Split) -> list[Box]:
+def boxes(photo: str, split: str) -> list[Box]:
     """The windows of a split in one photograph: those with content first drawn, then the least plain of the others."""
     rng = np.random.default_rng([PHOTOS.index(photo), SPLITS.index(split)])
     count = PER_CLASS[split]
@@ -86,7 +90,7 @@ def boxes(photo: str, split: Split) -> list[Box]:
     return [drawn[index] for index in order]
 
 
-def regions(photo: str, split: Split) -> list[Box]:
+def regions(photo: str, split: str) -> list[Box]:
     """The parts of a photograph that a split may show: the band across it, or what lies on either side."""
     width, height = _photo(photo).size
     side = min(width, height) if min(width, height) >= ROOMY else max(width, height)

@@ -15,7 +15,9 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from hf_essl.arguments import DataArguments
+from hf_essl.common import one_line
+from hf_essl.compat import resolved_features
+from hf_essl.config import DataArguments
 from hf_essl.data.photo_patches import NAME as PHOTO_PATCHES
 
 EVAL_SPLITS = ("validation", "valid", "val", "test")
@@ -67,7 +69,7 @@ def prepare(builder: datasets.DatasetBuilder, name: str) -> None:
         builder.download_and_prepare()
     except (DatasetGenerationError, ValueError) as error:  # of pyarrow: an ArrowInvalid is a ValueError
         cause = error.__cause__ or error
-        raise ValueError(f"dataset {name} cannot be read: {_one_line(cause)}") from error
+        raise ValueError(f"dataset {name} cannot be read: {one_line(cause)}") from error
     except (ConnectionError, HfHubHTTPError) as error:
         raise _unreachable(name, error) from error
 
@@ -77,7 +79,7 @@ def encoded_images(rows, image_column: str, name: str):
 
     Raises ValueError for a column that is missing or holds no images.
     """
-    features = rows.features if rows.features is not None else rows._resolve_features().features
+    features = resolved_features(rows)
     if image_column not in features:
         raise ValueError(f"image_column is {image_column}; the columns of {name} are {', '.join(features)}")
     kind = features[image_column]
@@ -152,14 +154,14 @@ def _built(path: str, name: str, config: str | None) -> Location:
         if config is None and "Config name is missing" in str(error):
             choices = datasets.get_dataset_config_names(path)
             raise ValueError(f"dataset {name} needs a dataset_config: {', '.join(choices)}") from error
-        raise ValueError(_one_line(error)) from error
+        raise ValueError(one_line(error)) from error
     splits = list(builder.config.data_files or builder.info.splits or [])
     return Location(name, [str(split) for split in splits], lambda chosen: builder)
 
 
 def _unreachable(name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"dataset {name} is no folder here and the Hub cannot be reached for it ({_one_line(error)}); check the name, "
+        f"dataset {name} is no folder here and the Hub cannot be reached for it ({one_line(error)}); check the name, "
         f"the connection and HF_HUB_OFFLINE, or take {PHOTO_PATCHES}"
     )
 
@@ -174,7 +176,3 @@ def _is_parquet(name: str) -> bool:
 
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in Image.registered_extensions()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

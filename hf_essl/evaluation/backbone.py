@@ -16,11 +16,10 @@ from safetensors import SafetensorError, safe_open
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from hf_essl.checkpoints import last_complete_checkpoint
 from hf_essl.data.decode import UnreadableImage, decode, image_path
 from hf_essl.methods.base import build_backbone, check_backbone
+from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 
-WEIGHTS, CONFIG, RECIPE = "model.safetensors", "config.json", "recipe.yaml"
 PREFIXES = {"student": "backbone.", "teacher": "teacher.backbone."}
 HUB_ID = re.compile(r"(?:hf[-_]hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 

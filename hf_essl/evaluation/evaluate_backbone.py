@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import image_count, load_images
 from hf_essl.evaluation.backbone import check_resolution, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.fingerprint import fingerprint

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from hf_essl.data import collate
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,6 @@ def _share(positions: list[int], accelerator: Accelerator | None) -> list[int]:
 
 
 def _loader(dataset: Any, positions: list[int], batch_size: int, num_workers: int) -> DataLoader:
-    from hf_essl.data import collate
-
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from hf_essl.acceleration import share_buffers
 from hf_essl.data import ImageDataset, collate, image_count
 from hf_essl.evaluation.augment import CropAndFlip
 from hf_essl.evaluation.features import check_classes, extract_features
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import Accuracy
-from hf_essl.methods.gather import mean_over_processes
+from hf_essl.methods.distributed import broadcast_buffers, mean_over_processes
 from hf_essl.schedules import CosineWarmup, CurveScheduler
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 LEARNING_RATES = {"sgd": 0.1, "adamw": 0.001}
 WARMUP = 0.05  # share of the steps
@@ -98,7 +94,7 @@ def finetune(
             raise ValueError(f"the loss of epoch {epoch + 1} is {loss}; lower learning_rate")
         if progress:
             progress(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
-    share_buffers(model)
+    broadcast_buffers(model)
     features, labels = extract_features(
         backbone,
         test,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_essl.evaluation.features import check_classes, check_labelled, check_same_size
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @torch.inference_mode()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from hf_essl.evaluation.knn import knn_accuracy
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class Accuracy(evaluate.Metric):

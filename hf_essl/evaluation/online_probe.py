@@ -6,20 +6,20 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.data import ImageDataset
+from hf_essl.methods import SSLModel
 from hf_essl.methods.base import full_precision
-from hf_essl.methods.gather import gather
-
-if TYPE_CHECKING:
-    from hf_essl.data import ImageDataset
-    from hf_essl.methods.base import SSLModel
+from hf_essl.methods.distributed import gather
 
 logger = logging.getLogger(__name__)
+
+PROBE = "online_probe.pt"
+"""File of a checkpoint that holds the probe."""
 
 
 class OnlineProbe(nn.Module):
@@ -80,7 +80,7 @@ class OnlineProbe(nn.Module):
             features = self.norm(features.detach().float())
             return self.linear(features / features.shape[1] ** 0.5)
 
-    def update(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step on a batch; the probe learns, the backbone does not.
 
         Args:
@@ -88,8 +88,8 @@ class OnlineProbe(nn.Module):
             labels: B classes; -1 is an image without one, which is passed over.
 
         Returns:
-            Mean cross-entropy, and top-1 accuracy in percent, before the step: of views that the probe has not seen.
-            Scalar tensors on the device, over all processes; reading them waits for the device.
+            `probe_loss`, mean cross-entropy, and `probe_train_accuracy`, top-1 in percent, before the step: of views
+            that the probe has not seen. Scalars on the device, over all processes; reading them waits for the device.
         """
         features, labels = gather(features.detach().float()), gather(labels.to(features.device))
         self.train()
@@ -100,7 +100,8 @@ class OnlineProbe(nn.Module):
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        return loss.detach(), 100 * (scores.argmax(dim=1) == labels).sum() / labelled
+        accuracy = 100 * (scores.argmax(dim=1) == labels).sum() / labelled
+        return {"probe_loss": loss.detach(), "probe_train_accuracy": accuracy}
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from hf_essl.data import ImageDataset, Images, image_count
@@ -18,9 +19,6 @@ from hf_essl.evaluation.finetune import LEARNING_RATES, finetune
 from hf_essl.evaluation.knn import check_votes
 from hf_essl.evaluation.linear_probe import EPOCHS, check_epochs, probe_epochs, train_linear
 from hf_essl.evaluation.metrics import Accuracy, KNNAccuracy
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

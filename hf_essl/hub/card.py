@@ -9,13 +9,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_essl.files import Metrics, read_metrics, write_text
+from hf_essl.common import write_text
 from hf_essl.hub import card_tables
 from hf_essl.hub.card_facts import Result, hub_dataset, read_evaluations, results
 from hf_essl.hub.card_limits import limits
 from hf_essl.hub.card_loading import loading
-from hf_essl.hub.citations import METHOD_NAMES, citations
+from hf_essl.hub.citation import citations, method_title
 from hf_essl.recipe import Recipe, read_recipe
+from hf_essl.reporting.metrics import Metrics, read_metrics
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD = "README.md"
@@ -131,7 +132,7 @@ def card_metadata(
 def _sections(
     folder: Path, metrics: Metrics, recipe: Recipe, found: Sequence[Result], baseline: Metrics | None
 ) -> dict[str, Any]:
-    method = METHOD_NAMES.get(metrics["method"]) or metrics["method"]
+    method = method_title(metrics["method"])
     return {
         "title": f"{method} {metrics['backbone']}, pretrained on {metrics['dataset']}",
         "summary": _summary(method, metrics, recipe),
@@ -143,7 +144,7 @@ def _sections(
         "baseline_name": baseline and card_tables.baseline_name(baseline),
         "machine": card_tables.machine_table(metrics, recipe),
         "command": metrics.get("command"),
-        "recipe": recipe.without_paths().to_yaml().strip(),
+        "recipe": recipe.redacted().to_yaml().strip(),
         "limits": limits(metrics, recipe, found),
         "citations": citations(metrics["method"]),
     }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_essl.evaluation.protocols import PROTOCOLS
-from hf_essl.files import Metrics
 from hf_essl.recipe import Recipe
+from hf_essl.reporting.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_essl.files import read_metrics, write_text
+from hf_essl.common import write_text
+from hf_essl.config.redact import without_paths
 from hf_essl.hub.card import CARD, PICTURES
-from hf_essl.hub.public import without_paths
 from hf_essl.reporting.compare import COLUMNS
 from hf_essl.reporting.markdown import Row, table
+from hf_essl.reporting.metrics import read_metrics
 
 START, END = "<!-- index of runs -->", "<!-- end of the index -->"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_essl.files import Metrics
+from hf_essl.data.builtin import DATASETS
 from hf_essl.hub.card_facts import Result
 from hf_essl.recipe import Recipe
+from hf_essl.reporting.metrics import Metrics
 
 FEW_IMAGES = 100_000
 """Training images below which a data set is called small; ImageNet has 1.28 million."""
@@ -24,11 +25,8 @@ def limits(metrics: Metrics, recipe: Recipe, found: Sequence[Result]) -> str:
         lines.append(
             f"The run has seen {images:,} images, a small data set: a demonstration, not a general-purpose model."
         )
-    if dataset == "photo-patches":
-        lines.append(
-            "Each class of photo-patches is one photograph, and both splits show parts of the same 16 photographs: "
-            "the accuracies tell whether training works, and are no benchmark."
-        )
+    if dataset in DATASETS and DATASETS[dataset].caveat:
+        lines.append(DATASETS[dataset].caveat)
     if judged:
         lines.append(f"Its accuracy was measured on {', '.join(judged)} alone; other images were not tried.")
     else:

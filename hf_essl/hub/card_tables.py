@@ -6,21 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_essl.files import Metrics
+from hf_essl.data.builtin import DATASETS
 from hf_essl.hub.card_facts import Result
-from hf_essl.hub.citations import METHOD_NAMES
-from hf_essl.hub.image_terms import image_terms
+from hf_essl.hub.citation import method_title
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.markdown import Row, table
-from hf_essl.schedules.resolution import resolution_schedule
-
-LR_CURVES = {
-    "cosine": "cosine annealing from {peak:g} to 0",
-    "cosine_warmup": "linear rise to {peak:g} in {warmup}, then cosine annealing to 0",
-    "one_cycle": "1-CLR: cosine rise to {peak:g} in {warmup}, then cosine fall to 0",
-    "f1_clr": "cosine rise to {peak:g} in {warmup}, then cosine fall to 0",
-    "constant": "{peak:g} throughout",
-}
+from hf_essl.reporting.metrics import Metrics
+from hf_essl.schedules import CURVES, Curriculum, warmup_fraction
 
 
 def training_table(folder: Path, metrics: Metrics, recipe: Recipe) -> str:
@@ -32,13 +24,13 @@ def training_table(folder: Path, metrics: Metrics, recipe: Recipe) -> str:
     if epochs and recipe.training.max_steps > 0:
         epochs += f" (max_steps: {recipe.training.max_steps} sets the length, in place of {whole:g} epochs)"
     rows: list[Row] = [
-        ("Method", METHOD_NAMES.get(method, method)),
+        ("Method", method_title(method)),
         ("Backbone", f"`{metrics['backbone']}`"),
         ("Parameters", show(metrics, "{:,}", "parameters")),
         ("Features", f"{features} an image" if features else None),
         ("Initialisation", start),
         ("Data set", _dataset(metrics, recipe)),
-        ("Terms of its images", image_terms(metrics["dataset"])),
+        ("Terms of its images", _image_terms(metrics["dataset"])),
         ("Training images", show(metrics, "{:,}", "train_images")),
         (
             "Unreadable images",
@@ -56,8 +48,8 @@ def training_table(folder: Path, metrics: Metrics, recipe: Recipe) -> str:
 def strategy_table(recipe: Recipe) -> str:
     """The paper's three strategies, which of them were on, and their schedules."""
     views, training = recipe.views, recipe.training
-    warmup = f"the first {100 * training.warmup_fraction:.3g} % of the run"
-    cycles = training.lr_schedule in ("f1_clr", "one_cycle")
+    warmup = f"the first {100 * warmup_fraction(training):.3g} % of the run"
+    cycles = CURVES[training.lr_schedule].cycles_momentum
     momentum = f"{training.max_momentum:g} to {training.min_momentum:g} at the peak and back"
     fixed = training.momentum if _plain(training.optim) == "sgd" else training.adam_beta1
     magnitude = f"{views.min_magnitude:g} to {views.max_magnitude:g}, linear"
@@ -65,7 +57,7 @@ def strategy_table(recipe: Recipe) -> str:
         (
             "F1-CLR: learning rate",
             _switch(training.lr_schedule == "f1_clr"),
-            LR_CURVES[training.lr_schedule].format(peak=training.learning_rate, warmup=warmup),
+            CURVES[training.lr_schedule].course.format(peak=training.learning_rate, warmup=warmup),
         ),
         (
             "F1-CLR: momentum",
@@ -98,7 +90,7 @@ def cost_table(metrics: Metrics, recipe: Recipe) -> str:
     """What the run cost, and what it saved over its own plain recipe."""
     parts = metrics.get("petaflops_by_part") or {}
     split = ", ".join(f"{name} {100 * value / sum(parts.values()):.1f} %" for name, value in parts.items() if value)
-    energy = f"codecarbon, with the grid of {recipe.training.energy_country}; evaluation and saving included"
+    energy = "codecarbon, evaluation and saving included"
     plain = "over the plain recipe: constant resolution, two views, equal epochs"
     rows: list[Row] = [
         ("Operations, counted", show(metrics, "{:.4g} petaFLOPs", "petaflops"), split),
@@ -182,7 +174,7 @@ def _resolutions(recipe: Recipe, warmup: str) -> str:
     views = recipe.views
     if views.resolution_schedule == "constant":
         return f"{views.resolution} px throughout"
-    stages = resolution_schedule(views, recipe.training.warmup_fraction).stages
+    stages = Curriculum.from_args(views, recipe.training).resolution.stages
     start = f"{views.resolution} px in {warmup}, then " if views.resolution_schedule == "super_progressive" else ""
     return (
         f"{start}{views.min_resolution} to {views.resolution} px in steps of {views.resolution_step} px, "
@@ -206,3 +198,8 @@ def _switch(is_on: bool) -> str:
 
 def _plain(optim) -> str:
     return str(getattr(optim, "value", optim))
+
+
+def _image_terms(dataset: str) -> str:
+    known = DATASETS.get(dataset)
+    return known.terms if known else "the run did not record their license"

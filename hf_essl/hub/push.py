@@ -6,20 +6,15 @@ import logging
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, HfApi, RepoUrl
 from transformers.trainer_utils import HubStrategy
 
-from hf_essl.checkpoints import last_complete_checkpoint
-from hf_essl.errors import HubError, HubUnreachable
-from hf_essl.evaluation.backbone import CONFIG, RECIPE, WEIGHTS
-from hf_essl.hub.answers import plain_errors
+from hf_essl.config import SSLTrainingArguments
+from hf_essl.config.redact import check_public, public_recipe
 from hf_essl.hub.card import CARD, card_on_hub
-from hf_essl.hub.public import check_public, public_recipe
-
-if TYPE_CHECKING:
-    from hf_essl.arguments import SSLTrainingArguments
+from hf_essl.hub.hub_errors import HubError, HubUnreachable, plain_errors
+from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 

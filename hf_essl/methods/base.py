@@ -1,22 +1,25 @@
-"""The contract of a self-supervised method: a backbone, its heads, a loss an image, and what changes after a step.
+"""The contract of a self-supervised method: a backbone, its heads, a per-image loss, and what changes after a step.
 
-A method is one file with one subclass of `SSLModel` and one line in `hf_essl.methods.METHODS`. It gives
+A method is one file with one subclass of `SSLModel` and one line in `hf_essl.methods.METHODS`. It declares `title`,
+`description`, `citation` and `small_args`, and defines
 
 - `projector`: the module that takes the backbone's features; the online probe reads them there;
-- `embed(view)`: the student's query and key of one view; the selection pass of Hard Augment calls it too;
-- `loss(queries, keys)`: one loss an image from the queries and the target keys of the two views;
-- `parts(queries, keys, losses)`, where the loss has parts that tell more than their sum, for the log alone;
-- `targets(...)`, where the target keys come from elsewhere than the student (a momentum teacher);
-- `before_step(progress, epoch)`, where a quantity follows a schedule of its own (tau, teacher temperature);
-- `after_step()`, where anything outlives the step (teacher, queue, center): the loss itself changes nothing.
+- `embed(view)`: the student's query and key of one view; Hard Augment's selection pass calls it too;
+- `loss(queries, keys)`: one loss per image from the queries and the target keys of the two views.
+
+It may also define
+
+- `loss_components(queries, keys, losses)`: parts of the loss, for the log only;
+- `targets(...)`: target keys that do not come from the student (a momentum teacher);
+- `before_step(progress, epoch)`: a quantity with its own schedule (tau, teacher temperature);
+- `after_step()`: persistent state updates (teacher, queue, center); the loss itself changes nothing.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -24,7 +27,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.arguments import ModelArguments
+from hf_essl.common import nearest, unknown
+from hf_essl.config import ModelArguments
 
 Pair = tuple[Tensor, Tensor]
 
@@ -36,18 +40,26 @@ class SSLModel(nn.Module):
         backbone: a timm model built with `num_classes=0`: B x 3 x r x r in, B x num_features out.
     """
 
+    title: ClassVar[str]
+    """How people write the method's name, such as MoCo v2+."""
+    description: ClassVar[str]
+    """One line for help and README: the loss, and the paper."""
+    citation: ClassVar[str] = ""
+    """BibTeX of the paper."""
+    small_args: ClassVar[dict[str, Any]] = {}
+    """`method_args` with heads small enough for tests."""
     has_teacher = False
-    """Whether a momentum teacher runs forward on both views: it costs a third more (facts of the paper's tables)."""
+    """Whether a momentum teacher also runs forward on both views."""
     fixed_lr_modules: tuple[str, ...] = ()
     """Submodules whose learning rate may be held constant (`fix_predictor_lr`)."""
     sync_batchnorm = True
-    """Whether BatchNorm may take its statistics over all processes (`sync_batchnorm` of the training arguments)."""
-    withholds_gradients = False
-    """Whether `after_backward` takes gradients away, which torch's fused SGD does not bear."""
+    """Whether BatchNorm may use the statistics of all processes (`sync_batchnorm` of the training arguments)."""
+    clears_gradients = False
+    """Whether `after_backward` sets gradients to None, which torch's fused SGD does not support."""
     collapse_hint = "lower learning_rate"
-    """What to try first where the embedding collapses, for the alarm."""
-    built_from: ModelArguments | None = None
-    """What `from_timm` was asked for, for whoever reports the run."""
+    """What to try first if the embedding collapses, for the alarm."""
+    config: ModelArguments | None = None
+    """The arguments of `from_timm`; None for a model that was built by hand."""
     projector: nn.Module
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it when a resumed checkpoint lacks a key
 
@@ -55,9 +67,14 @@ class SSLModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.num_features: int = backbone.num_features  # type: ignore[assignment]
-        config = resolve_model_data_config(backbone)
-        self.pixel_mean: tuple[float, ...] = config["mean"]
-        self.pixel_std: tuple[float, ...] = config["std"]
+        data = resolve_model_data_config(backbone)
+        self.pixel_mean: tuple[float, ...] = data["mean"]
+        self.pixel_std: tuple[float, ...] = data["std"]
+
+    @classmethod
+    def cost_factor(cls) -> float:
+        """Cost of a step relative to SimSiam's, in the paper's convention: a teacher's forward pass adds a half."""
+        return 1.5 if cls.has_teacher else 1.0
 
     @staticmethod
     def from_timm(
@@ -73,10 +90,10 @@ class SSLModel(nn.Module):
         Raises:
             ValueError: for an unknown backbone, method or method argument, with the nearest that exist.
         """
-        method_class = _method_class(method, method_args or {})
+        check_method(method, method_args or {})
         check_backbone(backbone)
-        model = method_class(build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
-        model.built_from = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
+        model = METHODS[method](build_backbone(backbone, pretrained, backbone_args or {}), **(method_args or {}))
+        model.config = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
         return model
 
     def embed(self, view: Tensor) -> Pair:
@@ -91,7 +108,7 @@ class SSLModel(nn.Module):
         """The loss of each image, B, from the queries and target keys of both views, B x D each."""
         raise TypeError(f"{type(self).__name__} must define loss(queries, keys)")
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         """What the loss is made of: scalars by name whose sum is the mean of `losses`, logged as `loss_<name>`.
 
         Called without gradient at each forward pass, with what `loss` took and the B losses that it gave; the scalars
@@ -101,7 +118,7 @@ class SSLModel(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Any]:
         """From two views, B x 3 x r x r each: `loss` of each image, B; `embedding`, the first view's key, B x D,
-        without gradient; and `parts` of the pair's loss.
+        without gradient; and `loss_components` of the pair's loss.
 
         Extra targets, B x t x D, are keys of further views of the same images (Table 9): each is a target of both
         queries, and the loss is the mean over the pair and them.
@@ -114,11 +131,15 @@ class SSLModel(nn.Module):
         queries = (first_query, second_query)
         losses = [self.loss(queries, keys)]
         with torch.no_grad():
-            parts = self.parts(queries, keys, losses[0])
+            components = self.loss_components(queries, keys, losses[0])
         losses += [self.loss(queries, (key, key)) for key in (() if extra is None else extra.unbind(dim=1))]
-        return {"loss": torch.stack(losses).mean(dim=0), "embedding": first_key.detach(), "parts": parts}
+        return {
+            "loss": torch.stack(losses).mean(dim=0),
+            "embedding": first_key.detach(),
+            "loss_components": components,
+        }
 
-    def collapsed_loss(self, images: int) -> float | None:
+    def loss_at_collapse(self, images: int) -> float | None:
         """The loss of a network that maps all images to one point, in a batch of `images` over all processes."""
         return None
 
@@ -151,7 +172,7 @@ def negative_cosine(queries: Tensor, keys: Tensor) -> Tensor:
     return -(F.normalize(queries.float(), dim=-1) * F.normalize(keys.float(), dim=-1)).sum(dim=-1)
 
 
-def contrastive_parts(queries: Pair, keys: Pair, losses: Tensor, temperature: float) -> dict[str, Tensor]:
+def contrastive_components(queries: Pair, keys: Pair, losses: Tensor, temperature: float) -> dict[str, Tensor]:
     """InfoNCE, the mean of both directions, in two: -cos / t of the positives, and the log-sum-exp over candidates.
 
     Args:
@@ -177,18 +198,25 @@ def check_backbone(name: str) -> None:
     """Raises ValueError where timm has no such model."""
     if timm.is_model(name.split(".")[0]):
         return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    near = nearest(name, timm.list_models(), 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
-    raise ValueError(f"backbone is {name!r}, no timm model; {hint}")
+    raise ValueError(f"backbone is {name!r}, which is not a timm model; {hint}")
 
 
-def _method_class(name: str, arguments: dict) -> type[SSLModel]:
-    from hf_essl.methods import METHODS  # the table imports the methods, which import this file
-
+def check_method(name: str, arguments: dict) -> None:
+    """Raises ValueError for an unknown method, and for an argument that the method does not take."""
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}; choose one of {', '.join(METHODS)}")
+        raise ValueError(unknown("method", name, METHODS))
     known = list(inspect.signature(METHODS[name].__init__).parameters)[2:]
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"method_args holds {argument!r}, unknown to {name}; it takes {', '.join(known)}")
-    return METHODS[name]
+
+
+def method_name(model: SSLModel) -> str:
+    """The name of a model's method in `METHODS`; its class name if it is not in the table."""
+    return next((name for name, known in METHODS.items() if type(model) is known), type(model).__name__.lower())
+
+
+METHODS: dict[str, type[SSLModel]] = {}
+"""The methods by name; `hf_essl.methods` fills it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
 from hf_essl.methods.base import Pair, SSLModel, negative_cosine
@@ -20,6 +22,15 @@ class BYOL(SSLModel):
         momentum: tau at the start of the run; it rises to 1 by a cosine, an optimizer step at a time.
     """
 
+    title = "BYOL"
+    description = "squared distance to a momentum teacher, with a predictor (Grill et al. 2020)"
+    citation = r"""@inproceedings{grill2020bootstrap,
+  title     = {Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning},
+  author    = {Grill, Jean-Bastien and Strub, Florian and Altch{\'e}, Florent and Tallec, Corentin and others},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2020}
+}"""
+    small_args: ClassVar[dict[str, Any]] = {"projector_hidden": 24, "projector_dim": 16, "predictor_hidden": 24}
     has_teacher = True
     collapse_hint = "lower learning_rate, or raise momentum in method_args so that the teacher moves more slowly"
 
@@ -47,15 +58,15 @@ class BYOL(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return 4 + 2 * negative_cosine(queries[0], keys[1]) + 2 * negative_cosine(queries[1], keys[0])
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         first = 2 + 2 * negative_cosine(queries[0], keys[1]).mean()
         return {"first_view": first, "second_view": losses.mean() - first}
 
-    def collapsed_loss(self, images: int) -> float:
+    def loss_at_collapse(self, images: int) -> float:
         return 0.0
 
     def before_step(self, progress: float, epoch: float) -> None:
         self.momentum = cosine_momentum(self.base_momentum, progress)
 
     def after_step(self) -> None:
-        self.teacher.follow(self.backbone, self.projector, self.momentum)
+        self.teacher.ema_update(self.backbone, self.projector, self.momentum)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_essl.methods.base import Pair, SSLModel
-from hf_essl.methods.gather import mean_over_processes
+from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
 
 
@@ -42,8 +43,22 @@ class DINO(SSLModel):
         freeze_last_layer_epochs: epochs in which the student's last layer takes no gradient.
     """
 
+    title = "DINO"
+    description = "cross-entropy to the centered softmax of a momentum teacher, two global crops (Caron et al. 2021)"
+    citation = r"""@inproceedings{caron2021emerging,
+  title     = {Emerging Properties in Self-Supervised Vision Transformers},
+  author    = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\'e}gou, Herv{\'e} and others},
+  booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2021}
+}"""
+    small_args: ClassVar[dict[str, Any]] = {
+        "hidden": 24,
+        "bottleneck": 16,
+        "output_dim": 32,
+        "teacher_temperature": 0.04,
+    }
     has_teacher = True
-    withholds_gradients = True
+    clears_gradients = True
     collapse_hint = "lower learning_rate, or teacher_temperature in method_args, or freeze the last layer for longer"
     projector: nn.Sequential
     center: Tensor
@@ -88,7 +103,7 @@ class DINO(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return (self._cross_entropy(queries[0], keys[1]) + self._cross_entropy(queries[1], keys[0])) / 2
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         targets = torch.stack([self._target(key) for key in keys])  # 2 x B x K
         entropy = torch.special.entr(targets).sum(dim=-1).mean()
         return {"teacher_entropy": entropy, "kl": losses.mean() - entropy}
@@ -100,7 +115,7 @@ class DINO(SSLModel):
         target = self._target(teacher)
         return -(target * (student.float() / self.student_temperature).log_softmax(dim=-1)).sum(dim=-1)
 
-    def collapsed_loss(self, images: int) -> float:
+    def loss_at_collapse(self, images: int) -> float:
         return math.log(self.center.shape[1])
 
     def before_step(self, progress: float, epoch: float) -> None:
@@ -120,7 +135,7 @@ class DINO(SSLModel):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.teacher.follow(self.backbone, self.projector, self.momentum)
+        self.teacher.ema_update(self.backbone, self.projector, self.momentum)
         center = mean_over_processes(torch.stack(self._waiting).mean(dim=0))
         self.center.lerp_(center, 1 - self.center_momentum)
         self._waiting.clear()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.base import Pair, SSLModel, contrastive_parts, full_precision
-from hf_essl.methods.gather import gather, rank, world_size
+from hf_essl.methods.base import Pair, SSLModel, contrastive_components, full_precision
+from hf_essl.methods.distributed import gather, rank, world_size
 from hf_essl.methods.heads import mlp
 from hf_essl.methods.teacher import MomentumTeacher
 
@@ -31,6 +32,15 @@ class MoCoV2(SSLModel):
             key's statistics must not give its query away.
     """
 
+    title = "MoCo v2+"
+    description = "InfoNCE against a queue of a momentum teacher's keys, in both directions (Chen et al. 2020)"
+    citation = r"""@article{chen2020improved,
+  title   = {Improved Baselines with Momentum Contrastive Learning},
+  author  = {Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming},
+  journal = {arXiv preprint arXiv:2003.04297},
+  year    = {2020}
+}"""
+    small_args: ClassVar[dict[str, Any]] = {"projector_dim": 16, "queue_length": 40}
     has_teacher = True
     sync_batchnorm = False  # statistics shared by all processes would give the queries away
     collapse_hint = "lower learning_rate, or raise temperature in method_args"
@@ -82,8 +92,8 @@ class MoCoV2(SSLModel):
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         return (self._find(queries[0], keys[1]) + self._find(queries[1], keys[0])) / 2
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
-        return contrastive_parts(queries, keys, losses, self.temperature)
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        return contrastive_components(queries, keys, losses, self.temperature)
 
     def _find(self, query: Tensor, key: Tensor) -> Tensor:
         """Cross-entropy of each query's own key against the queue: B x D and B x D to B."""
@@ -94,7 +104,7 @@ class MoCoV2(SSLModel):
             # a clone, since the queue changes in place before the next backward may have read it
             return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
 
-    def collapsed_loss(self, images: int) -> float:
+    def loss_at_collapse(self, images: int) -> float:
         return math.log(1 + len(self.queue))
 
     def check_data(self, images: int, batch: int) -> None:
@@ -108,7 +118,7 @@ class MoCoV2(SSLModel):
         self._waiting.clear()  # those of a step that fp16 skipped
 
     def after_step(self) -> None:
-        self.teacher.follow(self.backbone, self.projector, self.momentum)
+        self.teacher.ema_update(self.backbone, self.projector, self.momentum)
         for keys in self._waiting:
             self.enqueue(gather(keys))
         self._waiting.clear()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.base import Pair, SSLModel, contrastive_parts, full_precision
-from hf_essl.methods.gather import gather_with_gradient, rank
+from hf_essl.methods.base import Pair, SSLModel, contrastive_components, full_precision
+from hf_essl.methods.distributed import gather_with_gradient, rank
 from hf_essl.methods.heads import mlp
 
 
@@ -25,6 +26,15 @@ class SimCLR(SSLModel):
         temperature: of the softmax over similarities.
     """
 
+    title = "SimCLR"
+    description = "NT-Xent against the other views of the batch (Chen et al. 2020)"
+    citation = r"""@inproceedings{chen2020simple,
+  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
+  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2020}
+}"""
+    small_args: ClassVar[dict[str, Any]] = {"projector_dim": 16}
     collapse_hint = "lower learning_rate, raise temperature in method_args, or take a larger batch"
 
     def __init__(
@@ -51,8 +61,8 @@ class SimCLR(SSLModel):
             all_first, all_second = (gather_with_gradient(F.normalize(k.float(), dim=1)) for k in keys)  # WB x D
             return (self._find(first, all_first, all_second) + self._find(second, all_second, all_first)) / 2
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
-        return contrastive_parts(queries, keys, losses, self.temperature)
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+        return contrastive_components(queries, keys, losses, self.temperature)
 
     def _find(self, anchors: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
         """Cross-entropy of each anchor's partner in the other view, against all views but the anchor itself: B."""
@@ -62,5 +72,5 @@ class SimCLR(SSLModel):
         logits = torch.cat([anchors @ other_view.T, same], dim=1) / self.temperature  # B x 2WB
         return F.cross_entropy(logits, position, reduction="none")
 
-    def collapsed_loss(self, images: int) -> float:
+    def loss_at_collapse(self, images: int) -> float:
         return math.log(2 * images - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
 from hf_essl.methods.base import Pair, SSLModel, negative_cosine
@@ -18,6 +20,15 @@ class SimSiam(SSLModel):
         predictor_hidden: bottleneck of the predictor.
     """
 
+    title = "SimSiam"
+    description = "negative cosine with a predictor and a stopped gradient (Chen and He 2021)"
+    citation = r"""@inproceedings{chen2021exploring,
+  title     = {Exploring Simple Siamese Representation Learning},
+  author    = {Chen, Xinlei and He, Kaiming},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
+}"""
+    small_args: ClassVar[dict[str, Any]] = {"projector_dim": 32, "predictor_hidden": 16}
     fixed_lr_modules = ("predictor",)
     collapse_hint = "lower learning_rate, warm it up, or set fix_predictor_lr: true"
 
@@ -42,9 +53,9 @@ class SimSiam(SSLModel):
         (p1, p2), (z1, z2) = queries, keys
         return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
 
-    def parts(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
+    def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         first = negative_cosine(queries[0], keys[1]).mean() / 2
         return {"first_view": first, "second_view": losses.mean() - first}
 
-    def collapsed_loss(self, images: int) -> float:
+    def loss_at_collapse(self, images: int) -> float:
         return -1.0

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hf_essl.compat import lerp_
+
 
 class MomentumTeacher(nn.Module):
     """A deep copy of the student's backbone and head, without gradient; its BatchNorm stays in train mode.
@@ -28,10 +30,10 @@ class MomentumTeacher(nn.Module):
         return self.head(self.backbone(view))  # B x D
 
     @torch.no_grad()
-    def follow(self, backbone: nn.Module, head: nn.Module, tau: float) -> None:
+    def ema_update(self, backbone: nn.Module, head: nn.Module, tau: float) -> None:
         """theta_teacher <- tau theta_teacher + (1 - tau) theta_student, for parameters; its buffers are its own."""
         student = [p.detach() for module in (backbone, head) for p in module.parameters()]
-        torch._foreach_lerp_(list(self.parameters()), student, 1 - tau)
+        lerp_(list(self.parameters()), student, 1 - tau)
 
 
 def cosine_momentum(base: float, progress: float) -> float:

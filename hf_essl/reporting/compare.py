@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hf_essl.files import read_metrics
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
 from hf_essl.reporting.markdown import table
+from hf_essl.reporting.metrics import Metrics, read_metrics
 
 COLUMNS = (
     ("kNN (%)", "knn_accuracy", ".1f"),
@@ -29,7 +29,7 @@ class Group:
     """Runs of one recipe that differ in their seed alone."""
 
     name: str
-    runs: tuple[dict, ...]
+    runs: tuple[Metrics, ...]
     """What each run's `metrics.json` holds."""
 
     def values(self, key: str) -> list[float]:
@@ -55,7 +55,7 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
     Raises:
         ValueError: for a folder without a readable metrics.json.
     """
-    groups: dict[str, list[dict]] = {}
+    groups: dict[str, list[Metrics]] = {}
     for folder in map(Path, folders):
         groups.setdefault(folder.resolve().name.split("-seed")[0], []).append(read_metrics(folder))
     return [Group(name, tuple(runs)) for name, runs in groups.items()]

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hf_essl.arguments import ModelArguments
+from hf_essl.config import ModelArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
 from hf_essl.data.count import count_training_images
-from hf_essl.methods.base import SSLModel
+from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.markdown import table
+from hf_essl.schedules import Curriculum
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class CostRow:
     epochs: float
     cost: Cost
     paper_speedup: float
-    measured_speedup: float
+    counted_speedup: float
 
     def to_dict(self) -> dict:
         """For JSON; `over_baseline_*` are the speed-ups over the chosen baseline, whose epochs may differ."""
-        over = {"over_baseline_paper": self.paper_speedup, "over_baseline_measured": self.measured_speedup}
+        over = {"over_baseline_paper": self.paper_speedup, "over_baseline_counted": self.counted_speedup}
         return {"recipe": self.name, "epochs": self.epochs, **dataclasses.asdict(self.cost), **over}
 
 
-class Pricer:
+class CostEstimator:
     """Prices recipes; those of one model are counted once.
 
     Args:
@@ -43,7 +44,7 @@ class Pricer:
         self.images, self.processes = images, processes
         self._models: dict[str, tuple[SSLModel, FlopCounter]] = {}
 
-    def price(self, recipe: Recipe) -> tuple[float, Cost]:
+    def estimate(self, recipe: Recipe) -> tuple[float, Cost]:
         """Epochs and cost of a recipe. Raises ValueError for an unknown backbone, or images that fill no step."""
         args = recipe.training
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes
@@ -51,7 +52,8 @@ class Pricer:
         epoch = steps_per_epoch(images, per_step, args.dataloader_drop_last)
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
         model, counter = self._model(recipe.model)
-        cost = estimate_cost(model, recipe.views, args, steps, per_step, counter.under(recipe.views))
+        curriculum = Curriculum.from_args(recipe.views, args)
+        cost = estimate_cost(model, recipe.views, curriculum, steps, per_step, counter.under(recipe.views))
         return steps / epoch, cost
 
     def _model(self, args: ModelArguments) -> tuple[SSLModel, FlopCounter]:
@@ -63,17 +65,19 @@ class Pricer:
         return self._models[repr(args)]
 
 
-def compare_costs(recipes: Mapping[str, Recipe], pricer: Pricer, baseline: Recipe | None = None) -> list[CostRow]:
+def compare_costs(
+    recipes: Mapping[str, Recipe], estimator: CostEstimator, baseline: Recipe | None = None
+) -> list[CostRow]:
     """The cost of each recipe, by name, and its speed-up over `baseline`, by default the first of them."""
-    priced = {name: pricer.price(recipe) for name, recipe in recipes.items()}
-    reference = next(iter(priced.values()))[1] if baseline is None else pricer.price(baseline)[1]
+    priced = {name: estimator.estimate(recipe) for name, recipe in recipes.items()}
+    reference = next(iter(priced.values()))[1] if baseline is None else estimator.estimate(baseline)[1]
     return [
         CostRow(
             name=name,
             epochs=epochs,
             cost=cost,
             paper_speedup=reference.paper_petaflops / cost.paper_petaflops,
-            measured_speedup=reference.measured_petaflops / cost.measured_petaflops,
+            counted_speedup=reference.counted_petaflops / cost.counted_petaflops,
         )
         for name, (epochs, cost) in priced.items()
     ]
@@ -86,14 +90,14 @@ def cost_table(rows: Sequence[CostRow]) -> str:
     lines = []
     for row in rows:
         cost = row.cost
-        parts = [cost.measured_forward_petaflops, cost.measured_backward_petaflops]
-        parts += [cost.measured_teacher_petaflops, cost.measured_selection_petaflops]
+        parts = [cost.counted_forward_petaflops, cost.counted_backward_petaflops]
+        parts += [cost.counted_teacher_petaflops, cost.counted_selection_petaflops]
         lines.append(
             [
                 *(row.name, f"{row.epochs:g}", f"{cost.steps:,}"),
                 *(_petaflops(cost.paper_petaflops), f"{row.paper_speedup:.2f} x"),
                 f"{cost.paper_selection_overhead:.1f} %",
-                *(_petaflops(cost.measured_petaflops), f"{row.measured_speedup:.2f} x"),
+                *(_petaflops(cost.counted_petaflops), f"{row.counted_speedup:.2f} x"),
                 *(_petaflops(part) for part in parts),
             ]
         )

@@ -6,26 +6,17 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.utils import make_grid
 
-from hf_essl.arguments import ViewArguments
-from hf_essl.schedules import magnitude_schedule, resolution_schedule
+from hf_essl.config import ViewArguments
+from hf_essl.schedules import Curriculum
 from hf_essl.views import Views
-
-if TYPE_CHECKING:
-    from hf_essl.lr_finder import LRRange
 
 RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
-SMALLEST_TILE = 96
-"""Side in pixels to which `tile_views` enlarges smaller images."""
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -57,7 +48,7 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
     figure.suptitle(title)
     _line(axes[0, 0], history, "loss", "loss", RED)
     _line(axes[0, 1], history, "eval_knn_accuracy", "kNN accuracy (%)", RED, marker="o")
-    _line(axes[0, 2], history, "feature_std", "std of the embedding (0 = collapse)", RED)
+    _line(axes[0, 2], history, "embedding_std", "std of the embedding (0 = collapse)", RED)
     axes[0, 2].set_ylim(0, 1.15 * axes[0, 2].get_ylim()[1])
     _line(axes[1, 0], history, "learning_rate", "learning rate", RED)
     _line(axes[1, 0].twinx(), history, "momentum", "momentum", BLUE)
@@ -65,22 +56,6 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
     _line(axes[1, 1].twinx(), history, "magnitude", "augmentation magnitude", BLUE)
     _line(axes[1, 2], history, "images_per_second", "images/s", RED)
     _line(axes[1, 2].twinx(), history, "petaflops", "petaFLOPs so far", BLUE)
-    return save_figure(figure, path)
-
-
-def draw_lr_range(found: LRRange, path: str | Path, title: str = "") -> Path:
-    """Training and validation loss against the learning rate on a logarithmic axis (Fig. 4), with the suggestion."""
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
-    axis = figure.subplots()
-    for losses, label, color in ((found.train_losses, "training", GREY), (found.validation_losses, "validation", RED)):
-        if losses:
-            axis.plot(found.learning_rates[: len(losses)], losses, color=color, linewidth=1.4, label=label)
-    axis.axvline(found.suggestion, color=BLUE, linestyle="--", label=f"suggestion {found.suggestion:.3g}")
-    axis.set_xscale("log")
-    axis.set_xlabel("learning rate")
-    axis.set_ylabel("loss")
-    axis.set_title(title, fontsize=10)
-    axis.legend(frameon=False)
     return save_figure(figure, path)
 
 
@@ -98,7 +73,7 @@ def _line(axis, history: Sequence[dict], key: str, label: str, color: str, **sty
 
 
 def draw_views(
-    images: Tensor, args: ViewArguments, warmup_fraction: float, path: str | Path, columns: int = 6, seed: int = 0
+    images: Tensor, args: ViewArguments, curriculum: Curriculum, path: str | Path, columns: int = 6, seed: int = 0
 ) -> Path:
     """A grid of augmented views at the start, the middle and the end of the curriculum, beside their originals.
 
@@ -107,13 +82,12 @@ def draw_views(
         columns: views of each image.
     """
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
-    resolution, magnitude = resolution_schedule(args, warmup_fraction), magnitude_schedule(args)
     rows = len(images)
     figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * rows * 3 + 1.2), layout="constrained")
     stages = {"start": 0.0, "middle": 0.5, "end": 1 - 1e-9}
     blocks: Any = figure.subfigures(3, 1)
     for block, (name, progress) in zip(blocks, stages.items(), strict=True):
-        views.resolution, views.magnitude = resolution(progress), magnitude(progress)
+        views.resolution, views.magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
         block.suptitle(f"{name}: {views.resolution} px, magnitude {views.magnitude:.2f}", fontsize=10)
         axes = block.subplots(rows, columns + 1, squeeze=False)
         _show(axes[:, 0], images.float() / 255)
@@ -123,36 +97,7 @@ def draw_views(
     return save_figure(figure, path)
 
 
-def tile_views(
-    images: Tensor, args: ViewArguments, resolution: int, magnitude: float, columns: int = 6, seed: int = 0
-) -> np.ndarray:
-    """Augmented views at one resolution and magnitude, tiled beside their originals: uint8 H x W x 3.
-
-    The views are drawn from a stream of their own; no random number is taken from anyone.
-
-    Args:
-        images: uint8 N x 3 x S x S, a row each.
-        columns: views of each image, of the first and of the second kind in turns.
-    """
-    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
-    views.resolution, views.magnitude = resolution, magnitude
-    drawn = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
-    side = max(images.shape[-1], SMALLEST_TILE)
-    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *drawn)]
-    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
-    return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-
-
 def _show(axes, pictures: Tensor) -> None:
     for axis, picture in zip(axes, pictures, strict=True):
         axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
         axis.set_axis_off()
-
-
-def sample_images(dataset, count: int = 3) -> Tensor:
-    """A few images, evenly spaced over a dataset (or the first of a stream): uint8 count x 3 x S x S."""
-    if hasattr(dataset, "__len__"):
-        picked = [dataset[int(i)] for i in torch.linspace(0, len(dataset) - 1, count)]
-    else:
-        picked = [sample for sample, _ in zip(dataset, range(count), strict=False)]
-    return torch.stack([sample["image"].cpu() for sample in picked])

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_essl.data import load_images
+from hf_essl.data import load_images, sample_images
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, sample_images, save_figure
-from hf_essl.schedules import F1CLR, Cosine, Curve, curve_from_args, magnitude_schedule, resolution_schedule
+from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, save_figure
+from hf_essl.schedules import F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
 
 Schedule = Literal["constant", "progressive", "super_progressive"]
 
@@ -57,7 +57,8 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
     """
     path = png_path(path)
     train = load_images(replace(recipe.data, cache="none"), "cpu").train
-    return draw_views(sample_images(train), recipe.views, recipe.training.warmup_fraction, path)
+    curriculum = Curriculum.from_args(recipe.views, recipe.training)
+    return draw_views(sample_images(train), recipe.views, curriculum, path)
 
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:
@@ -116,7 +117,7 @@ def _lengths_panel(recipe: Recipe) -> Panel:
 
 
 def _magnitude_panel(recipe: Recipe) -> Panel:
-    x, magnitude = _epochs(recipe), magnitude_schedule(recipe.views)
+    x, magnitude = _epochs(recipe), Curriculum.from_args(recipe.views, recipe.training).magnitude
     y = np.array([magnitude(t / x[-1]) for t in x])
     return Panel("Augmentation magnitude", "magnitude", (Series("linear", x, y, own=True),))
 
@@ -128,7 +129,9 @@ def _resolution_panel(recipe: Recipe, name: Schedule, title: str) -> Panel:
     names += [name] if views.min_resolution is not None else []
     series = []
     for shown in names:
-        schedule = resolution_schedule(replace(views, resolution_schedule=shown), _warmup_fraction(recipe))
+        schedule = Curriculum.with_warmup(
+            replace(views, resolution_schedule=shown), _warmup_fraction(recipe)
+        ).resolution
         y = np.array([schedule(t / x[-1]) for t in x])
         series.append(Series(shown, x, y, own=shown == views.resolution_schedule))
     return Panel(title, "resolution (px)", tuple(series), steps=True)
@@ -148,7 +151,7 @@ def _lr(curve: Curve, x: np.ndarray) -> np.ndarray:
 
 
 def _warmup_fraction(recipe: Recipe) -> float:
-    return recipe.training.warmup_fraction or PAPER_WARMUP
+    return warmup_fraction(recipe.training) or PAPER_WARMUP
 
 
 def _headline(recipe: Recipe) -> str:

@@ -2,16 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_essl.benchmark import PARTS, Benchmark
-from hf_essl.files import write_text
+from hf_essl.common import write_text
 from hf_essl.reporting.figures import BLUE, GREY, PALETTE, RED, save_figure
+
+PARTS = ("decode", "views", "selection", "forward", "backward", "optimizer")
+"""One after the other, each waited for: on a GPU their sum is more than a step, which overlaps them. `views` are those
+that are compared and those that train, `selection` the forward pass of the former."""
+
+
+@dataclass(frozen=True)
+class StageSpeed:
+    """One resolution of a recipe.
+
+    seconds: of a step of the batch, by name: `PARTS` (no selection where the recipe has none); `kornia`, the views by
+    kornia's executor; `whole`, the training as it runs; `bare`, forward, backward and optimizer on two views that
+    are there; and `limit`, the same after a selection among small views that are there: all that the network does.
+    """
+
+    resolution: int
+    share: float
+    """Share of the run's steps at this resolution."""
+    seconds: dict[str, float]
+
+    @property
+    def of_limit(self) -> float:
+        """images/s of the whole over those of the limit."""
+        return self.seconds["limit"] / self.seconds["whole"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `benchmark` has measured, with what tells it from another."""
+
+    recipe: str
+    method: str
+    backbone: str
+    device: str
+    threads: int
+    workers: int
+    cache: str
+    torch: str
+    batch_size: int
+    steps: int
+    rounds: int
+    stages: tuple[StageSpeed, ...]
+
+    @property
+    def of_limit(self) -> float:
+        """images/s over the whole run, with each stage's share of its steps, over those of the limit."""
+        limit, whole = (sum(s.share * s.seconds[name] for s in self.stages) for name in ("limit", "whole"))
+        return limit / whole
+
+    def images_per_second(self, stage: StageSpeed) -> dict[str, float]:
+        return {name: self.batch_size / seconds for name, seconds in stage.seconds.items()}
+
+    def describe(self) -> str:
+        """What was measured where, in one line."""
+        return (
+            f"{self.recipe}: {self.method} on {self.backbone}, batches of {self.batch_size}, cache {self.cache}, "
+            f"{self.workers} workers, {self.device}, {self.threads} threads; medians of {self.rounds} x {self.steps} "
+            f"steps, images/s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        stages = [
+            {
+                **dataclasses.asdict(stage),
+                "images_per_second": self.images_per_second(stage),
+                "of_limit": stage.of_limit,
+            }
+            for stage in self.stages
+        ]
+        return {**dataclasses.asdict(self), "stages": stages, "of_limit": self.of_limit}
+
 
 STYLES: dict[str, Literal["-", ":"]] = {"whole": "-", "limit": ":"}
 
@@ -78,7 +151,7 @@ def _draw_times(axis: Axes, found: Benchmark) -> None:
     for name, style in STYLES.items():
         levels = [per_image * stage.seconds[name] for stage in found.stages]
         axis.hlines(levels, [i - 0.4 for i in places], [i + 0.4 for i in places], "black", style, label=name)
-    axis.set_ylabel("ms an image")
+    axis.set_ylabel("ms per image")
     axis.set_title("Parts of a step, one after the other; lines: a step as it runs, and the limit", fontsize=10)
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -1,8 +1,7 @@
-"""A curve bound to an optimizer: learning rate and momentum have one writer."""
+"""A curve bound to an optimizer: the only writer of learning rate and momentum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from hf_essl.schedules.curves import Curve
 
 
 class CurveScheduler(LRScheduler):
-    """Sets the learning rate of every group, and its momentum where the curve moves it, from the step alone.
+    """Sets the learning rate of every group, and its momentum if the curve cycles it, as functions of the step.
 
     A group with `"fixed_lr": True` keeps its initial learning rate (SimSiam's predictor); its momentum moves too.
     Momentum is `group["momentum"]` (SGD) or the first of `group["betas"]` (the Adam family).
@@ -22,10 +21,10 @@ class CurveScheduler(LRScheduler):
         optimizer: its groups' learning rates are the peaks.
         curve: shares of the peak and of `momentum_range`, by optimizer step.
         momentum_range: lowest and highest momentum, beta_l and beta_h of Eq. 7 and 8.
-        factors: of the learning rate by step, such as `BatchGrowth.sizes`; by default 1.
         last_epoch: the last step taken, as in every torch scheduler.
 
-    Raises ValueError where the curve moves momentum and the optimizer has none.
+    Raises:
+        ValueError: if the curve cycles momentum and the optimizer has none.
     """
 
     def __init__(
@@ -33,27 +32,24 @@ class CurveScheduler(LRScheduler):
         optimizer: Optimizer,
         curve: Curve,
         momentum_range: tuple[float, float] = (0.85, 0.95),
-        factors: Sequence[int] | None = None,
         last_epoch: int = -1,
     ):
-        self.factors = factors
         self.curve = curve
         self.momentum_range = momentum_range
         if curve.momentum(0) is not None:
             for group in optimizer.param_groups:
                 if "momentum" not in group and "betas" not in group:
                     raise ValueError(
-                        f"{type(curve).__name__} cycles momentum and {type(optimizer).__name__} has none; take an "
+                        f"{type(curve).__name__} cycles momentum but {type(optimizer).__name__} has none; use an "
                         f"optimizer such as sgd or adamw_torch, or lr_schedule cosine_warmup"
                     )
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         self._set_momentum()
-        share, step = self.curve.lr(self.last_epoch), self.last_epoch
-        factor = self.factors[step] if self.factors and step < len(self.factors) else 1
+        share = self.curve.lr(self.last_epoch)
         return [
-            base * factor * (1.0 if group.get("fixed_lr") else share)
+            base * (1.0 if group.get("fixed_lr") else share)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
@@ -70,9 +66,9 @@ class CurveScheduler(LRScheduler):
                 group["momentum"] = momentum
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the peaks, plain numbers: checkpoints are read with `weights_only=True`, which refuses classes.
+        """The step and the peaks as plain numbers: checkpoints are loaded with `weights_only=True`.
 
-        Curve and factors are left out; they come from the run's arguments.
+        The curve is left out; it comes from the run's arguments.
         """
         state = super().state_dict()
-        return {name: value for name, value in state.items() if name not in ("curve", "momentum_range", "factors")}
+        return {name: value for name, value in state.items() if name not in ("curve", "momentum_range")}

@@ -61,7 +61,7 @@ class ViewParams:
         return ViewParams(**{f.name: torch.cat([getattr(c, f.name) for c in candidates]) for f in fields(ViewParams)})
 
     @staticmethod
-    def choose(candidates: list[ViewParams], choice: Tensor) -> ViewParams:
+    def gather(candidates: list[ViewParams], choice: Tensor) -> ViewParams:
         """For each image n the parameters of candidate `choice[n]`: m candidates of N and a choice of N to N."""
         rows = torch.arange(len(choice))
         return ViewParams(

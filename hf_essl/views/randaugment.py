@@ -30,11 +30,10 @@ from kornia.enhance import (
 from kornia.geometry import get_shear_matrix2d, rotate, translate, warp_affine
 from torch import Tensor
 
+from hf_essl.config import ViewArguments
+from hf_essl.config.views import MAX_RANDAUGMENT
 from hf_essl.views.params import REFERENCE_SIZE
 from hf_essl.views.where import apply_where
-
-MAX_MAGNITUDE = 30.0
-"""The top of the scale of magnitudes (m of Table 11), where each operation reaches the end of its range."""
 
 
 def draw_operations(count: int, operations: int, magnitude: float) -> tuple[Tensor, Tensor]:
@@ -42,20 +41,20 @@ def draw_operations(count: int, operations: int, magnitude: float) -> tuple[Tens
 
     Args:
         operations: how many an image, n; they are distinct, as in kornia, where the publication may repeat one.
-        magnitude: strength of all of them, 0 to `MAX_MAGNITUDE`.
+        magnitude: strength of all of them, 0 to `MAX_RANDAUGMENT`.
 
     Returns:
         The positions in `OPERATIONS`, N x n, in the order of application, and the strengths, N x n: the magnitude as a
-        share of `MAX_MAGNITUDE`, with a random sign.
+        share of `MAX_RANDAUGMENT`, with a random sign.
 
     Raises:
         ValueError: where the magnitude is off the scale.
     """
-    if not 0 <= magnitude <= MAX_MAGNITUDE:
-        raise ValueError(f"magnitude is {magnitude}; RandAugment's scale is 0 to {MAX_MAGNITUDE:g}")
+    if not 0 <= magnitude <= MAX_RANDAUGMENT:
+        raise ValueError(f"magnitude is {magnitude}; RandAugment's scale is 0 to {MAX_RANDAUGMENT:g}")
     drawn = torch.rand(count, len(OPERATIONS)).argsort(dim=1)[:, :operations]
     signs = 2 * torch.randint(2, drawn.shape) - 1
-    return drawn, signs * (magnitude / MAX_MAGNITUDE)
+    return drawn, signs * (magnitude / MAX_RANDAUGMENT)
 
 
 def augment(view: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
@@ -138,3 +137,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "translate_y": lambda view, strength: _translate(view, torch.zeros_like(strength), strength),
 }
 """By kornia's names and in its order: from a view, N x 3 x r x r in [0, 1], and strengths, N, to the view changed."""
+
+
+def check_operations(args: ViewArguments) -> None:
+    """Raises ValueError for more random operations per image than there are."""
+    if args.randaugment_ops > len(OPERATIONS):
+        raise ValueError(
+            f"randaugment_ops is {args.randaugment_ops}; RandAugment has {len(OPERATIONS)}, use 1 to {len(OPERATIONS)}"
+        )

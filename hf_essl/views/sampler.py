@@ -12,12 +12,10 @@ from kornia.augmentation.random_generator import (
 )
 from torch import Tensor
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
+from hf_essl.config.views import STANDARD_MAGNITUDE
 from hf_essl.views.params import NEUTRAL_JITTER, ViewParams
 from hf_essl.views.randaugment import draw_operations
-
-STANDARD_MAGNITUDE = 5.0
-"""The magnitude at which the colour jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)."""
 
 
 def sample_params(

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._triton import has_triton
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.compat import can_compile
+from hf_essl.config import ViewArguments
 from hf_essl.views.fused import render_fused
 from hf_essl.views.params import ViewParams
 from hf_essl.views.render import render_kornia
@@ -118,7 +118,7 @@ class Views:
             return render_kornia
         compiled = self.args.compile_views
         if compiled is None:  # a CPU earns the seconds of compiling back in a long run only
-            compiled = device.type == "cuda" and has_triton()
+            compiled = device.type == "cuda" and can_compile()
         return partial(render_fused, compiled=compiled)
 
     def __call__(self, images: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:

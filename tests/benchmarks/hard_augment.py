@@ -15,8 +15,8 @@ from collections import defaultdict
 
 import torch
 
-from hf_essl.acceleration import keep_freed_memory
-from hf_essl.arguments import ViewArguments
+from hf_essl.training.layout import disable_malloc_trim
+from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
@@ -84,7 +84,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    disable_malloc_trim()
     for size in options.sizes:
         parts = measure(size, options)
         ratio = parts["hard"]["step"] / parts["plain"]["step"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.data import as_images
 from hf_essl.methods import SSLModel
 from hf_essl.trainer import SSLTrainer

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import CachedImages, Images, load_images
 from hf_essl.evaluation import extract_features, knn_accuracy
 from hf_essl.pretrain import build_trainer

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from hf_essl.arguments import DataArguments, ViewArguments
+from hf_essl.config import DataArguments, ViewArguments
 from hf_essl.data import load_images
 from hf_essl.methods import SSLModel
 from hf_essl.selection import HardAugment

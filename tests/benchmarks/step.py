@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from hf_essl.arguments import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.data import CachedImages
 from hf_essl.methods import SSLModel
 from hf_essl.trainer import SSLTrainer

@@ -15,7 +15,7 @@ from functools import partial
 import kornia.augmentation as K
 import torch
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams
 from hf_essl.views.fused import render_fused
 from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import CachedImages, Unreadable, UnreadableLog, collate, load_images
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_essl.arguments import DataArguments
-from hf_essl.data import DecodedImages, StoredImages, as_images, collate, disk_cache, load_images
+from hf_essl.config import DataArguments
+from hf_essl.data import DecodedImages, DiskImages, as_images, collate, disk_cache, load_images
 from hf_essl.data.disk_cache import verify
 
 
@@ -71,7 +71,7 @@ def folders(root):
 
 def test_equals_the_cache_in_memory(torn, tmp_path):
     disk, memory = (load(torn, tmp_path / "root", cache=cache, max_unreadable=0.2) for cache in ("disk", "memory"))
-    assert isinstance(disk, StoredImages) and len(disk) == len(memory) == 17
+    assert isinstance(disk, DiskImages) and len(disk) == len(memory) == 17
     assert (disk.left_out, disk.classes, disk.name) == (3, memory.classes, memory.name)
     assert torch.equal(disk.labels, memory.labels)
     order = [16, 0, 5, 5]
@@ -265,7 +265,7 @@ def test_reading_a_large_cache_holds_little_memory(tmp_path):
     path = tmp_path / "images.u8"
     with path.open("wb") as file:
         file.truncate(count * 3 * size * size)
-    images = StoredImages(path, size, np.arange(count), None, None, "sparse")
+    images = DiskImages(path, size, np.arange(count), None, None, "sparse")
     mapped = np.memmap(path, dtype=np.uint8, mode="r").reshape(count, 3, size, size)
     order = np.random.default_rng(0).permutation(count).reshape(-1, 250)
 

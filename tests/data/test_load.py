@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import CachedImages, Images, as_images, collate, load_images
 
 

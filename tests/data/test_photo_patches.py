@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import load_images, photo_patches
 from hf_essl.data.photo_patches import PHOTOS, boxes
 

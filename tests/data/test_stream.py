@@ -4,7 +4,7 @@ import datasets
 import pytest
 from torch.utils.data import DataLoader
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import StreamedImages, as_images, collate, load_images
 
 

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_essl.acceleration import whole_parameters
+from hf_essl.training.layout import unsharded
 from hf_essl.methods import METHODS, SSLModel
 from tests.methods.small import SMALL_HEADS
 
@@ -47,7 +47,7 @@ def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = Non
     for step in range(STEPS):
         first, second = torch.randn(2, IMAGES, 3, 32, 32, generator=generator)
         model.before_step(step / STEPS, step)
-        with whole_parameters(model), torch.no_grad():
+        with unsharded(model), torch.no_grad():
             chosen.append(model.embed(first[share])[1])  # as the selection pass does, outside the wrapped forward
         loss = wrapped(first[share], second[share])["loss"]
         loss.mean().backward()

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_essl.arguments import DataArguments
+from hf_essl.config import DataArguments
 from hf_essl.data import load_images
 from hf_essl.evaluation import extract_features, linear_probe
 from hf_essl.evaluation.linear_probe import probe_epochs, train_linear

@@ -265,7 +265,7 @@ def test_nothing_names_folders_or_users_of_this_machine(run, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     recipe = replace(read_recipe(run / "recipe.yaml"), words=("pretrain", str(home / "r.yaml"), f"--output_dir={run}"))
     assert recipe.command() == "hf-essl pretrain r.yaml --output_dir efficient"
-    assert recipe.command(8) == "accelerate launch --num_processes 8 -m hf_essl.pretrain r.yaml --output_dir efficient"
+    assert recipe.command(8) == "accelerate launch --num_processes 8 -m hf_essl pretrain r.yaml --output_dir efficient"
     assert str(run.parents[1]) in json.dumps(yaml.safe_load((run / "recipe.yaml").read_text()))  # it would be there
     evaluation(run)
     edit(run, command=recipe.command())
@@ -322,12 +322,12 @@ def test_the_recipe_of_a_trainer_loads_back_to_itself(finished):
     assert recipe.data.dataset == "photo-patches" and recipe.training is trainer.args
     assert load_recipe(folder / "recipe.yaml") == recipe
     assert read_recipe(folder / "recipe.yaml").views == recipe.views
-    trainer.model.built_from, kept = None, trainer.model.built_from
+    trainer.model.config, kept = None, trainer.model.config
     try:
         with pytest.raises(ValueError, match="the model was built by hand"):
             Recipe.of(trainer)
     finally:
-        trainer.model.built_from = kept
+        trainer.model.config = kept
 
 
 def test_pretrain_leaves_a_card_with_its_command(tmp_path, monkeypatch, capsys):

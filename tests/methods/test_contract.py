@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
@@ -75,7 +75,7 @@ def test_the_parts_of_a_loss_add_up_to_it_and_carry_no_gradient(method, views):
     model = build(method)
     model.before_step(0.5, 1.0)
     output = model(*views)
-    parts = output["parts"]
+    parts = output["loss_components"]
     assert len(parts) == 2 and all(part.shape == () and not part.requires_grad for part in parts.values())
     torch.testing.assert_close(sum(parts.values()), output["loss"].mean().detach(), atol=1e-5, rtol=0)
 
@@ -117,7 +117,7 @@ def test_one_embedding_for_all_images_gives_the_loss_that_the_alarm_knows(method
     if method == "dino":
         point = torch.zeros(6, 32)  # uniform, as centring makes of a collapsed teacher
     loss = model.loss((point, point), (point, point)).mean().item()
-    assert loss == pytest.approx(model.collapsed_loss(images=6), abs=1e-5)
+    assert loss == pytest.approx(model.loss_at_collapse(images=6), abs=1e-5)
 
 
 @pytest.mark.parametrize(

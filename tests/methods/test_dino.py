@@ -34,7 +34,7 @@ def test_parts_are_the_teachers_entropy_and_the_divergence_from_it():
     model = build()
     model.center.normal_()
     s1, s2, t1, t2 = torch.rand(4, 5, 12) * 2 - 1
-    parts = model.parts((s1, s2), (t1, t2), model.loss((s1, s2), (t1, t2)))
+    parts = model.loss_components((s1, s2), (t1, t2), model.loss((s1, s2), (t1, t2)))
     teachers = [Categorical(logits=(t - model.center) / 0.04) for t in (t1, t2)]
     students = [Categorical(logits=s / 0.1) for s in (s2, s1)]
     entropy = torch.stack([teacher.entropy() for teacher in teachers]).mean()

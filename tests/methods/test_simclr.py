@@ -35,7 +35,7 @@ def test_loss_of_each_image_is_the_published_equation(model):
 def test_parts_are_alignment_and_log_sum_exp_by_hand(model):
     """Of two images: z1 is turned by 90 degrees from its partner, z2 equals it; the temperature is 0.5."""
     first, second = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-    parts = model.parts((first, second), (first, second), model.loss((first, second), (first, second)))
+    parts = model.loss_components((first, second), (first, second), model.loss((first, second), (first, second)))
     turned = math.log(2 + 1), math.log(1 + 2 * math.exp(2))  # of z1 against the three others; of its partner
     equal = math.log(1 + 2 * math.exp(2))
     assert parts["alignment"].item() == pytest.approx(-(0 + 1) / 2 / 0.5, abs=1e-6)
@@ -65,7 +65,7 @@ def seeds():
 
 def test_identical_embeddings_give_the_trivial_loss(model):
     same = torch.ones(6, 8)
-    torch.testing.assert_close(model.loss((same, same), (same, same)), torch.full((6,), model.collapsed_loss(6)))
+    torch.testing.assert_close(model.loss((same, same), (same, same)), torch.full((6,), model.loss_at_collapse(6)))
 
 
 def test_published_heads_over_resnet50():

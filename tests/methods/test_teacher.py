@@ -28,7 +28,7 @@ def test_the_teacher_moves_towards_the_student():
     with torch.no_grad():
         teacher.backbone.weight.fill_(1.0)
         student.weight.fill_(3.0)
-    teacher.follow(student, head, 0.9)
+    teacher.ema_update(student, head, 0.9)
     assert teacher.backbone.weight.item() == pytest.approx(1.2)  # 0.9 * 1 + 0.1 * 3
     assert student.weight.item() == 3.0
 
@@ -37,5 +37,5 @@ def test_the_teachers_statistics_are_its_own():
     student, head = nn.BatchNorm1d(2), nn.Identity()
     teacher = MomentumTeacher(student, head)
     student(torch.randn(8, 2) + 5)
-    teacher.follow(student, head, 0.5)
+    teacher.ema_update(student, head, 0.5)
     assert torch.equal(teacher.backbone.running_mean, torch.zeros(2))

@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.reporting.figures import draw_curves, draw_views, sample_images, save_figure
 from tests.helpers import patches
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_essl.arguments import SSLTrainingArguments, ViewArguments
+from hf_essl.config import SSLTrainingArguments, ViewArguments
 from hf_essl.schedules import SuperProgressiveCallback
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.schedules import MagnitudeSchedule, ResolutionSchedule, magnitude_schedule, resolution_schedule
 
 

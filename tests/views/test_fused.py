@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from skimage import data
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
 from hf_essl.views import fused as fused_module
 from hf_essl.views.fused import colour, render_fused

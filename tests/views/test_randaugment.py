@@ -14,7 +14,7 @@ from PIL import ImageOps
 from timm.data.auto_augment import solarize_add
 from torch.nn import functional as F
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.selection import HardAugment
@@ -254,7 +254,7 @@ def test_take_and_choose_keep_each_images_operations():
     taken = candidates[0].take(torch.tensor([4, 1]))
     assert torch.equal(taken.operations, candidates[0].operations[[4, 1]])
     choice = torch.tensor([2, 0, 1, 1, 2])
-    chosen = ViewParams.choose(candidates, choice)
+    chosen = ViewParams.gather(candidates, choice)
     for n, c in enumerate(choice.tolist()):
         assert torch.equal(chosen.operations[n], candidates[c].operations[n])
         assert torch.equal(chosen.strengths[n], candidates[c].strengths[n])

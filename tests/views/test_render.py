@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
 from hf_essl.views.fused import render_fused
 from hf_essl.views.render import crop_flip_resize, render_kornia

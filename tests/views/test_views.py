@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_essl.arguments import ViewArguments
+from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
 
 IMAGES = torch.randint(0, 256, (400, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -114,7 +114,7 @@ def test_choose_takes_each_images_own_candidate():
     views = Views()
     candidates = [views.sample(IMAGES[:5]) for _ in range(3)]
     choice = torch.tensor([2, 0, 1, 1, 2])
-    chosen = ViewParams.choose(candidates, choice)
+    chosen = ViewParams.gather(candidates, choice)
     for n, c in enumerate(choice.tolist()):
         assert torch.equal(chosen.box[n], candidates[c].box[n])
         assert torch.equal(chosen.jitter[n], candidates[c].jitter[n])

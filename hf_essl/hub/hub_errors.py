@@ -16,7 +16,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_essl.errors import HubError, HubUnreachable
+
+class HubError(ValueError):
+    """The Hub does not accept a push: what happened and what to do about it, in one sentence."""
+
+
+class HubUnreachable(HubError):
+    """The Hub does not accept a push now: no connection, offline mode, or an error of its own (429, 5xx)."""
+
 
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
 

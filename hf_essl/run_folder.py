@@ -1,4 +1,4 @@
-"""Finding the checkpoint to go on from."""
+"""The folder of a run: the names of its files, and which checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import re
 from pathlib import Path
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""Files of an exported backbone."""
+RECIPE = "recipe.yaml"
 PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
 
 
@@ -16,10 +19,10 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str:
-    """The latest checkpoint that was written to its end; one torn by a crash is passed over.
+    """The latest complete checkpoint; one that a crash cut short is skipped.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if there is none.
     """
     for folder in checkpoints(output_dir):
         if _is_complete(folder):
@@ -28,7 +31,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """The state is written last, so a folder whose state parses holds the rest."""
+    """Whether the state, which is written last, can be read and the other files are there."""
     try:
         json.loads((folder / "trainer_state.json").read_text())
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[1] / "recipes" / "accelerate")
+FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
 
 
 def find_config(name: str) -> Path:
@@ -47,7 +47,7 @@ def launch_command(config: Path, words: Sequence[str]) -> list[str]:
     elif settings.get("gpu_ids") == "all" and settings.get("num_machines", 1) == 1:
         options = ["--num_processes", str(torch.accelerator.device_count())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options]
-    return [*launcher, "-m", "hf_essl.pretrain", *words, *overrides]
+    return [*launcher, "-m", "hf_essl", "pretrain", *words, *overrides]
 
 
 def relaunch(command: Sequence[str], environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Alarms: a loss that is no number, and an embedding that collapses, told early, with the likely cause."""
+"""Alarms: a loss that is not finite and an embedding that collapses, reported early with the likely cause."""
 
 from __future__ import annotations
 
@@ -7,72 +7,72 @@ import math
 
 from transformers import TrainerCallback
 
-from hf_essl.methods.base import SSLModel
+from hf_essl.methods import SSLModel
 
 logger = logging.getLogger(__name__)
 
 GRACE = 0.1
-"""Share of the run in which a small spread or a loss near its trivial value is a start and no collapse."""
+"""First share of the run, in which a small spread or a loss near its trivial value is not yet a collapse."""
 PATIENCE = 3
-"""Logs in a row that must show a collapse: one alone may be chance."""
+"""Consecutive logs that must show a collapse; a single one may be chance."""
 NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02
-"""Feature std times sqrt(D), 1 on the whole sphere: below the first the run is warned of, below the second lost."""
+"""Embedding std times sqrt(D), 1 on the whole sphere: a warning below the first, a lost run below the second."""
 TRIVIAL_LOSS = 0.001
-"""Distance from the loss of a collapsed network that counts as there, as a share of the loss's scale."""
+"""A loss this close to that of a collapsed network counts as collapsed, as a share of the loss's scale."""
 
 
 class AlarmCallback(TrainerCallback):
-    """Warns once a kind of trouble; stops a run that is lost, where `on_divergence` is stop.
+    """Warns once about each kind of trouble, and stops a run that is lost if `on_divergence` is stop.
 
-    Everything it reads is in the log, which is the same in all processes and part of a checkpoint: all processes
-    decide alike, and so does a resumed run.
+    It reads only the log, which is the same in all processes and part of a checkpoint: all processes decide alike, and
+    so does a resumed run.
 
     Args:
-        model: names the loss of a collapsed network, and what to try.
+        model: knows the loss of a collapsed network, and what to try.
     """
 
     def __init__(self, model: SSLModel):
         self.model = model
         self.lost: str | None = None
         """Why the run was stopped."""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.lost = None
-        self._told = set()
+        self._reported = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         trouble = find_trouble(
             state.log_history, state.max_steps, self.model, images_per_batch(args), args.mixed_precision == "fp16"
         )
         for kind, message in trouble.items():
-            if kind not in self._told:
-                self._told.add(kind)
+            if kind not in self._reported:
+                self._reported.add(kind)
                 if state.is_world_process_zero:
                     logger.warning("step %d: %s", state.global_step, message)
         lost = trouble.get("not finite") or trouble.get("collapsed")
         if lost and args.on_divergence == "stop" and not self.lost:
-            self.lost = f"stopped at step {state.global_step}: {lost}; on_divergence: warn goes on regardless"
+            self.lost = f"stopped at step {state.global_step}: {lost}; set on_divergence: warn to continue anyway"
             control.should_save = control.should_training_stop = True
 
 
 def images_per_batch(args) -> int:
-    """Images that a loss compares: those of one forward pass of all processes."""
+    """Number of images that one loss compares: those of one forward pass in all processes."""
     return args.train_batch_size * args.world_size
 
 
 def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: int, fp16: bool) -> dict[str, str]:
-    """What the log shows to be wrong, by kind, with the likely cause.
+    """The troubles that the log shows, by kind, each with the likely cause.
 
     Args:
         history: `state.log_history`.
-        images: images that one loss compares.
+        images: number of images that one loss compares.
     """
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_rankme" in entry]
     trouble = {}
     if steps and not math.isfinite(steps[-1]["loss"]):
-        precision = ", or take bf16 for fp16" if fp16 else ""
+        precision = ", or use bf16 instead of fp16" if fp16 else ""
         rate = steps[-1].get("learning_rate", math.nan)
         trouble["not finite"] = f"the loss is {steps[-1]['loss']}; lower learning_rate (now {rate:.3g}){precision}"
     late = [entry for entry in steps[-PATIENCE:] if entry["step"] > GRACE * max_steps]
@@ -87,7 +87,7 @@ def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: i
 
 
 def _find_collapse(entries: list[dict], model: SSLModel, images: int) -> dict[str, str]:
-    widest = max(entry.get("feature_spread", math.inf) for entry in entries)
+    widest = max(entry.get("embedding_spread", math.inf) for entry in entries)
     if widest < LOST_SPREAD:
         return {
             "collapsed": f"the embedding has collapsed to a point (spread {widest:.3f}, healthy near 1); "
@@ -96,12 +96,12 @@ def _find_collapse(entries: list[dict], model: SSLModel, images: int) -> dict[st
     trouble = {}
     if widest < NARROW_SPREAD:
         trouble["narrow"] = f"the embedding is collapsing (spread {widest:.3f}, healthy near 1); {model.collapse_hint}"
-    trivial = model.collapsed_loss(images)
+    trivial = model.loss_at_collapse(images)
     if trivial is not None:
         scale = abs(trivial) or 1.0
         if all(abs(entry["loss"] - trivial) < TRIVIAL_LOSS * scale for entry in entries):
             trouble["trivial"] = (
-                f"the loss stands at {entries[-1]['loss']:.3f}, that of a network which maps all images to one point; "
+                f"the loss stays at {entries[-1]['loss']:.3f}, that of a network that maps all images to one point; "
                 f"{model.collapse_hint}"
             )
     return trouble

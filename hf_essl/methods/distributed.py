@@ -48,3 +48,11 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@torch.no_grad()
+def broadcast_buffers(model: torch.nn.Module) -> None:
+    """Gives all processes the buffers of the first one (BatchNorm's running statistics), as DDP does before a step."""
+    if _several():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

@@ -15,7 +15,7 @@ import torch
 from hf_essl.data.dataset import ImageDataset
 
 
-class StoredImages(ImageDataset):
+class DiskImages(ImageDataset):
     """Decoded images in a file, of which the process holds the batch it reads and no more.
 
     Read by position out of the system's page cache, which all processes share and which gives way where memory is

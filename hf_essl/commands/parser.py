@@ -1,0 +1,35 @@
+"""Argument parsers of the commands: a mistake is a ValueError, reported like any other."""
+
+from __future__ import annotations
+
+import argparse
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of a command; a mistake is a ValueError."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None, usage: str | None = None):
+        super().__init__(
+            prog=f"hf-essl {command}",
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --output must not swallow --output_dir
+        )
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; `{self.prog} --help` explains")
+
+
+class RecipeParser(Parser):
+    """Parser of a command that takes a recipe; `parse_known_args` gives its options and the overrides."""
+
+    def __init__(self, command: str, description: str, epilog: str | None = None):
+        super().__init__(
+            command,
+            description,
+            epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
+            usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
+        )
+        self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")

@@ -1,0 +1,49 @@
+"""Small helpers that every layer shares: exceptions that end a run, messages in one line, files written whole."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Diverged(RuntimeError):
+    """The run was stopped because no further step could have saved it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by a signal, after it saved a checkpoint."""
+
+
+def one_line(text: object) -> str:
+    """Text without line breaks, such as the message of an exception; its type where it has no message."""
+    return " ".join(str(text).split()) or type(text).__name__
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:
+    """The choices that are spelled most like `name`; empty if none is close."""
+    return difflib.get_close_matches(name, list(choices), n=count)
+
+
+def unknown(field: str, name: object, choices: Iterable[str]) -> str:
+    """The message for a name that is not one of the choices: the value, the choices, and the nearest of them."""
+    choices = list(choices)
+    near = nearest(str(name), choices)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{field} is {name!r}; choose one of {', '.join(choices)}{hint}"
+
+
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """`count` indices spread over `range(total)`, starting at 0; all of them for None or a count above `total`."""
+    count = total if count is None else min(count, total)
+    return [index * total // count for index in range(count)]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file next to its destination, then moves it there, so that readers never see half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+    return path

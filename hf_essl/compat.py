@@ -1,0 +1,99 @@
+"""Every private or undocumented name of the libraries that this package uses, in one place.
+
+`tests/test_compat.py` asserts each name, its signature and its meaning, so a new release fails there and not silently.
+Names that a class must override stand in that class, in a block marked "overrides of transformers".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+from torch.utils.data import DataLoader
+from transformers.integrations import integration_utils
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+KNOWN_TRACKERS = tuple(sorted(INTEGRATION_TO_CALLBACK))
+"""The names that `report_to` accepts."""
+TRACKER_CALLBACKS = tuple(INTEGRATION_TO_CALLBACK.values())
+
+
+def is_tracker_installed(name: str) -> bool:
+    """Whether the package of a tracker is there; True for one that transformers has no check for."""
+    check = getattr(integration_utils, f"is_{name}_available", None)
+    return check is None or check()
+
+
+def lerp_(targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -> None:
+    """`target.lerp_(source, weight)` for each pair, as one multi-tensor operation."""
+    torch._foreach_lerp_(list(targets), list(sources), weight)
+
+
+def local_tensor(value: Tensor) -> Tensor:
+    """This process's shard of a parameter under FSDP, or the tensor itself."""
+    return getattr(value, "_local_tensor", value)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can generate kernels for a GPU here."""
+    return has_triton()
+
+
+def allow_recompiles(count: int) -> None:
+    """Lets torch.compile keep at least `count` graphs of one function: one per resolution and kind of pass."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, count)
+
+
+@contextlib.contextmanager
+def without_process_group() -> Iterator[None]:
+    """Hides the process group inside: collectives and SyncBatchNorm do not accept meta tensors."""
+    original = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = original
+
+
+def forget_preparation(model: nn.Module) -> None:
+    """Clears accelerate's mark on a model that `evaluate` has prepared; DDP would silently be skipped otherwise."""
+    model.__dict__.pop("_is_accelerate_prepared", None)
+
+
+def keep_batches_on_host(loader: DataLoader, seed: int) -> DataLoader:
+    """A loader prepared by accelerate that leaves its batches on the host and seeds its workers from `seed`.
+
+    Otherwise it draws from torch's global generator whenever its workers start, and the dropout of a resumed run would
+    differ from that of an uninterrupted one.
+    """
+    loader.device = None  # type: ignore[attr-defined]  # where accelerate would move each batch to
+    loader.base_dataloader.generator = torch.Generator().manual_seed(seed)  # type: ignore[attr-defined]
+    return loader
+
+
+def shutdown_workers(loader: DataLoader) -> None:
+    """Ends the workers of a loader that is no longer read; accelerate keeps a reference to every loader."""
+    getattr(loader, "base_dataloader", loader)._iterator = None
+
+
+def resolved_features(rows: Any) -> Any:
+    """The columns of a `datasets` set or stream; a stream without declared features reads its first row."""
+    return rows.features if rows.features is not None else rows._resolve_features().features
+
+
+def dataset_fingerprint(rows: Any) -> str:
+    """A text of `datasets` that changes with the files, their modification times and what was selected."""
+    return rows._fingerprint
+
+
+def measured_energy(tracker: Any) -> tuple[float, float]:
+    """kWh and kgCO2e that a running codecarbon tracker has counted so far."""
+    tracker.flush()
+    data = tracker._prepare_emissions_data()
+    return data.energy_consumed, data.emissions

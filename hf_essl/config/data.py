@@ -1,0 +1,44 @@
+"""Where the images come from and how they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_essl.config.fields import Count, Share, check_fields, option
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from and how they are kept."""
+
+    dataset: str = option(
+        "photo-patches (embedded, no download), a Hub id, a folder of images or of parquet files, or a parquet file.",
+        "photo-patches",
+    )
+    dataset_config: str | None = option("Configuration (subset) name of a Hub dataset.")
+    train_split: str = option("Split to train on.", "train")
+    eval_split: str | None = option(
+        "Split to evaluate on; by default the first that exists of validation, valid, val, test."
+    )
+    eval_holdout: Share = option("Share of the training split to hold out if there is no evaluation split.", 0.0)
+    image_column: str = option("Column that holds the images.", "image")
+    label_column: str = option("Column of class labels, used for evaluation only; may be absent.", "label")
+    streaming: bool = option("Stream the training split instead of downloading it; needs max_steps.", False)
+    image_size: Count = option(
+        "Side in pixels of the decoded uint8 images: short side resized, then center-cropped.", 256
+    )
+    cache: Literal["none", "memory", "disk", "device"] = option(
+        "Keep decoded images: none (decode every time), memory (of the host), disk or device (of the accelerator).",
+        "none",
+    )
+    cache_dir: str | None = option("Folder for cache: disk; by default that of `datasets`, HF_DATASETS_CACHE.")
+    max_unreadable: Share = option("Share of unreadable images above which the run stops with an error.", 0.01)
+    max_train_samples: Count | None = option("Train on the first N images only.")
+    max_eval_samples: Count | None = option("Evaluate on N images only, evenly spaced over the split.")
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        check_fields(self)
+        if self.streaming and self.cache != "none":
+            raise ValueError(f"cache is {self.cache} with streaming: true; a stream is not kept, set cache: none")

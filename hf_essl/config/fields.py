@@ -1,0 +1,110 @@
+"""Fields of a recipe: help, default and range in one declaration, checked for YAML, command line and Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PerView = Annotated[list[Probability], Field(min_length=1, max_length=2)]
+"""One probability for both views, or one for each (BYOL, DINO)."""
+
+
+def option(text: str, default: Any = None, *, factory: Any = None) -> Any:
+    """A dataclass field with its help text."""
+    metadata = {"help": text}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@cache
+def fields_of(group: type) -> dict[str, dataclasses.Field]:
+    """The fields of a group by name."""
+    return {field.name: field for field in dataclasses.fields(group)}
+
+
+@cache
+def hints_of(group: type) -> dict[str, Any]:
+    """The types of a group's fields, with their ranges."""
+    return typing.get_type_hints(group, include_extras=True)
+
+
+def default_of(group: type, key: str) -> Any:
+    field = fields_of(group)[key]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+@cache
+def _adapter(group: type, key: str) -> TypeAdapter:
+    return TypeAdapter(hints_of(group)[key], config=ConfigDict(allow_inf_nan=False))
+
+
+def validate(group: type, key: str, value: Any) -> Any:
+    """`value` as the type of the field `key`.
+
+    Raises:
+        ValueError: if it does not fit the type or the range; the message says what would, without the name.
+    """
+    hint = hints_of(group)[key]
+    if bool not in kinds(hint) and any(isinstance(one, bool) for one in _flat(value)):
+        raise ValueError(f"expected {_article(hint)}, not true or false")  # Python counts True as the integer 1
+    try:
+        return _adapter(group, key).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from None
+
+
+def check_fields(values: Any, group: type | None = None) -> None:
+    """Checks each of the group's own fields against its type and range.
+
+    Raises:
+        ValueError: for the first field that does not fit, with its name, its value and its default.
+    """
+    group = group or type(values)
+    for key in group.__annotations__:
+        value = getattr(values, key)
+        try:
+            validate(group, key, value)
+        except ValueError as error:
+            raise ValueError(f"{key} is {value!r}; {error} (default: {default_of(group, key)!r})") from None
+
+
+def kinds(hint: Any) -> set[Any]:
+    """The plain types in a type hint, a Literal's by its values."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return kinds(parts[0])
+    if origin is typing.Literal:
+        return {type(choice) for choice in parts}
+    if origin in (list, dict, None):
+        return {origin or hint}
+    return set().union(*(kinds(part) for part in parts))
+
+
+def _in_words(error: ValidationError) -> str:
+    """What pydantic expects, one clause per member of a union."""
+    clauses = []
+    for problem in error.errors(include_url=False):
+        place = [str(part) for part in problem["loc"] if isinstance(part, int)]
+        where = f"item {place[0]} " if place else "it "
+        clauses.append(problem["msg"].replace("Input ", where, 1) if "Input" in problem["msg"] else problem["msg"])
+    return " or ".join(dict.fromkeys(clauses))
+
+
+def _article(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return " or ".join(sorted(names.get(kind, "none") for kind in kinds(hint)))
+
+
+def _flat(value: Any) -> list[Any]:
+    return [one for part in value for one in _flat(part)] if isinstance(value, list) else [value]

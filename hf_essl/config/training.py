@@ -1,0 +1,121 @@
+"""How to train: `transformers.TrainingArguments` with the paper's defaults, its schedules and the evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from transformers import TrainingArguments
+
+from hf_essl.compat import KNOWN_TRACKERS, is_tracker_installed
+from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, option
+
+logger = logging.getLogger(__name__)
+
+KNN_K = 20
+KNN_TEMPERATURE = 0.07
+"""Defaults of the kNN classifier, here and in `hf_essl.evaluation` (Wu et al. 2018, Sec. 3.4)."""
+
+
+@dataclass
+class SSLTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
+
+    output_dir: str | None = option("Folder of the run: checkpoints, metrics, pictures and the backbone.", "runs/essl")
+    per_device_train_batch_size: Count = option("Per-device batch size.", 128)
+    per_device_eval_batch_size: Count = option("Per-device batch size in evaluation.", 256)
+    learning_rate: NonNegative = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
+    weight_decay: NonNegative = option("Weight decay of every parameter, including biases and norms.", 5e-4)
+    num_train_epochs: Positive = option("Passes over the training split.", 200)
+    optim: str = option("Optimizer, by the names of transformers.TrainingArguments.", "sgd")
+    max_grad_norm: NonNegative = option("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
+    remove_unused_columns: bool = option("Leave it off: the dataset has no columns that the model ignores.", False)
+    logging_nan_inf_filter: bool = option("Leave it off: a filtered loss hides divergence.", False)
+    logging_steps: Positive = option("Log every N optimizer steps.", 10)
+    save_total_limit: Count | None = option("Checkpoints to keep; the oldest is deleted first.", 2)
+    ddp_find_unused_parameters: bool | None = option("Leave it off: every parameter takes part in the loss.", False)
+    dataloader_drop_last: bool = option("Drop the last, incomplete batch of an epoch.", True)
+
+    lr_schedule: str = option("Learning-rate (and momentum) schedule.", "cosine")
+    warmup_epochs: NonNegative = option("Warm-up t_w in epochs, for schedules that have one.", 0.0)
+    one_cycle_fraction: Annotated[float, Field(gt=0, lt=1)] = option(
+        "Share of the run in the first phase of one_cycle, rho of Eq. 7.", 0.3
+    )
+    momentum: Share = option("Momentum of SGD if the schedule does not cycle it.", 0.9)
+    min_momentum: Share = option("Lowest momentum of the cycle, reached at the peak learning rate.", 0.85)
+    max_momentum: Share = option("Highest momentum of the cycle, at its start and end.", 0.95)
+    fix_predictor_lr: bool = option("Keep the predictor's learning rate at its peak, as published for SimSiam.", True)
+
+    knn_every_epochs: NonNegativeInt = option("Evaluate by kNN every N epochs; 0: only at the start and end.", 0)
+    knn_k: Count = option("Neighbors of the kNN evaluation.", KNN_K)
+    knn_temperature: Positive = option("Temperature of the kNN votes, exp(cosine / T).", KNN_TEMPERATURE)
+    online_probe: bool = option("Train a linear classifier alongside the backbone, on detached features.", False)
+    on_divergence: Literal["stop", "warn"] = option(
+        "If the loss is not finite or the embedding has collapsed: stop with a checkpoint, or warn and continue.",
+        "stop",
+    )
+    sync_batchnorm: bool = option(
+        "BatchNorm statistics over all GPUs; never for MoCo, which must not see its keys' statistics.", True
+    )
+    channels_last: bool = option(
+        "Use the channels-last memory format: faster on a GPU, and on a CPU from about 48 px.", True
+    )
+    overwrite_output_dir: bool = option("Start over in an output folder that already holds a run.", False)
+    measure_speedup: bool = option("Time steps of the plain recipe at the end, to measure the speed-up.", True)
+
+    def __post_init__(self):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, transformers runs each process alone, on all of the images
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers requires it for bf16 on a CPU
+        if self.bf16 and self.use_cpu and not cpu_has_bf16():
+            logger.warning("bf16 is off: this CPU would emulate bfloat16, about ten times slower than float32")
+            self.bf16 = False
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work; `CURVES` checks what a learning-rate schedule needs."""
+        check_fields(self, SSLTrainingArguments)
+        if self.min_momentum > self.max_momentum:
+            raise ValueError(
+                f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; swap them"
+            )
+        self._check_trackers()
+        self._check_hub()
+
+    def _check_trackers(self) -> None:
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in names:
+            if name in ("all", "none"):
+                continue
+            if name not in KNOWN_TRACKERS:
+                raise ValueError(f"report_to is {name}; choose all, none, or some of {', '.join(KNOWN_TRACKERS)}")
+            if not is_tracker_installed(name):
+                raise ValueError(f"report_to is {name}, but {name} is not installed: pip install {name}")
+
+    def _check_hub(self) -> None:
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token would be stored in every checkpoint; set HF_TOKEN or run `hf auth login` instead"
+            )
+        if self.hub_strategy == "all_checkpoints":
+            raise ValueError(
+                "hub_strategy is all_checkpoints, which would push pickles; choose end, every_save, or checkpoint "
+                "(which also pushes the weights of heads, teacher and queue)"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, the folder of the run."""
+        return Path(self.output_dir or ".")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has bfloat16 instructions (AVX512-BF16, AMX or ARMv8.6)."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,120 @@
+"""One value of a recipe: from YAML or from the words of a command line to what its field holds, or a `RecipeError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from hf_essl.common import nearest
+from hf_essl.config.data import DataArguments
+from hf_essl.config.fields import default_of, fields_of, hints_of, kinds, validate
+from hf_essl.config.model import ModelArguments
+from hf_essl.config.training import SSLTrainingArguments
+from hf_essl.config.views import ViewArguments
+
+GROUPS: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "views": ViewArguments,
+    "training": SSLTrainingArguments,
+}
+COMMAND_LINE = "the command line"
+
+_TOKEN = "never put a token in a recipe or a command; set HF_TOKEN or run `hf auth login`"
+REFUSED = {
+    "hf_token": _TOKEN,
+    "hub_token": _TOKEN,
+    "push_to_hub_token": _TOKEN,
+    "lr_scheduler_type": "set lr_schedule instead",
+    "lr_scheduler_kwargs": "set lr_schedule, warmup_epochs and one_cycle_fraction instead",
+    "warmup_steps": "set warmup_epochs instead",
+    "warmup_ratio": "set warmup_epochs instead",
+}
+"""Fields that a recipe does not accept, and what to do instead."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, in one line: the key, the value, the file and the fix."""
+
+
+def group_of(key: str) -> type:
+    """The group that holds a field; names are unique over the four groups."""
+    return next(group for group in GROUPS.values() if key in fields_of(group))
+
+
+def all_fields() -> dict[str, Any]:
+    """The fields of all groups by name."""
+    return {key: field for group in GROUPS.values() for key, field in fields_of(group).items()}
+
+
+def convert(key: Any, value: Any, where: str) -> Any:
+    """`value` as the type of field `key`. Raises RecipeError for an unknown key or a value that does not fit."""
+    check_key(key, where)
+    group = group_of(key)
+    is_none = str(value).lower() in ("none", "null") and value != default_of(group, key)
+    if is_none and type(None) in kinds(hints_of(group)[key]):
+        return None
+    if key == "resume_from_checkpoint" and isinstance(value, bool):  # true is the last checkpoint, as in Trainer.train
+        return value
+    try:
+        return validate(group, key, value)
+    except ValueError as error:
+        accepts_text = isinstance(value, bool) and str in kinds(hints_of(group)[key])
+        quote = f"; in quotes, '{'yes' if value else 'no'}', it is text" if accepts_text else ""
+        raise RecipeError(f"{key} is {value!r} in {where}; {error}{quote}") from None
+
+
+def check_key(key: Any, where: str) -> None:
+    """Raises RecipeError for a name that is no field, with the nearest one."""
+    if key in REFUSED:
+        raise RecipeError(f"{key} is not accepted in {where}: {REFUSED[key]}")
+    if key not in all_fields():
+        near = nearest(str(key), all_fields())
+        hint = f"did you mean {near[0]!r}?" if near else "`hf-essl pretrain --help` lists the keys"
+        raise RecipeError(f"unknown key {str(key)!r} in {where}; {hint}")
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`--field value…` words as converted values by field.
+
+    Forms: `--field value`, `--field=value`, `--flag`, `--list_field 1.0 0.1`, `--mapping_field "{a: 1}"`. Dashes and
+    underscores are equal, and the last of two equal fields wins.
+    """
+    found: dict[str, list[str]] = {}
+    key, accepts_more = None, False
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            key = name.replace("-", "_")
+            check_key(key, COMMAND_LINE)
+            found[key] = [value] if equals else []
+            accepts_more = not equals
+        elif key is None or not accepts_more:
+            raise RecipeError(f"unexpected word {word!r} on {COMMAND_LINE}; an override is --field value")
+        else:
+            found[key].append(word)
+    return {key: _convert_words(key, values) for key, values in found.items()}
+
+
+def _convert_words(key: str, words: list[str]) -> Any:
+    """The value of the words after `--key`: YAML, or the plain text if only text fits."""
+    accepted = kinds(hints_of(group_of(key))[key])
+    if not words and (bool in accepted or key == "resume_from_checkpoint"):
+        return True
+    if not words or "" in words:
+        raise RecipeError(f"--{key} has no value on {COMMAND_LINE}; write --{key} VALUE")
+    if len(words) > 1 and list not in accepted:
+        raise RecipeError(f"--{key} has {len(words)} values on {COMMAND_LINE}; it takes one")
+    try:
+        parsed = [yaml.safe_load(word) for word in words]
+    except yaml.YAMLError:
+        parsed = list(words)
+    readings = [parsed, words] if len(words) > 1 else [parsed[0], parsed, words[0], words]
+    for reading in readings:
+        try:
+            return convert(key, reading, COMMAND_LINE)
+        except RecipeError:
+            continue
+    return convert(key, readings[0], COMMAND_LINE)

@@ -1,0 +1,154 @@
+"""The augmentation chain, its curriculum (Super Progressive Learning, Sec. 3.2) and Hard Augment (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, option
+
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+STANDARD_MAGNITUDE = 5.0
+"""The magnitude at which the color jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)."""
+MAX_RANDAUGMENT = 30.0
+"""The top of RandAugment's scale of magnitudes (m of Table 11), where each operation reaches the end of its range."""
+AreaShare = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass
+class ViewArguments:
+    """The augmentation chain, its curriculum (Super Progressive Learning, Sec. 3.2) and Hard Augment (Sec. 3.3)."""
+
+    resolution: Count = option("Side in pixels of the training views, r_max of the curriculum.", 224)
+    min_resolution: Count | None = option("r_min of the curriculum; needed unless resolution_schedule is constant.")
+    resolution_schedule: Literal["constant", "progressive", "super_progressive"] = option(
+        "constant; progressive: r_min to r_max in equal stages; super_progressive: r_max in the warm-up before them.",
+        "constant",
+    )
+    resolution_step: Count = option("Stages are multiples of this many pixels.", 32)
+    min_magnitude: NonNegative = option(
+        "Strength at the start: of the color jitter (5 is the SimCLR standard), or of RandAugment (0 to 30).", 5.0
+    )
+    max_magnitude: NonNegative = option("Strength at the end; linear in between.", 5.0)
+
+    num_views: Annotated[int, Field(ge=2)] = option("Views per image, m of Hard Augment; the paper uses 6.", 2)
+    selection: Literal["none", "hard", "random"] = option(
+        "Which two of the views train: none (there are two), hard (highest loss, Eq. 10) or random.", "none"
+    )
+    selection_resolution: Count = option("Side in pixels at which the pairs are compared, r_sel.", 64)
+    selection_render: Literal["direct", "downsample"] = option(
+        "How small views are made: direct (rendered at r_sel) or downsample (from full size, as in Algorithm 1).",
+        "direct",
+    )
+    selection_precision: Literal["training", "bf16"] = option(
+        "Precision of the selection pass: that of training, or bf16 if the device supports it.", "training"
+    )
+    selection_score: Literal["cosine", "loss"] = option(
+        "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own per-image loss).",
+        "cosine",
+    )
+
+    augmentation: Literal["simclr", "randaugment"] = option(
+        "What follows crop and flip: simclr (jitter, grayscale, blur, solarize) or randaugment (none of these).",
+        "simclr",
+    )
+    randaugment_ops: Count = option("Random operations per image with randaugment, n.", 2)
+    extra_targets: bool = option(
+        "Use the small views that were not chosen as targets too (Table 9); with random selection this is multi-crop.",
+        False,
+    )
+
+    crop_scale: Annotated[list[AreaShare], Field(min_length=2, max_length=2)] = option(
+        "Smallest and largest share of the image's area in a crop.", factory=lambda: [0.2, 1.0]
+    )
+    crop_ratio: Range = option("Smallest and largest width / height of a crop.", factory=lambda: [3 / 4, 4 / 3])
+    flip_p: Probability = option("Probability of a horizontal flip.", 0.5)
+    jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] = option(
+        "Brightness, contrast, saturation and hue ranges at magnitude 5.", factory=lambda: [0.4, 0.4, 0.4, 0.1]
+    )
+    jitter_p: Probability = option("Probability of the color jitter.", 0.8)
+    grayscale_p: Probability = option("Probability of a conversion to grayscale.", 0.2)
+    blur_p: PerView = option(
+        "Probability of a Gaussian blur; two values if the first and second view differ (BYOL, DINO).",
+        factory=lambda: [0.5],
+    )
+    blur_sigma: Range = option(
+        "Smallest and largest sigma of the blur, in pixels of a 224 px view.", factory=lambda: [0.1, 2.0]
+    )
+    solarize_p: PerView = option(
+        "Probability of solarization; two values if the first and second view differ.", factory=lambda: [0.0]
+    )
+    view_executor: Literal["fused", "kornia"] = option(
+        "fused, or kornia (one operation after the other, same pixels; always used for randaugment).",
+        "fused",
+    )
+    compile_views: bool | None = option(
+        "Compile the fused color operations; on by default on a GPU (on a CPU it takes 20 s, once)."
+    )
+
+    def check(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        check_fields(self)
+        self._check_resolutions()
+        self._check_selection()
+        self._check_magnitudes()
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            smallest, largest = getattr(self, name)
+            if smallest > largest:
+                raise ValueError(f"{name} is {getattr(self, name)}; the smallest comes first: [{largest}, {smallest}]")
+
+    def _check_magnitudes(self) -> None:
+        strongest = max(self.min_magnitude, self.max_magnitude)
+        if self.augmentation == "randaugment" and strongest > MAX_RANDAUGMENT:
+            raise ValueError(
+                f"magnitudes are {self.min_magnitude} to {self.max_magnitude}; RandAugment's scale is 0 to "
+                f"{MAX_RANDAUGMENT:g}"
+            )
+        if self.augmentation == "simclr" and self.jitter[3] * strongest / STANDARD_MAGNITUDE > 0.5:
+            raise ValueError(
+                f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; hue x "
+                f"magnitude / {STANDARD_MAGNITUDE:g} must be at most 0.5: lower max_magnitude or the hue of jitter"
+            )
+
+    @property
+    def needs_selection_pass(self) -> bool:
+        """Whether all m views are rendered small and embedded, to choose a pair or to give extra targets."""
+        return self.selection == "hard" or self.extra_targets
+
+    def _check_resolutions(self) -> None:
+        if self.resolution_schedule != "constant" and self.min_resolution is None:
+            raise ValueError(
+                f"resolution_schedule is {self.resolution_schedule} without min_resolution; set it, such as "
+                f"min_resolution: 96, or resolution_schedule: constant"
+            )
+        for name in ("resolution", "min_resolution"):
+            value = getattr(self, name)
+            if value is not None and value % self.resolution_step:
+                below = max(value // self.resolution_step, 1) * self.resolution_step
+                raise ValueError(
+                    f"{name} is {value}, not a multiple of resolution_step {self.resolution_step}; use {below} or "
+                    f"{below + self.resolution_step}, or set another resolution_step"
+                )
+        if self.min_resolution is not None and self.min_resolution > self.resolution:
+            raise ValueError(
+                f"min_resolution is {self.min_resolution}, above resolution {self.resolution}; lower it to that"
+            )
+
+    def _check_selection(self) -> None:
+        if self.selection == "none" and self.num_views != 2:
+            raise ValueError(
+                f"num_views is {self.num_views} with selection: none, which uses exactly 2; set selection: hard "
+                f"or random, or num_views: 2"
+            )
+        if self.extra_targets and (self.selection == "none" or self.num_views < 3):
+            raise ValueError(
+                f"extra_targets is true with selection {self.selection} and num_views {self.num_views}, which leave "
+                f"no extra view; set selection: hard or random and num_views: 3 or more"
+            )
+        if self.needs_selection_pass and self.selection_resolution > self.resolution:
+            raise ValueError(
+                f"selection_resolution is {self.selection_resolution}, above resolution {self.resolution}; lower it "
+                f"(the paper uses 64 for 224)"
+            )

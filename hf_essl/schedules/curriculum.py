@@ -1,0 +1,106 @@
+"""Super Progressive Learning (Sec. 3.2): view resolution and augmentation magnitude as pure functions of progress."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from hf_essl.config import SSLTrainingArguments, ViewArguments
+from hf_essl.schedules.curves import warmup_fraction
+
+
+@dataclass(frozen=True)
+class ResolutionSchedule:
+    """Resolution in pixels by progress: `warmup_resolution` for a share `warmup`, then `stages` of equal length."""
+
+    stages: tuple[int, ...]
+    warmup: float
+    warmup_resolution: int
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("stages is empty; a resolution schedule needs at least one, such as (224,)")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}; it is a share of the run in [0, 1)")
+
+    def __call__(self, progress: float) -> int:
+        """Resolution at `progress`, the finished share of the run in [0, 1]. Raises ValueError for other values."""
+        _check_progress(progress)
+        if progress < self.warmup:
+            return self.warmup_resolution
+        position = (progress - self.warmup) / (1 - self.warmup) * len(self.stages)
+        index = int(position + 1e-9)  # a step on a boundary begins its stage, whatever the rounding
+        return self.stages[min(index, len(self.stages) - 1)]  # progress 1 belongs to the last stage
+
+    def shares(self) -> dict[int, float]:
+        """Share of the run's steps at each resolution, smallest resolution first; the shares sum to 1."""
+        shares = dict.fromkeys(sorted({*self.stages, self.warmup_resolution}), 0.0)
+        shares[self.warmup_resolution] += self.warmup
+        for stage in self.stages:
+            shares[stage] += (1 - self.warmup) / len(self.stages)
+        return {resolution: share for resolution, share in shares.items() if share > 0}
+
+    def steps(self, total: int) -> dict[int, int]:
+        """Number of optimizer steps at each resolution, of a run of `total` steps."""
+        return dict(Counter(self(step / total) for step in range(total)))
+
+
+@dataclass(frozen=True)
+class MagnitudeSchedule:
+    """Augmentation magnitude by progress: linear from `minimum` to `maximum` over the whole run (Fig. 3, left)."""
+
+    minimum: float
+    maximum: float
+
+    def __call__(self, progress: float) -> float:
+        """Magnitude at `progress` in [0, 1]. Raises ValueError for other values."""
+        _check_progress(progress)
+        return self.minimum + (self.maximum - self.minimum) * progress
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The curriculum of a run, built once: what the views show at each point of it.
+
+    Callback, cost, compile warm-up, benchmark, preview and card read it.
+
+    Args:
+        resolution: pixels by progress in [0, 1].
+        magnitude: augmentation magnitude by progress in [0, 1].
+    """
+
+    resolution: ResolutionSchedule
+    magnitude: MagnitudeSchedule
+
+    @classmethod
+    def from_args(cls, views: ViewArguments, training: SSLTrainingArguments) -> Curriculum:
+        """The curriculum of a recipe (Fig. 3, middle and right).
+
+        constant: `resolution` throughout. progressive: stages from `min_resolution` to `resolution` in steps of
+        `resolution_step`. super_progressive: the same stages, after the learning rate's own warm-up at full
+        resolution.
+
+        Raises:
+            ValueError: for super_progressive with a learning rate that has no warm-up.
+        """
+        return cls.with_warmup(views, warmup_fraction(training))
+
+    @classmethod
+    def with_warmup(cls, views: ViewArguments, warmup: float) -> Curriculum:
+        """`from_args` with the share of the run before the learning rate's peak, in [0, 1)."""
+        magnitude = MagnitudeSchedule(views.min_magnitude, views.max_magnitude)
+        full, name = views.resolution, views.resolution_schedule
+        if name == "super_progressive" and not warmup > 0:
+            raise ValueError(
+                "resolution_schedule is super_progressive but the learning rate has no warm-up; set lr_schedule to "
+                "f1_clr, cosine_warmup or one_cycle, or resolution_schedule to progressive"
+            )
+        if name == "constant" or views.min_resolution is None:
+            return cls(ResolutionSchedule((full,), 0.0, full), magnitude)
+        stages = tuple(range(views.min_resolution, full + 1, views.resolution_step))
+        return cls(ResolutionSchedule(stages, warmup if name == "super_progressive" else 0.0, full), magnitude)
+
+
+def _check_progress(progress: float) -> None:
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress is {progress}; it is the finished share of the run, in [0, 1]")

@@ -1,0 +1,1 @@
+"""What surrounds a training step: its order, the optimizer, callbacks, the log, checkpoints, alarms, trackers."""

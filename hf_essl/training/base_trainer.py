@@ -1,0 +1,107 @@
+"""The overrides of transformers.Trainer that have nothing to do with views: loaders, optimizer, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from hf_essl.compat import keep_batches_on_host, local_tensor
+from hf_essl.config import SSLTrainingArguments
+from hf_essl.data import StreamedImages
+from hf_essl.evaluation.online_probe import PROBE, OnlineProbe
+from hf_essl.methods import SSLModel
+from hf_essl.methods.distributed import mean_over_processes
+from hf_essl.schedules import CurveScheduler, curve_from_args
+from hf_essl.training.clock import Clock
+from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.step_log import StepLog
+
+logger = logging.getLogger(__name__)
+
+
+class BaseTrainer(Trainer):
+    """A transformers.Trainer with a curve of learning rate and momentum, which saves finite weights only."""
+
+    args: SSLTrainingArguments
+    model: SSLModel
+    train_dataset: Any
+    optimizer: Any
+    lr_scheduler: Any
+    clock: Clock
+    step_log: StepLog
+    online_probe: OnlineProbe | None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of the training images; a stream splits itself over the processes."""
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is missing; pass the images to train on to SSLTrainer")
+        if isinstance(self.train_dataset, StreamedImages):
+            return DataLoader(
+                self.train_dataset.for_process(self.args.process_index, self.args.world_size),
+                batch_size=self.args.train_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                prefetch_factor=self.args.dataloader_prefetch_factor,
+                pin_memory=self.args.dataloader_pin_memory,
+                collate_fn=self.data_collator,
+            )
+        return keep_batches_on_host(super().get_train_dataloader(), self.args.seed)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The optimizer of the run, see `build_optimizer`."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(model or self.model, self.args, fused=not self.is_fsdp_enabled)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The curve of `args.lr_schedule` over the whole run, the only writer of learning rate and momentum."""
+        if self.lr_scheduler is None:
+            momenta = (self.args.min_momentum, self.args.max_momentum)
+            curve = curve_from_args(self.args, num_training_steps)
+            self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def step_images(self) -> Tensor | None:
+        """The last batch, uint8 N x 3 x S x S on the device, before augmentation; None before the first step."""
+        return self.step_log.images
+
+    # ---- overrides of transformers (private names) ----
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        arguments.pop("dynamo_plugin", None)  # it compiles the whole model; `compile_backbones` only the backbone
+        return arguments
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if not _is_finite(self.model):
+            logger.warning("step %d: no checkpoint is saved because weights are not finite", self.state.global_step)
+            return  # the last good checkpoint remains the last
+        with self.clock.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.online_probe is not None and self.args.should_save:
+            torch.save(self.online_probe.state_dict(), Path(output_dir) / PROBE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.online_probe is not None and checkpoint is not None:
+            self.online_probe.resume(Path(checkpoint) / PROBE)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        state = state_dict if state_dict is not None else self.model.state_dict()
+        super()._save(output_dir, {key: value.contiguous() for key, value in state.items()})  # for safetensors
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Whether all weights and buffers are finite, in all processes; call it on all of them."""
+    values = (local_tensor(value) for value in model.state_dict().values())
+    finite = torch.stack([torch.isfinite(value).all() for value in values if value.is_floating_point()]).all()
+    return mean_over_processes(finite.float()).item() == 1

@@ -1,0 +1,85 @@
+"""The trainer's own callbacks: when to evaluate, the clock, and how to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+from transformers import TrainerCallback
+
+from hf_essl.training.clock import Clock
+
+
+class EvaluateEveryCallback(TrainerCallback):
+    """Evaluates the random initialization, then at the end of every N-th epoch and of the run.
+
+    Args:
+        evaluate: the trainer's `evaluate`.
+        epochs: N; 0 evaluates only at the start and the end.
+    """
+
+    def __init__(self, evaluate: Callable[[], object], epochs: int):
+        self.evaluate = evaluate
+        self.epochs = epochs
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # a resumed run has it in its log
+            self.evaluate()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        epoch = round(state.epoch or 0)
+        last = state.global_step >= state.max_steps
+        if not last and self.epochs and epoch % self.epochs == 0 and not control.should_training_stop:
+            control.should_evaluate = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+class ClockCallback(TrainerCallback):
+    """Runs the clock of the training; a resumed run continues from the seconds in its log."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        counted = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
+        self.clock.reset(counted[-1] if counted else 0.0)
+        self.clock.start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.clock.stop()
+
+
+class StopOnSignalCallback(TrainerCallback):
+    """Ctrl-C or SIGTERM finishes the step, saves a checkpoint and stops; a second one stops at once.
+
+    Only with one process: signals reach the processes of a group at different steps.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._original: dict = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.received = None
+        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._original = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._original.items():
+            signal.signal(number, handler)
+        self._original = {}

@@ -1,0 +1,78 @@
+"""What a training step adds to the log: means over the steps since the last log, and facts of the last step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_essl.evaluation.collapse import feature_std
+from hf_essl.methods.distributed import mean_over_processes
+from hf_essl.training.clock import Clock
+
+
+class RunningMeans:
+    """Scalars by name, summed on their device; only reading them waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Adds scalar tensors of one batch."""
+        for name, value in scalars.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading, over batches and processes; call it on all processes."""
+        sums, counts = self._sums, self._counts
+        self._sums, self._counts = {}, {}
+        if not sums:
+            return {}
+        means = mean_over_processes(torch.stack([sums[name] / counts[name] for name in sums]))
+        return dict(zip(sums, means.tolist(), strict=True))
+
+
+class StepLog:
+    """Collects what the steps show between two logs; tensors stay on the device until they are read.
+
+    `images`, uint8 N x 3 x S x S, and `labels`, N, are those of the last batch; `embedding` is its first views' keys,
+    N x D.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, at the start of a training."""
+        self.means = RunningMeans()
+        self.images: Tensor | None = None
+        self.labels: Tensor | None = None
+        self.embedding: Tensor | None = None
+        self.momentum: float | None = None
+        self._seen = 0
+
+    def add_batch(self, images: Tensor, labels: Tensor | None, world_size: int) -> None:
+        """Records the batch of a micro-step."""
+        self.images, self.labels = images, labels
+        self._seen += len(images) * world_size
+
+    def read(self) -> dict[str, float | None]:
+        """The entries of a log, and a new start; call it on all processes."""
+        seen, self._seen = self._seen, 0
+        std, width = None, 0
+        if self.embedding is not None:
+            std, width = mean_over_processes(feature_std(self.embedding)).item(), self.embedding.shape[1]
+        return {
+            "momentum": self.momentum,
+            "embedding_std": std,
+            "embedding_spread": std and std * math.sqrt(width),  # 1 on the whole sphere, 0 in one point
+            "images_per_second": seen / self.clock.lap(),
+            "train_seconds": self.clock.seconds,
+            **self.means.read(),
+        }

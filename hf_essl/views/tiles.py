@@ -1,0 +1,35 @@
+"""Augmented views next to their originals, as one picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from hf_essl.config import ViewArguments
+from hf_essl.views.views import Views
+
+SMALLEST_TILE = 96
+"""Side in pixels to which smaller images are enlarged."""
+
+
+def tile_views(
+    images: Tensor, args: ViewArguments, resolution: int, magnitude: float, columns: int = 6, seed: int = 0
+) -> np.ndarray:
+    """Augmented views at one resolution and magnitude, tiled next to their originals: uint8 H x W x 3.
+
+    The views use their own random stream; the global random state does not change.
+
+    Args:
+        images: uint8 N x 3 x S x S, one row each.
+        columns: views of each image, alternating between the first and the second kind.
+    """
+    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
+    views.resolution, views.magnitude = resolution, magnitude
+    drawn = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
+    side = max(images.shape[-1], SMALLEST_TILE)
+    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *drawn)]
+    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
+    return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
