@@ -5,9 +5,8 @@ import torch
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.data import CachedImages
 from hf_essl.data.photo_patches import photo_patches
-from hf_essl.methods import SSLModel
+from hf_essl.methods import METHODS, SSLModel
 from hf_essl.trainer import SSLTrainer
-from tests.methods.small import SMALL_HEADS
 
 VIEWS = {
     "resolution": 32,
@@ -43,7 +42,7 @@ def patches(split: str, count: int) -> CachedImages:
 def small_trainer(output_dir, *, train=None, held=None, views=None, callbacks=None, method="simsiam", **training):
     """A trainer over 96 patches (6 steps an epoch); `training` and `views` override."""
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method])
+    model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
     return SSLTrainer(
         model,
         SSLTrainingArguments(output_dir=str(output_dir), **{**TRAINING, **training}),

@@ -20,7 +20,7 @@ from hf_essl.trainer import SSLTrainer
 from hf_essl.views import Views
 from tests.data.test_decode import encoded, photo
 from tests.helpers import TRAINING, VIEWS, patches
-from tests.methods.small import SMALL_HEADS
+
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -30,7 +30,7 @@ def gpu_trainer(folder, method="simsiam", cache="device", **training):
     torch.manual_seed(0)
     settings = {**TRAINING, "use_cpu": False, "learning_rate": 0.005, **training}
     return SSLTrainer(
-        SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method]),
+        SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args),
         SSLTrainingArguments(output_dir=str(folder), **settings),
         patches("train", 96),
         patches("validation", 32),
@@ -121,7 +121,7 @@ def test_jpegs_are_decoded_on_the_gpu(jpegs, tmp_path):
         whole = decode((jpegs / f"{index:02}.jpg").read_bytes(), 32)
         assert (batch["image"][index].cpu().int() - whole.int()).abs().float().mean() < 2
     trainer = SSLTrainer(
-        SSLModel.from_timm("test_resnet", method_args=SMALL_HEADS["simsiam"]),
+        SSLModel.from_timm("test_resnet", method_args=METHODS["simsiam"].small_args),
         SSLTrainingArguments(output_dir=str(tmp_path), **{**TRAINING, "use_cpu": False, "dataloader_num_workers": 1}),
         images,
         view_args=ViewArguments(**VIEWS),

@@ -137,10 +137,10 @@ def test_what_is_logged(tmp_path):
     trainer = small_trainer(tmp_path, knn_every_epochs=1)
     trainer.train()
     evaluations = [e["step"] for e in trainer.state.log_history if "eval_knn_accuracy" in e]
-    assert evaluations == [0, 6, 12]  # the random initialisation, each epoch, the end once
+    assert evaluations == [0, 6, 12]  # the random initialization, each epoch, the end once
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
     assert last["petaflops"] * 1e15 == pytest.approx(trainer.state.total_flos)
-    assert 0 < last["feature_std"] < 2 / math.sqrt(32)
+    assert 0 < last["embedding_std"] < 2 / math.sqrt(32)
     assert last["selection_gap"] > 0 and 0 < last["selection_cost_percent"] < 100
     assert last["images_per_second"] > 0 and last["train_seconds"] > 0
 
@@ -199,7 +199,8 @@ def test_views_are_made_outside_autocast_in_float32(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_essl.config.training.cpu_has_bf16", lambda: True)
     trainer = small_trainer(tmp_path, bf16=True)
     trainer.create_optimizer()
-    views = trainer.make_views(patches("train", 4).images)
+    images = patches("train", 4).images
+    views = trainer.render(images, trainer.choose_pair(images))
     assert {name: view.dtype for name, view in views.items()} == dict.fromkeys(("first", "second"), torch.float32)
 
 
@@ -275,7 +276,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
 
 def test_fewer_images_than_a_batch_are_told(tmp_path):
     trainer = small_trainer(tmp_path, per_device_train_batch_size=128)
-    with pytest.raises(ValueError, match="96 training images make no batch of 128"):
+    with pytest.raises(ValueError, match="96 training images do not fill a batch of 128"):
         trainer.train()
 
 

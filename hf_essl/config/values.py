@@ -63,7 +63,8 @@ def convert(key: Any, value: Any, where: str) -> Any:
     except ValueError as error:
         accepts_text = isinstance(value, bool) and str in kinds(hints_of(group)[key])
         quote = f"; in quotes, '{'yes' if value else 'no'}', it is text" if accepts_text else ""
-        raise RecipeError(f"{key} is {value!r} in {where}; {error}{quote}") from None
+        default = default_of(group, key)
+        raise RecipeError(f"{key} is {value!r} in {where}; {error} (default: {default!r}){quote}") from None
 
 
 def check_key(key: Any, where: str) -> None:

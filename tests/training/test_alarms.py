@@ -10,18 +10,17 @@ from transformers import TrainerCallback
 from hf_essl.training.alarms import find_trouble
 from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.common import Diverged
-from hf_essl.methods import SSLModel
+from hf_essl.methods import METHODS, SSLModel
 from tests.helpers import small_trainer
-from tests.methods.small import SMALL_HEADS
 
 
 def model(method="simsiam"):
-    return SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method])
+    return SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
 
 
 def log(losses, spreads, first_step=50):
     return [
-        {"step": first_step + i, "loss": loss, "feature_spread": spread, "learning_rate": 0.1}
+        {"step": first_step + i, "loss": loss, "embedding_spread": spread, "learning_rate": 0.1}
         for i, (loss, spread) in enumerate(zip(losses, spreads, strict=True))
     ]
 
@@ -69,8 +68,8 @@ def test_a_falling_rank_is_told_with_both_numbers():
 
 def test_causes_are_named():
     messages = find_trouble(log([math.nan], [0.9]), 100, model(), 16, fp16=True)
-    assert messages["not finite"] == "the loss is nan; lower learning_rate (now 0.1), or take bf16 for fp16"
-    hints = {method: model(method).collapse_hint for method in SMALL_HEADS}
+    assert messages["not finite"] == "the loss is nan; lower learning_rate (now 0.1), or use bf16 instead of fp16"
+    hints = {method: model(method).collapse_hint for method in METHODS}
     assert len(set(hints.values())) == 5 and all("learning_rate" in hint for hint in hints.values())
 
 
@@ -94,7 +93,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         trainer.train()
     assert trainer.state.global_step == 6
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-2"]
-    assert "no checkpoint is saved, since weights are not finite" in caplog.text
+    assert "no checkpoint is saved because weights are not finite" in caplog.text
     resumed = small_trainer(tmp_path, **settings)  # a lower learning rate would go here
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 12

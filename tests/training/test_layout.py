@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hf_essl.training.layout import prepare_layers
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
-from tests.methods.small import SMALL_HEADS
+
 
 
 def prepared(method, device="cuda", **settings):
-    model = SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method])
+    model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     args = {"device": torch.device(device), "world_size": 2, "sync_batchnorm": True, "channels_last": True, **settings}
     prepare_layers(model, SimpleNamespace(**args))

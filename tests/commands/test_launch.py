@@ -13,7 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from hf_essl.commands.launch import find_config, launch_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ["single_gpu", "multi_gpu", "multi_node", "fsdp", "cpu"]
 RUN = """
     --max_steps 2 --max_train_samples 64 --max_eval_samples 16 --per_device_train_batch_size 8 --knn_k 3
@@ -73,7 +73,7 @@ def run(*words, **environment):
 def test_the_command_starts_two_processes(tmp_path):
     recipe = "recipes/quickstart/mocov2.yaml"
     heads = ["--method_args", "{projector_hidden: 32, queue_length: 24}", "--output_dir", str(tmp_path)]
-    done = run("-m", "hf_essl.cli", "pretrain", recipe, *RUN, *heads, "--accelerate_config", "cpu")
+    done = run("-m", "hf_essl", "pretrain", recipe, *RUN, *heads, "--accelerate_config", "cpu")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("mocov2 on test_resnet") == 1  # one process speaks
     assert "2 steps of 16 images in 2 processes" in done.stdout
@@ -93,7 +93,7 @@ def test_accelerate_launch_starts_two_processes(tmp_path):
 
 def test_a_mistake_in_the_recipe_is_told_once():
     done = run(
-        "-m", "hf_essl.cli", "pretrain", "recipes/quickstart.yaml", "--resolution", "95", "--accelerate_config", "cpu"
+        "-m", "hf_essl", "pretrain", "recipes/quickstart.yaml", "--resolution", "95", "--accelerate_config", "cpu"
     )
     assert done.returncode == 2
     assert done.stderr.count("hf-essl: error:") == 1 and "Traceback" not in done.stderr
