@@ -20,12 +20,14 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 KNOWN_TRACKERS = tuple(sorted(INTEGRATION_TO_CALLBACK))
 """The names that `report_to` accepts."""
+AVAILABILITY = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+"""Trackers whose availability check in transformers has another name."""
 TRACKER_CALLBACKS = tuple(INTEGRATION_TO_CALLBACK.values())
 
 
 def is_tracker_installed(name: str) -> bool:
     """Whether the package of a tracker is there; True for one that transformers has no check for."""
-    check = getattr(integration_utils, f"is_{name}_available", None)
+    check = getattr(integration_utils, f"is_{AVAILABILITY.get(name, name)}_available", None)
     return check is None or check()
 
 

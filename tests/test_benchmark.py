@@ -85,7 +85,12 @@ def test_the_command_writes_a_table_a_picture_and_json(recipe, capsys):
         ["run", ""],
     ]  # 3 / 8, and the warm-up's 1 / 4
     found = json.loads((recipe.parent / "out" / "speed.json").read_text())
-    assert (found["recipe"], found["batch_size"], found["rounds"], found["threads"]) == ("small.yaml", 8, 2, torch.get_num_threads())
+    assert (found["recipe"], found["batch_size"], found["rounds"], found["threads"]) == (
+        "small.yaml",
+        8,
+        2,
+        torch.get_num_threads(),
+    )
     for stage in found["stages"]:
         for name, seconds in stage["seconds"].items():
             assert seconds > 0 and stage["images_per_second"][name] == pytest.approx(8 / seconds)

@@ -85,7 +85,10 @@ def test_ctrl_c_says_how_to_resume(command, capsys):
 def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["pretrian"]) == 2
     choices = ", ".join(cli.COMMANDS)
-    assert capsys.readouterr().err == f"hf-essl: error: command is 'pretrian'; choose one of {choices}; did you mean 'pretrain'?\n"
+    assert (
+        capsys.readouterr().err
+        == f"hf-essl: error: command is 'pretrian'; choose one of {choices}; did you mean 'pretrain'?\n"
+    )
     assert cli.main(["zzz"]) == 2
     assert "command is 'zzz'; choose one of pretrain, compare, sweep, lr-find" in capsys.readouterr().err
 

@@ -42,7 +42,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
     quickstart = ["pretrain", "recipes/quickstart.yaml", *SMALL]
     code, out, err = finish(start(*quickstart, "--output_dir", tmp_path / "whole"))
     assert code == 0, err
-    assert re.search(r"kNN accuracy +\d+\.\d %", out) and re.search(r"at random initialisation +\d+\.\d %", out)
+    assert re.search(r"kNN accuracy +\d+\.\d %", out) and re.search(r"at random initialization +\d+\.\d %", out)
     assert re.search(r"measured in wall-clock +\d+\.\d\d x", out)
     assert re.search(r"step 24/24 .*lr .*mom .* px +mag .*img/s .*pF", err)
 
@@ -63,21 +63,21 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
 
     code, out, err = finish(start(*quickstart, "--output_dir", tmp_path / "cut"))
     assert code == 2
-    assert "holds a run already; go on with --resume_from_checkpoint true" in err
+    assert "already holds a run; resume it with --resume_from_checkpoint true" in err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--resolutoin", "64"], "unknown key 'resolutoin' in the command line; did you mean 'resolution'?"),
-        (["--learning_rate", "fast"], "learning_rate is 'fast' in the command line; expected a number"),
-        (["--resolution", "100"], "resolution is 100, no multiple of resolution_step 32; take 96 or 128"),
-        (["--num_views", "1"], "num_views is 1; a pair needs at least 2 views"),
-        (["--selection_resolution", "128"], "selection_resolution is 128; it lies between 1 and resolution 96"),
+        (["--learning_rate", "fast"], "learning_rate is 'fast' in the command line; it should be a valid number"),
+        (["--resolution", "100"], "resolution is 100, not a multiple of resolution_step 32; use 96 or 128"),
+        (["--num_views", "1"], "num_views is 1 in the command line; it should be greater than or equal to 2"),
+        (["--selection_resolution", "128"], "selection_resolution is 128, above resolution 96; lower it"),
         (["--warmup_epochs", "20"], "warmup_epochs is 20, not shorter than num_train_epochs 6"),
         (["--dataset", "./no/such/folder"], "dataset is ./no/such/folder, which does not exist; give a folder"),
-        (["--backbone", "resnet51"], "backbone is 'resnet51', no timm model; did you mean"),
-        (["--method", "simsiaam"], "method is 'simsiaam'; take one of simsiam"),
+        (["--backbone", "resnet51"], "backbone is 'resnet51', which is not a timm model; did you mean"),
+        (["--method", "simsiaam"], "method is 'simsiaam'; choose one of simsiam"),
         (["--method_args", "{projector_size: 3}"], "method_args holds 'projector_size', unknown to simsiam"),
         (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
     ],

@@ -15,7 +15,6 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
 
 
-
 def prepared(method, device="cuda", **settings):
     model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
     before = {name: value.clone() for name, value in model.state_dict().items()}

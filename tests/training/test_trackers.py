@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import types
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from hf_essl.training.step_log import RunningMeans
 from hf_essl.methods import SimSiam
 from hf_essl.methods.base import build_backbone
 from hf_essl.recipe import RecipeError, load_recipe
-from hf_essl.reporting.figures import tile_views
+from hf_essl.views.tiles import tile_views
 from hf_essl.training.trackers import WandbRunCallback, run_config
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import patches, small_trainer
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.xdist_group("tracking")  # its W&B runs start once
 SETTINGS = {"report_to": "wandb", "online_probe": True, "knn_every_epochs": 1}
 STEP_METRICS = {
     *("loss", "loss_first_view", "loss_second_view", "learning_rate", "momentum", "resolution", "magnitude"),
-    *("images_per_second", "petaflops", "feature_std", "feature_spread", "probe_loss", "probe_train_accuracy"),
-    *("selection_gap", "selection_score", "selection_mean_score", "selection_changed", "selection_cost_percent"),
+    *("images_per_second", "petaflops", "embedding_std", "embedding_spread", "probe_loss", "probe_train_accuracy"),
+    *("selection_gap", "selection_pair_score", "selection_mean_score", "selection_changed", "selection_cost_percent"),
 }
 EVALUATION_METRICS = {"knn_accuracy", "feature_std", "rankme", "probe_accuracy"}
 TOKEN = "hf_" + "tokentokentoken"
@@ -126,7 +127,7 @@ def test_the_config_is_the_recipe_without_paths_and_tokens(tracked):
     resumed, (cut, _, _) = tracked
     config = cut.config
     groups = (resumed.model.config, resumed.views.args)
-    for field, value in {k: v for group in groups for k, v in vars(group).items()}.items():
+    for field, value in {k: v for group in groups for k, v in asdict(group).items()}.items():
         assert config[field] == value, field
     assert config["method"] == "simsiam" and config["backbone"] == "test_resnet"
     assert config["dataset"] == "photo-patches" and config["backbone_parameters"] > 300_000
@@ -187,7 +188,9 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_loaded(name,
 
 
 def test_an_unknown_tracker_is_told_with_those_that_exist():
-    with pytest.raises(RecipeError, match=r"report_to is wandbb; take all, none, or .*tensorboard, trackio, wandb"):
+    with pytest.raises(
+        RecipeError, match=r"report_to is wandbb; choose all, none, or some of .*tensorboard, trackio, wandb"
+    ):
         load_recipe("recipes/quickstart.yaml", ["--report_to", "wandbb"])
     assert load_recipe("recipes/quickstart.yaml", ["--report_to", "none"]).training.report_to == []
 
@@ -235,7 +238,7 @@ def stubbed(untrained, monkeypatch):
 
 def begin(callback, step=0, main=True):
     state = TrainerState(global_step=step, is_world_process_zero=main)
-    callback.on_train_begin(callback.trainer.args, state, TrainerControl(), model=callback.trainer.model)
+    callback.on_train_begin(callback.run.args, state, TrainerControl(), model=callback.run.model)
     return state
 
 
@@ -255,8 +258,8 @@ def test_only_the_main_process_talks_to_wandb(stubbed):
     stub, callback = stubbed
     other = callback()
     state = begin(other, main=False)
-    other.on_log(other.trainer.args, state, TrainerControl(), logs={"loss": 1.0})
-    other.on_train_end(other.trainer.args, state, TrainerControl())
+    other.on_log(other.run.args, state, TrainerControl(), logs={"loss": 1.0})
+    other.on_train_end(other.run.args, state, TrainerControl())
     assert stub.events == []
 
 
@@ -272,7 +275,7 @@ def test_a_run_of_the_users_own_is_taken_and_left_open(stubbed):
     stub.run = mine = object()
     own = callback()
     state = begin(own)
-    own.on_train_end(own.trainer.args, state, TrainerControl())
+    own.on_train_end(own.run.args, state, TrainerControl())
     assert stub.events == [] and stub.run is mine
 
 
@@ -280,8 +283,8 @@ def test_a_lost_run_ends_as_failed(stubbed):
     stub, callback = stubbed
     own = callback()
     state = begin(own)
-    own.trainer.alarm.lost = "stopped"
-    own.on_train_end(own.trainer.args, state, TrainerControl())
+    own.run.alarm.lost = "stopped"
+    own.on_train_end(own.run.args, state, TrainerControl())
     assert stub.events == ["init", "finish 1"]
 
 
