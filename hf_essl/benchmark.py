@@ -30,25 +30,25 @@ from hf_essl.training.step import endless, run_step
 from hf_essl.views import Views
 
 HALFWAY = 0.5
-"""Progress of the run that a benchmark stands for: its magnitude, and the state of the method's own schedules."""
+"""Progress of the run that is measured: its magnitude, and the state of the method's own schedules."""
 
 
 def benchmark(
     recipe: Recipe, steps: int = 5, rounds: int = 3, report: Callable[[str], None] = lambda line: None
 ) -> Benchmark:
-    """Trains a few steps at each resolution of a recipe and times them; nothing of it is kept.
+    """Trains a few steps at each resolution of a recipe and times them; nothing is saved.
 
-    The limit is the network's own work on views that are there. Each round times the whole training, the parts and the
-    limit in turn, after steps that warm up, so that a machine whose speed drifts treats all alike; the median of the
-    rounds counts. The magnitude of the augmentation is that of half the run.
+    The limit is the network's own work on views that are already there. Each round times the whole training, the parts
+    and the limit alternately, after warm-up steps, so that a drift in the machine's speed affects all alike. The median
+    of the rounds is reported.
 
     Args:
-        steps: that are timed in a row.
+        steps: consecutive timed steps.
         rounds: repetitions.
-        report: takes a line before each stage.
+        report: called with a line before each stage.
 
     Raises:
-        ValueError: for what cannot work, before any image is read.
+        ValueError: for anything that cannot work, before any image is read.
     """
     _check(recipe, steps, rounds)
     training = recipe.training
@@ -77,15 +77,15 @@ def benchmark(
 def _check(recipe: Recipe, steps: int, rounds: int) -> None:
     for name, value in (("steps", steps), ("rounds", rounds)):
         if value < 1:
-            raise ValueError(f"{name} is {value}; it is a number from 1 on, such as 5")
+            raise ValueError(f"{name} is {value}; it must be at least 1, such as 5")
     if recipe.training.world_size > 1:
         raise ValueError(f"benchmark runs in {recipe.training.world_size} processes; start it without a launcher")
     check_backbone(recipe.model.backbone)
 
 
 def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step by name, at one resolution."""
-    warmup = 2 + 2 * recipe.training.dataloader_num_workers  # batches that the workers have ready are no speed
+    """Median seconds per step of each part, at one resolution."""
+    warmup = 2 + 2 * recipe.training.dataloader_num_workers  # the workers' prefetched batches do not count
     with tempfile.TemporaryDirectory() as folder:
         training = dataclasses.replace(
             recipe.training,
@@ -113,11 +113,11 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
 
 
 class RoundsCallback(TrainerCallback):
-    """Times steps of a training in rounds, and between two rounds the parts of a step and the bare one.
+    """Times training steps in rounds and, between rounds, the parts of a step and the bare step.
 
     Args:
-        warmup: steps of a round before its timed ones.
-        steps: timed steps of a round.
+        warmup: steps of a round before the timed ones.
+        steps: timed steps per round.
     """
 
     def __init__(self, trainer: SSLTrainer, warmup: int, steps: int):
@@ -126,7 +126,7 @@ class RoundsCallback(TrainerCallback):
         self.kornia = Views(dataclasses.replace(trainer.views.args, view_executor="kornia"))
         self.batches = endless(trainer.get_train_dataloader())
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        """Of a step, by name, one a round."""
+        """Per step, by name of the part; one entry per round."""
 
     def on_step_end(self, args, state, control, **kwargs):
         position = state.global_step % (self.warmup + self.steps)
@@ -167,7 +167,7 @@ class RoundsCallback(TrainerCallback):
         return self.trainer.feed(next(self.batches))["image"]
 
     def _make(self, images: Tensor) -> Made:
-        """The views of a batch by the trainer's executor, and again by kornia's."""
+        """The views of a batch with the trainer's executor, and again with kornia's."""
         trainer, augment = self.trainer, self.trainer.hard_augment
         with self.watch.part("views"):
             plan = augment.plan(images)
@@ -215,7 +215,7 @@ class Made(NamedTuple):
 
 
 class Stopwatch:
-    """Wall-clock of a device: every reading waits until the device has done all that it was given."""
+    """Wall-clock of a device: each reading waits until the device has finished its work."""
 
     def __init__(self, device: torch.device):
         self.device = device

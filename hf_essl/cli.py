@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from hf_essl.common import Diverged, one_line, unknown
 
 COMMANDS = {
-    "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone as a recipe says"),
-    "compare": ("hf_essl.commands.compare", "draw accuracy against cost of finished runs"),
-    "sweep": ("hf_essl.commands.sweep", "run a table of the paper, cell by cell"),
-    "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate by a range test"),
-    "cost": ("hf_essl.commands.cost", "what recipes cost and save, without training"),
-    "benchmark": ("hf_essl.commands.benchmark", "images/s of each part of a step, against the bare step"),
-    "evaluate": ("hf_essl.commands.evaluate", "accuracy of a backbone by kNN, linear probe or fine-tuning"),
-    "preview": ("hf_essl.commands.preview", "draw a recipe's schedules into one picture"),
-    "push": ("hf_essl.commands.push", "put the backbone of a finished run on the Hub"),
+    "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone from a recipe"),
+    "compare": ("hf_essl.commands.compare", "plot accuracy against cost of finished runs"),
+    "sweep": ("hf_essl.commands.sweep", "run the cells of a table and print it"),
+    "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate with a range test"),
+    "cost": ("hf_essl.commands.cost", "cost and speed-up of recipes, without training"),
+    "benchmark": ("hf_essl.commands.benchmark", "images/s of each part of a training step"),
+    "evaluate": ("hf_essl.commands.evaluate", "evaluate a backbone by kNN, linear probe or fine-tuning"),
+    "preview": ("hf_essl.commands.preview", "plot a recipe's schedules"),
+    "push": ("hf_essl.commands.push", "push the backbone of a finished run to the Hub"),
     "card": ("hf_essl.commands.card", "write the model card of a finished run"),
 }
 

@@ -24,14 +24,14 @@ from hf_essl.views import ViewParams
 
 @dataclass(frozen=True)
 class LRRange:
-    """The result of a range test, one entry a step."""
+    """The result of a range test, one entry per step."""
 
     learning_rates: list[float]
     train_losses: list[float]
     validation_losses: list[float]
-    """Empty where no validation images were asked for."""
+    """Empty without validation images."""
     suggestion: float
-    """Where the fall of the (validation) loss meets its plateau: the peak learning rate to take."""
+    """Where the fall of the (validation) loss meets its plateau: the suggested peak learning rate."""
 
 
 def lr_range_test(
@@ -44,17 +44,16 @@ def lr_range_test(
 ) -> LRRange:
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 
-    Model, optimizer and random numbers of the trainer are left as they were. It ends early where the loss is no longer
-    finite.
+    The trainer's model, optimizer and random state do not change. The test ends early if the loss is not finite.
 
     Args:
-        trainer: gives model, images, views and optimizer.
+        trainer: provides model, images, views and optimizer.
         steps: optimizer steps, 200 in the paper.
-        validation_images: images on which the loss is measured after each step, 4,096 in the paper; of the evaluation
-            images where there are any; 0 measures the training loss alone.
+        validation_images: images for the loss after each step, 4,096 in the paper; evaluation images if there are any;
+            0 measures only the training loss.
 
     Raises:
-        ValueError: where the range or the number of steps makes no test.
+        ValueError: for an invalid range, or fewer than 10 steps.
     """
     if not 0 < start < end or steps < 10:
         raise ValueError(f"start {start}, end {end}, steps {steps}: a test needs 0 < start < end and 10 steps or more")
@@ -68,14 +67,14 @@ def lr_range_test(
 def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8) -> float:
     """The learning rate at the knee between the fall of the smoothed loss and its plateau (Fig. 4).
 
-    Of the way from the first loss to the lowest, over log rates, it is the point farthest below the straight line: the
-    plateau may go on falling slowly. The lowest itself, where the loss falls ever faster and has no plateau.
+    Between the first and the lowest loss, over log rates, it is the point farthest below the straight line, since a
+    plateau may still fall slowly. Without a plateau it is the lowest loss itself.
     """
     smooth: list[float] = []
     for loss in losses:
         smooth.append(loss if not smooth else smoothing * smooth[-1] + (1 - smoothing) * loss)
     lowest = smooth.index(min(smooth))
-    slope = (smooth[lowest] - smooth[0]) / max(1, lowest)  # the rates grow by a constant factor a step
+    slope = (smooth[lowest] - smooth[0]) / max(1, lowest)  # the rates grow by a constant factor per step
     depths = [smooth[0] + slope * step - loss for step, loss in enumerate(smooth[: lowest + 1])]
     return rates[max(range(lowest + 1), key=lambda step: (depths[step], step))]
 
@@ -104,7 +103,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
 
 
 def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ViewParams, ViewParams]]:
-    """Images in batches with the parameters of two views each, drawn once so that the steps are comparable."""
+    """Images in batches with the parameters of two views each, drawn once to make the steps comparable."""
     if not count:
         return []
     dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
@@ -115,7 +114,7 @@ def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, Vie
 
 @torch.no_grad()
 def _loss_on(model: SSLModel, trainer: SSLTrainer, batches) -> float:
-    """Mean loss by batch statistics, as in training; nothing of the model changes."""
+    """Mean loss with batch statistics, as in training; the model does not change."""
     total, count = 0.0, 0
     with frozen_running_stats(model):
         for images, first, second in batches:

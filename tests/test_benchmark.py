@@ -182,7 +182,7 @@ def test_the_picture_shows_both_stages():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "steps is 0; it is a number from 1 on"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--rounds", "-1"], "rounds is -1"),
         (["--output", "a.jpg"], "output is a.jpg; the picture is a PNG, name it a.png"),
         (["--backbone", "resnet5O"], "did you mean"),

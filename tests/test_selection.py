@@ -9,10 +9,10 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch.nn import functional as F
 
-from hf_essl.training.layout import frozen_running_stats
 from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.selection import HardAugment, left_over, pair_cosines, selection_scalars
+from hf_essl.training.layout import frozen_running_stats
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

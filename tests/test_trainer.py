@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
-from hf_essl.run_folder import last_complete_checkpoint
 from hf_essl.data import CachedImages, collate
 from hf_essl.methods import METHODS
+from hf_essl.run_folder import last_complete_checkpoint
 from tests.helpers import patches, small_trainer
 
 

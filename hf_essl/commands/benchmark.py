@@ -1,4 +1,4 @@
-"""`hf-essl benchmark RECIPE`: images/s of each part of a training step, stage by stage, against the bare step."""
+"""`hf-essl benchmark RECIPE`: images/s of each part of a training step, at each resolution."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Prints a table in Markdown and writes a picture, with the figures as JSON beside it."""
+    """Prints a table in Markdown and writes a picture, and the figures as JSON next to it."""
     parser = RecipeParser(
         "benchmark",
-        "Measure images/s of decoding, selection, views, forward and backward pass and optimizer alone and of the\n"
-        "whole training, at each resolution of the recipe, against the bare step on tensors that are there.",
+        "Measure images/s of decoding, views, selection, forward pass, backward pass and optimizer, and of the whole\n"
+        "training, at each resolution of a recipe. The limit is the network on views that are already on the device.",
     )
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps that are timed in a row [5]")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions, the median counts [3]")
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="consecutive timed steps [5]")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported [3]")
     parser.add_argument("--output", default="benchmark.png", metavar="PNG", help="the picture [benchmark.png]")
     options, overrides = parser.parse_known_args(argv)
 

@@ -1,8 +1,7 @@
-"""`--accelerate_config NAME`: starts the same command again under `accelerate launch`, with a file by its name."""
+"""`--accelerate_config NAME`: runs the command under `accelerate launch` with a named configuration."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,39 +10,39 @@ from pathlib import Path
 import torch
 import yaml
 
+from hf_essl.common import unknown
+
 FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
 
 
 def find_config(name: str) -> Path:
-    """The launch configuration of this name under recipes/accelerate, or at this path.
+    """The launch configuration with this name in recipes/accelerate, or at this path.
 
     Raises:
-        ValueError: where there is none, with the nearest.
+        ValueError: if there is none.
     """
     if Path(name).is_file():
         return Path(name)
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(sorted(known))}, or the path of a file"
-    raise ValueError(f"accelerate_config is {name!r}, no launch configuration; {hint}")
+    raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")
 
 
 def launch_command(config: Path, words: Sequence[str]) -> list[str]:
-    """`accelerate launch` with this configuration, then pretrain with these words.
+    """The words of `accelerate launch` with this configuration and of `hf-essl pretrain` with these words.
 
-    `gpu_ids: all` on one machine means all of its GPUs, whatever num_processes says; `use_cpu` reaches the recipe.
+    On one machine `gpu_ids: all` uses all GPUs, whatever num_processes says; `use_cpu` is passed on to the recipe.
 
     Raises:
-        ValueError: where the configuration asks for GPUs and there is none.
+        ValueError: if the configuration needs GPUs and there is none.
     """
     settings = yaml.safe_load(config.read_text()) or {}
     options, overrides = [], []
     if settings.get("use_cpu"):
         overrides = ["--use_cpu", "true"]
     elif not torch.accelerator.is_available():
-        raise ValueError(f"accelerate_config {config} asks for a GPU and this machine shows none; take `cpu`")
+        raise ValueError(f"accelerate_config {config} needs a GPU and this machine has none; use `cpu`")
     elif settings.get("gpu_ids") == "all" and settings.get("num_machines", 1) == 1:
         options = ["--num_processes", str(torch.accelerator.device_count())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options]
@@ -51,6 +50,6 @@ def launch_command(config: Path, words: Sequence[str]) -> list[str]:
 
 
 def relaunch(command: Sequence[str], environment: dict[str, str]) -> None:
-    """Becomes the command: signals and the exit code are its own."""
+    """Replaces this process by the command, so that signals and the exit code are the command's."""
     sys.stdout.flush()
     os.execve(command[0], list(command), environment)

@@ -6,7 +6,7 @@ from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Trains a copy of the recipe's model over a range of learning rates, and prints which to take."""
+    """Trains a copy of the recipe's model over a range of learning rates, and prints a suggestion."""
     parser = RecipeParser("lr-find", "Train while the learning rate grows exponentially, and suggest a peak (Fig. 4).")
     parser.add_argument("--start", type=float, default=1e-3, metavar="LR", help="lowest learning rate [0.001]")
     parser.add_argument("--end", type=float, default=1.0, metavar="LR", help="highest learning rate [1]")
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> None:
         type=int,
         default=4096,
         metavar="N",
-        help="images of the validation loss after each step; 0 for none [4096, or all that there are]",
+        help="images for the validation loss after each step; 0 for none [4096, or all images if there are fewer]",
     )
     parser.add_argument("--output", default="lr_range.png", metavar="PNG", help="where to draw it [lr_range.png]")
     options, overrides = parser.parse_known_args(argv)

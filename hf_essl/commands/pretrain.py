@@ -16,7 +16,7 @@ def run(argv: list[str]) -> None:
 
         epilog = describe_fields()
     parser = RecipeParser(
-        "pretrain", "Pretrain a backbone as a recipe says; any of its fields can be overridden.", epilog
+        "pretrain", "Pretrain a backbone from a recipe. Every field of the recipe can be overridden.", epilog
     )
     parser.add_argument(
         *("--accelerate_config", "--accelerate-config"),
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> None:
 
         environment = dict(os.environ)
         command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])
-        load_recipe(options.recipe, overrides)  # a mistake is told once, before any process starts
+        load_recipe(options.recipe, overrides)  # report a mistake once, before any process starts
         relaunch(command, environment)
     recipe = load_recipe(options.recipe, overrides)
     if recipe.training.process_index == 0:

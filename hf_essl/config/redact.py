@@ -1,4 +1,4 @@
-"""Keeps to the machine what is its own: the token, and the paths of its folders."""
+"""Keeps the Hub token and the paths of this machine out of everything that is published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = (".json", ".md", ".yaml")
 
 
 def without_paths(value: Any) -> Any:
-    """A recipe's values with each path that names folders of this machine cut down to its last component."""
+    """The values of a recipe, with each path cut to its last component."""
     if isinstance(value, Mapping):
         return {key: without_paths(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -22,13 +22,13 @@ def without_paths(value: Any) -> Any:
 
 
 def public_recipe(path: Path) -> bytes:
-    """The recipe in a file, as YAML without the paths of this machine."""
+    """A recipe file as YAML, without the paths of this machine."""
     values = without_paths(yaml.safe_load(path.read_text(encoding="utf-8")))
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True).encode()
 
 
 def check_public(files: Mapping[str, Path | bytes], *folders: Path) -> None:
-    """Raises ValueError for a text that holds the Hub token, or the path of the home or of one of the folders."""
+    """Raises ValueError for a text that contains the Hub token, the home folder, or one of the given folders."""
     token = get_token()
     homes = {str(place) for place in (Path.home(), *(folder.resolve() for folder in folders)) if len(place.parts) > 1}
     for name, content in files.items():
@@ -36,10 +36,10 @@ def check_public(files: Mapping[str, Path | bytes], *folders: Path) -> None:
             continue
         text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8", errors="replace")
         if token and token in text:
-            raise ValueError(f"{name} holds the Hub token; take it out of the file, then push again")
+            raise ValueError(f"{name} contains the Hub token; remove it, then push again")
         for home in homes:
             if f"{home}/" in text:
-                raise ValueError(f"{name} names {home}, a folder of this machine; take it out, then push again")
+                raise ValueError(f"{name} contains {home}, a folder of this machine; remove it, then push again")
 
 
 def _last_component(text: str) -> str:

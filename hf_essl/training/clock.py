@@ -1,4 +1,4 @@
-"""A stopwatch of the training alone, which stands still in evaluation and saving."""
+"""A stopwatch that counts training only, not evaluation and saving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Clock:
         self.reset()
 
     def reset(self, seconds: float = 0.0) -> None:
-        """Stands still at `seconds`: what was counted before, in the part of a run that was interrupted."""
+        """Stops at `seconds`, the count of an interrupted run."""
         self._counted = self._lap = seconds
         self._since: float | None = None
 
@@ -38,7 +38,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stands still inside the block where it was running."""
+        """Stops the clock inside the block if it was running."""
         was_running = self._since is not None
         self.stop()
         try:

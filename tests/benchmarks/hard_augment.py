@@ -15,10 +15,10 @@ from collections import defaultdict
 
 import torch
 
-from hf_essl.training.layout import disable_malloc_trim
 from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.selection import HardAugment
+from hf_essl.training.layout import disable_malloc_trim
 from hf_essl.views import Views
 
 

@@ -10,9 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_essl.training.layout import unsharded
 from hf_essl.methods import METHODS, SSLModel
-from tests.methods.small import SMALL_HEADS
+from hf_essl.training.layout import unsharded
 
 IMAGES, STEPS = 16, 5
 
@@ -37,7 +36,7 @@ def whole(tensor):
 def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = None) -> dict:
     """Losses, first gradients and final state of five steps of SGD on this rank's share of the images."""
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_convnext", method, method_args=SMALL_HEADS[method]).train()
+    model = SSLModel.from_timm("test_convnext", method, method_args=METHODS[method].small_args).train()
     freeze_batchnorm(model)
     wrapped = wrap(model, kind)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)

@@ -12,17 +12,17 @@ from tests.helpers import patches, small_trainer
 def main(folder: Path) -> None:
     trainer = small_trainer(folder / "run", train=patches("train", 96), per_device_train_batch_size=8, max_steps=4)
     rank, seen, drawn = trainer.args.process_index, [], []
-    make_views, render = trainer.make_views, trainer.render
+    choose_pair, render = trainer.choose_pair, trainer.render
 
     def watched_images(images):
         seen.extend(image.float().mean().item() for image in images)
-        return make_views(images)
+        return choose_pair(images)
 
     def watched_choice(images, chosen):
         drawn.append(chosen.first.box.flatten().tolist())
         return render(images, chosen)
 
-    trainer.make_views, trainer.render = watched_images, watched_choice
+    trainer.choose_pair, trainer.render = watched_images, watched_choice
     trainer.train()
     facts = {
         "world_size": trainer.args.world_size,

@@ -18,8 +18,8 @@ from transformers.initialization import no_init_weights
 
 from hf_essl import cli, export_backbone, load_backbone, push_backbone
 from hf_essl.common import HubError, HubUnreachable
-from hf_essl.hub.hub_errors import explain
 from hf_essl.config.redact import without_paths
+from hf_essl.hub.hub_errors import explain
 from hf_essl.methods import SSLModel
 from tests.evaluation.test_backbone import write_checkpoint
 from tests.methods.small import SMALL_HEADS

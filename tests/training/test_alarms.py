@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_essl.training.alarms import find_trouble
-from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.common import Diverged
 from hf_essl.methods import METHODS, SSLModel
+from hf_essl.run_folder import checkpoints, last_complete_checkpoint
+from hf_essl.training.alarms import find_trouble
 from tests.helpers import small_trainer
 
 

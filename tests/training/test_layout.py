@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_essl.training.layout import prepare_layers
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
+from hf_essl.training.layout import prepare_layers
 
 
 def prepared(method, device="cuda", **settings):

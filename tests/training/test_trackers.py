@@ -19,13 +19,13 @@ from transformers import TrainerControl, TrainerState
 from transformers.integrations import integration_utils
 
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
-from hf_essl.training.step_log import RunningMeans
 from hf_essl.methods import SimSiam
 from hf_essl.methods.base import build_backbone
 from hf_essl.recipe import RecipeError, load_recipe
-from hf_essl.views.tiles import tile_views
-from hf_essl.training.trackers import WandbRunCallback, run_config
 from hf_essl.trainer import SSLTrainer
+from hf_essl.training.step_log import RunningMeans
+from hf_essl.training.trackers import WandbRunCallback, run_config
+from hf_essl.views.tiles import tile_views
 from tests.helpers import patches, small_trainer
 from tests.test_trainer import StopAfter
 from tests.wandb_file import read_sessions

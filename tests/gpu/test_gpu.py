@@ -10,19 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.benchmark import benchmark
-from hf_essl.data import as_images, decode
-from hf_essl.data.feed import Feed, feed_of
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.data import Feed
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.recipe import load_recipe
 from hf_essl.trainer import SSLTrainer
 from hf_essl.views import Views
-from tests.data.test_decode import encoded, photo
 from tests.helpers import TRAINING, VIEWS, patches
 
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -75,7 +72,7 @@ def test_views_are_those_of_a_cpu_and_nothing_waits_for_the_device():
 
 
 def test_a_copy_waits_for_nothing_and_the_step_for_the_copy():
-    feed = Feed(patches("train", 32), torch.device("cuda"))
+    feed = Feed(torch.device("cuda"))
     busy = torch.randn(4096, 4096, device="cuda")
     batches = [torch.full((64, 3, 128, 128), value, dtype=torch.uint8).pin_memory() for value in range(1, 9)]
     sums = []
@@ -95,40 +92,6 @@ def test_batches_are_pinned_and_train_alike(tmp_path):
     for trainer in (fed, kept):
         trainer.train()
     assert losses(fed) == pytest.approx(losses(kept), abs=1e-3)
-
-
-@pytest.fixture
-def jpegs(tmp_path):
-    """A folder of 32 JPEGs, one of them torn and one a PNG."""
-    for index in range(32):
-        content = encoded(photo(90 + index, 120), "PNG" if index == 5 else "JPEG", **({} if index == 5 else QUALITY))
-        path = tmp_path / "jpegs" / f"{index:02}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content[: len(content) // 2] if index == 9 else content)
-    return tmp_path / "jpegs"
-
-
-QUALITY = {"quality": 95}
-
-
-def test_jpegs_are_decoded_on_the_gpu(jpegs, tmp_path):
-    args = DataArguments(dataset=str(jpegs), image_size=32, jpeg_decoder="gpu", max_unreadable=0.1)
-    images = as_images(str(jpegs), args)
-    feed = feed_of(images, args, torch.device("cuda"))
-    batch = feed(feed.collate([feed.dataset[index] for index in range(32)]))
-    assert batch["image"].device.type == "cuda" and [one.index for one in batch["unreadable"]] == [9]
-    for index in (0, 5, 31):
-        whole = decode((jpegs / f"{index:02}.jpg").read_bytes(), 32)
-        assert (batch["image"][index].cpu().int() - whole.int()).abs().float().mean() < 2
-    trainer = SSLTrainer(
-        SSLModel.from_timm("test_resnet", method_args=METHODS["simsiam"].small_args),
-        SSLTrainingArguments(output_dir=str(tmp_path), **{**TRAINING, "use_cpu": False, "dataloader_num_workers": 1}),
-        images,
-        view_args=ViewArguments(**VIEWS),
-        data_args=args,
-    )
-    trainer.train()
-    assert all(map(math.isfinite, losses(trainer))) and len(trainer.unreadable.found) == 1
 
 
 def test_a_benchmark_waits_for_the_device():
@@ -155,7 +118,7 @@ def test_a_compiled_backbone_gives_the_losses_of_an_eager_one(tmp_path, method):
 def test_the_command_trains_on_all_gpus(tmp_path):
     words = ["recipes/quickstart.yaml", "--max_steps", "4", "--output_dir", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "hf_essl.cli", "pretrain", *words, "--accelerate_config", "multi_gpu"],
+        [sys.executable, "-m", "hf_essl", "pretrain", *words, "--accelerate_config", "multi_gpu"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
