@@ -39,8 +39,8 @@ def benchmark(
     """Trains a few steps at each resolution of a recipe and times them; nothing is saved.
 
     The limit is the network's own work on views that are already there. Each round times the whole training, the parts
-    and the limit alternately, after warm-up steps, so that a drift in the machine's speed affects all alike. The median
-    of the rounds is reported.
+    and the limit alternately, after warm-up steps, so that a drift in the machine's speed affects all alike; the
+    median of the rounds is reported.
 
     Args:
         steps: consecutive timed steps.
