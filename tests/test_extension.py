@@ -15,7 +15,7 @@ from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.methods import METHODS
 from hf_essl.schedules import CURVES
 
-METHOD = '''
+METHOD = """
 import torch
 from torch import nn
 from hf_essl.methods import METHODS, SSLModel
@@ -40,8 +40,8 @@ class Plain(SSLModel):
         return (negative_cosine(queries[0], keys[1]) + negative_cosine(queries[1], keys[0])) / 2
 
 METHODS["plain"] = Plain
-'''
-CURVE = '''
+"""
+CURVE = """
 from dataclasses import dataclass
 from hf_essl.schedules import CURVES, Curve
 
@@ -60,7 +60,7 @@ class Linear(Curve):
         return 1 - t / self.length
 
 CURVES["linear"] = Linear
-'''
+"""
 PROTOCOL = '''
 from dataclasses import dataclass
 from hf_essl.config.fields import Share, option
@@ -182,7 +182,11 @@ def test_the_help_lists_them(package, capsys):
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for entry in ("plain: negative cosine without a predictor", "linear: a straight line to 0", "stripes: two classes"):
+    for entry in (
+        "plain: negative cosine without a predictor",
+        "linear: a straight line to 0",
+        "stripes: two classes",
+    ):
         assert entry in text
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from hf_essl.common import unknown
 from hf_essl.config import SSLTrainingArguments
@@ -94,12 +94,9 @@ class Cosine(Curve):
 
 
 @dataclass(frozen=True)
-class CosineWarmup(Curve):
-    """A linear rise over `warmup` steps, then cosine annealing to zero at `length` (Eq. 6)."""
+class _WithWarmup(Curve):
+    """A rise over `warmup` steps, t_w, then a cosine fall to zero at `length`, L."""
 
-    title = "CA with warm-up"
-    description = "linear warm-up, then cosine annealing to 0 (Eq. 6)"
-    course = "linear rise to {peak:g} in {warmup}, then cosine annealing to 0"
     has_warmup = True
 
     length: float
@@ -109,18 +106,31 @@ class CosineWarmup(Curve):
         _check_lengths(self.length, self.warmup)
 
     @classmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> CosineWarmup:
+    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Self:
         return cls(total_steps, cls.warmup_fraction(args) * total_steps)
 
     def lr(self, t: float) -> float:
         _check_step(t, self.length)
         if t < self.warmup:
-            return t / self.warmup
+            return self._rise(t / self.warmup)
         return _fall((t - self.warmup) / (self.length - self.warmup))
+
+    def _rise(self, u: float) -> float:
+        """The share of the peak by the finished share of the warm-up."""
+        return u
 
 
 @dataclass(frozen=True)
-class F1CLR(Curve):
+class CosineWarmup(_WithWarmup):
+    """A linear rise over `warmup` steps, then cosine annealing to zero at `length` (Eq. 6)."""
+
+    title = "CA with warm-up"
+    description = "linear warm-up, then cosine annealing to 0 (Eq. 6)"
+    course = "linear rise to {peak:g} in {warmup}, then cosine annealing to 0"
+
+
+@dataclass(frozen=True)
+class F1CLR(_WithWarmup):
     """Fixed 1-cycle (Eq. 8): a cosine rise over `warmup` steps, t_w, then a cosine fall to zero at `length`, L.
 
     Momentum moves in antiphase. A longer run stretches the fall only: `warmup` does not grow with `length`.
@@ -129,24 +139,10 @@ class F1CLR(Curve):
     title = "F1-CLR"
     description = "Fixed 1-cycle: cosine warm-up of fixed length, then cosine to 0; momentum in antiphase (Eq. 8)"
     course = "cosine rise to {peak:g} in {warmup}, then cosine fall to 0"
-    has_warmup = True
     cycles_momentum = True
 
-    length: float
-    warmup: float
-
-    def __post_init__(self):
-        _check_lengths(self.length, self.warmup)
-
-    @classmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> F1CLR:
-        return cls(total_steps, cls.warmup_fraction(args) * total_steps)
-
-    def lr(self, t: float) -> float:
-        _check_step(t, self.length)
-        if t < self.warmup:
-            return 1 - _fall(t / self.warmup)
-        return _fall((t - self.warmup) / (self.length - self.warmup))
+    def _rise(self, u: float) -> float:
+        return 1 - _fall(u)
 
     def momentum(self, t: float) -> float:
         return 1 - self.lr(t)

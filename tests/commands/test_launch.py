@@ -49,9 +49,13 @@ def test_all_gpus_are_counted(monkeypatch):
 
 
 def test_mistakes_are_told_before_a_process_starts(monkeypatch):
-    with pytest.raises(ValueError, match=r"accelerate_config is 'multi_gpus'; choose one of .* did you mean 'multi_gpu'"):
+    with pytest.raises(
+        ValueError, match=r"accelerate_config is 'multi_gpus'; choose one of .* did you mean 'multi_gpu'"
+    ):
         find_config("multi_gpus")
-    with pytest.raises(ValueError, match=r"choose one of cpu, fsdp, multi_gpu, multi_node, single_gpu; or pass the path"):
+    with pytest.raises(
+        ValueError, match=r"choose one of cpu, fsdp, multi_gpu, multi_node, single_gpu; or pass the path"
+    ):
         find_config("tpu_pod")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"needs a GPU and this machine has none; use `cpu`"):
