@@ -138,7 +138,7 @@ class SSLTrainer(HubTrainer):
         batch = self.feed(inputs)
         images = batch["image"]  # uint8 N x 3 x S x S
         self.unreadable.update(batch["unreadable"], seen=len(images))
-        self.step_log.add_batch(images, batch.get("label"), self.args.world_size)
+        self.step_log.add_batch(images, batch["label"], self.args.world_size)
         self._seed_views()
         model.train()
         chosen = self.choose_pair(images)

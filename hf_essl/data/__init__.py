@@ -1,29 +1,16 @@
-"""Images: found, decoded to uint8 tensors, and kept or streamed."""
+"""Images: found, decoded to uint8 tensors, and cached or streamed."""
 
 from hf_essl.data.cache import CachedImages
-from hf_essl.data.dataset import DecodedImages, ImageDataset, collate, image_count, sample_images
-from hf_essl.data.decode import UnreadableImage, decode
-from hf_essl.data.disk_images import DiskImages
-from hf_essl.data.feed import Feed
-from hf_essl.data.load import Images, as_images, load_images
+from hf_essl.data.dataset import DecodedImages, ImageDataset, image_count, sample_images
+from hf_essl.data.decode import Unreadable, UnreadableImage, UnreadableLog, decode
+from hf_essl.data.disk_cache import DiskImages
+from hf_essl.data.feed import Feed, collate
+from hf_essl.data.labels import NO_LABEL
+from hf_essl.data.load import Images, as_images, count_training_images, load_images
 from hf_essl.data.stream import StreamedImages
-from hf_essl.data.unreadable import Unreadable, UnreadableLog
 
 __all__ = [
-    "CachedImages",
-    "DecodedImages",
-    "DiskImages",
-    "Feed",
-    "ImageDataset",
-    "Images",
-    "StreamedImages",
-    "Unreadable",
-    "UnreadableImage",
-    "UnreadableLog",
-    "as_images",
-    "collate",
-    "decode",
-    "image_count",
-    "load_images",
-    "sample_images",
-]
+    "NO_LABEL", "CachedImages", "DecodedImages", "DiskImages", "Feed", "ImageDataset", "Images", "StreamedImages",
+    "Unreadable", "UnreadableImage", "UnreadableLog", "as_images", "collate", "count_training_images", "decode",
+    "image_count", "load_images", "sample_images",
+]  # fmt: skip

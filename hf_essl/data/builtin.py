@@ -1,4 +1,7 @@
-"""Data sets that the package knows by name. To add one, write its loader in a file and add a line to `DATASETS`."""
+"""Datasets that the package knows by name.
+
+To add a built-in one, write its loader in a new file and add a line to `DATASETS`.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +10,64 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_essl.data import photo_patches
 from hf_essl.data.cache import CachedImages
-from hf_essl.data.photo_patches import SPLITS, TERMS, photo_patches
 
 IMAGENET_TERMS = "ImageNet's terms of access allow non-commercial research and education only"
 
 
 @dataclass(frozen=True)
-class BuiltInDataset:
-    """What help, cost and card say of a data set, and how to load it if it needs no download.
+class KnownDataset:
+    """What help, cost estimates and model cards say of a dataset.
 
     Args:
         description: one line for the help.
-        train_images: training images, known without loading them.
-        terms: of its images, one sentence without its full stop.
+        train_images: number of training images, known without loading them.
+        terms: terms of use of its images, one sentence without its period.
         caveat: what an accuracy on it does not show; empty if there is nothing to say.
-        splits: names of the splits that `load` takes, the training split first.
-        load: (split, side in pixels, device) to decoded images; None for a data set of the Hub.
     """
 
     description: str
     train_images: int
     terms: str
     caveat: str = ""
-    splits: tuple[str, ...] = ()
-    load: Callable[[str, int, torch.device | str], CachedImages] | None = None
 
 
-DATASETS: dict[str, BuiltInDataset] = {
-    "photo-patches": BuiltInDataset(
+@dataclass(frozen=True, kw_only=True)
+class BuiltInDataset(KnownDataset):
+    """A dataset that needs no download.
+
+    Args:
+        splits: names of its splits, the training split first.
+        load: (split, side in pixels, device) to decoded images.
+    """
+
+    splits: tuple[str, ...]
+    load: Callable[[str, int, torch.device | str], CachedImages]
+
+
+DATASETS: dict[str, KnownDataset] = {
+    photo_patches.NAME: BuiltInDataset(
         "labeled patches of scikit-image's 16 photographs, without a download",
-        train_images=4096,
-        terms=TERMS,
-        caveat=(
-            "Each class of photo-patches is one photograph, and both splits show parts of the same 16 photographs: "
-            "its accuracies show whether training works and are not a benchmark."
-        ),
-        splits=SPLITS,
-        load=photo_patches,
+        train_images=len(photo_patches.PHOTOS) * photo_patches.PER_CLASS["train"],
+        terms=photo_patches.TERMS,
+        caveat=photo_patches.CAVEAT,
+        splits=photo_patches.SPLITS,
+        load=photo_patches.photo_patches,
     ),
-    "frgfm/imagenette": BuiltInDataset(
-        "Imagenette, ten classes of ImageNet, from the Hub",
-        train_images=9469,
-        terms=f"ten classes of ImageNet; {IMAGENET_TERMS}",
+    "frgfm/imagenette": KnownDataset(
+        "Imagenette, ten classes of ImageNet, from the Hub", 9469, f"ten classes of ImageNet; {IMAGENET_TERMS}"
     ),
-    "ILSVRC/imagenet-1k": BuiltInDataset("ImageNet, from the Hub", train_images=1281167, terms=IMAGENET_TERMS),
+    "ILSVRC/imagenet-1k": KnownDataset("ImageNet, from the Hub", 1281167, IMAGENET_TERMS),
 }
+
+
+def built_in(name: str) -> BuiltInDataset | None:
+    """The built-in dataset of this name, or None."""
+    known = DATASETS.get(name)
+    return known if isinstance(known, BuiltInDataset) else None
+
+
+def built_in_names() -> str:
+    """The names of the built-in datasets, for messages."""
+    return " or ".join(filter(built_in, DATASETS))

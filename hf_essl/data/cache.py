@@ -14,14 +14,15 @@ import torch
 from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
-from hf_essl.data.dataset import DecodedImages, ImageDataset
-from hf_essl.data.unreadable import Unreadable, UnreadableLog, read_image
+from hf_essl.data.dataset import DecodedImages, StoredImages
+from hf_essl.data.decode import Unreadable, UnreadableLog, no_readable_image, read_image
+from hf_essl.data.labels import label_tensor
 
 CHUNK = 1_024  # images decoded between two copies to the cache
-USABLE = 0.8  # share of the free memory that a cache may take
+USABLE = 0.8  # share of the free memory that a cache may use
 
 
-class CachedImages(ImageDataset):
+class CachedImages(StoredImages):
     """Decoded images in memory.
 
     Args:
@@ -38,42 +39,36 @@ class CachedImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {"image": self.images[index], "unreadable": []}
-        return sample if self.labels is None else sample | {"label": int(self.labels[index])}
+    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images at int64 B indices, uint8 B x 3 x S x S on the cache's device.
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        """A ready batch in one gather; torch's DataLoader calls this, and `collate` passes the batch through.
-
-        Raises ValueError in a worker process when the images are on an accelerator, which forked workers cannot use.
+        Raises:
+            ValueError: in a worker process if the images are on an accelerator, which forked workers cannot use.
         """
         if self.images.device.type != "cpu" and get_worker_info() is not None:
             raise ValueError("cache is device with dataloader workers; set dataloader_num_workers: 0 or cache: memory")
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        batch = {"image": self.images.index_select(0, index.to(self.images.device)), "unreadable": []}
-        return batch if self.labels is None else batch | {"label": self.labels[index]}
+        return self.images.index_select(0, indices.to(self.images.device))
 
     def take(self, indices: Sequence[int]) -> CachedImages:
-        """The images at `indices`, copied; the same object for all of them in order."""
+        """A copy of the images at `indices`; the same object for all of them in order."""
         if list(indices) == list(range(len(self))):
             return self
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[index]
-        return CachedImages(self.images[index.to(self.images.device)], labels, self.classes, self.name)
+        return CachedImages(self.gather(index), labels, self.classes, self.name)
 
 
 def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreadable: float) -> CachedImages:
-    """Decodes a whole dataset up front, by threads, and keeps it on `device`; unreadable images are left out.
+    """Decodes a whole dataset in a pool of threads and keeps it on `device`, without its unreadable images.
 
     Raises:
-        ValueError: before decoding, when the images need more than 80 % of the free memory; while decoding, when more
+        ValueError: before decoding, if the images need more than 80 % of the free memory; while decoding, if more
             than `max_unreadable` of them are unreadable.
     """
     source, log = dataset.source, UnreadableLog(len(dataset), max_unreadable)
     reads = (partial(source.read, index) for index in range(len(source)))
     images, labels = decode_all(reads, len(source), dataset.image_size, device, source.name, log)
-    encoded = torch.tensor(labels, dtype=torch.int64) if labels and labels[0] is not None else None
-    cached = CachedImages(images, encoded, dataset.classes, dataset.name)
+    cached = CachedImages(images, label_tensor(labels), dataset.classes, dataset.name)
     cached.left_out = len(log.found)
     return cached
 
@@ -86,11 +81,15 @@ def decode_all(
     name: str,
     log: UnreadableLog,
 ) -> tuple[torch.Tensor, list[Any]]:
-    """Runs at most `count` reads of (image, label) and decodes the images, in chunks, in a pool of threads.
+    """Runs at most `count` reads of (image, label) and decodes the images in a pool of threads.
 
-    Returns: the readable images, uint8 N x 3 x size x size on `device` in the order of the reads, and their N labels.
+    Returns:
+        The readable images, uint8 N x 3 x size x size on `device` in the order of the reads, and their N labels.
+
+    Raises:
+        ValueError: for too little free memory, for too many unreadable images, and if none is readable.
     """
-    require_memory(count, size, device)
+    check_memory(count, size, device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
     labels: list[Any] = []
     with progress_bar(count, name) as bar:
@@ -102,27 +101,28 @@ def decode_all(
             labels += [label for _, label in readable]
             bar.update(len(results))
     if not labels:
-        raise ValueError(f"no image of {name} is readable")
+        raise no_readable_image(name, list(log.found.values()))
     return images[: len(labels)], labels
 
 
 def decode_chunks(
     reads: Iterable[Callable[[], tuple[Any, Any]]], size: int, name: str, chunk: int | None = None, start: int = 0
 ) -> Iterator[list[tuple[torch.Tensor, Any] | Unreadable]]:
-    """Runs reads of (image, label) in a pool of threads: what `read_image` gives, in order, `chunk` (1,024) at a time.
+    """Runs reads of (image, label) in threads; yields what `read_image` returns, in order, `chunk` (1,024) at a time.
 
-    Args:
-        start: index of the first read, for the names of unreadable images.
+    `start` is the index of the first read, for the names of unreadable images.
     """
     numbered = enumerate(reads, start)
-    with ThreadPoolExecutor(_usable_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         while jobs := list(islice(numbered, chunk or CHUNK)):
             yield list(pool.map(lambda job: read_image(job[1], size, job[0], f"{name}[{job[0]}]"), jobs))
 
 
-def require_memory(count: int, size: int, device: torch.device | str) -> None:
-    """Raises ValueError when `count` images of `size` pixels need more than 80 % of the free memory of `device`."""
-    needed, free = count * 3 * size * size, free_memory(torch.device(device))
+def check_memory(count: int, size: int, device: torch.device | str) -> None:
+    """Raises ValueError if `count` images of `size` pixels need more than 80 % of the free memory of `device`."""
+    device = torch.device(device)
+    needed = count * 3 * size * size
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > USABLE * free:
         raise ValueError(
             f"{count} images at image_size {size} need {needed / 1e9:.1f} GB, above {USABLE:.0%} of the "
@@ -130,17 +130,11 @@ def require_memory(count: int, size: int, device: torch.device | str) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int:
-    """Free bytes on an accelerator, or of the host."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress_bar(count: int, name: str, done: int = 0) -> tqdm:
-    """A bar of `count` images on a terminal, of which `done` are there already."""
+    """A bar of `count` images on a terminal, starting at `done`."""
     return tqdm(total=count, initial=done, desc=f"decoding {name}", unit="image", disable=None)

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
+from hf_essl.common import evenly_spaced
 from hf_essl.compat import dataset_fingerprint
-from hf_essl.data.unreadable import Unreadable, read_image, require_readable
+from hf_essl.data.decode import MAX_IN_A_ROW, Unreadable, no_readable_image, read_image
+from hf_essl.data.labels import NO_LABEL, label_tensor
 
 
 class Source(Protocol):
@@ -19,21 +21,22 @@ class Source(Protocol):
     name: str
     classes: list[str] | None
     fingerprint: str | None
-    """Text that changes with the images; None where the source cannot tell."""
+    """Text that changes with the images; None if the source has no such text."""
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[Any, int | None]:
-        """(anything that `decode` takes, class index or None)."""
+    def read(self, index: int) -> tuple[Any, int]:
+        """(anything that `decode` accepts, class index or NO_LABEL)."""
 
     def read_labels(self) -> torch.Tensor | None:
-        """int64 N, or None without labels."""
+        """int64 N, or None if no image has a label."""
 
 
 class ImageDataset(Dataset):
-    """What every dataset of this package is: samples {"image": uint8 3 x S x S, "label": int, "unreadable": list}.
+    """The interface of all datasets of this package.
 
-    `label` is absent without labels. `labels` is int64 N or None, `classes` the class names or None.
+    A sample is {"image": uint8 3 x S x S, "label": class index or NO_LABEL, "unreadable": list of `Unreadable`}.
+    `labels` is int64 N, or None if no image has a label; `classes` the class names if they are known.
     """
 
     name: str
@@ -41,19 +44,32 @@ class ImageDataset(Dataset):
     classes: list[str] | None = None
     labels: torch.Tensor | None = None
     left_out: int = 0
-    """Unreadable images that a cache does without."""
+    """Unreadable images that a cache leaves out."""
 
 
-def image_count(dataset: Any) -> int | None:
-    """Images of a dataset; None for a stream, and where there is no dataset."""
-    return len(dataset) if hasattr(dataset, "__len__") else None
+class StoredImages(ImageDataset):
+    """Decoded images that are read a batch at a time."""
+
+    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images at int64 B indices, uint8 B x 3 x S x S."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.__getitems__([range(len(self))[index]])  # type: ignore[arg-type]  # or IndexError
+        return {"image": batch["image"][0], "label": int(batch["label"][0]), "unreadable": []}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """A ready batch; torch's DataLoader calls this, and `collate` returns the batch unchanged."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        labels = torch.full_like(index, NO_LABEL) if self.labels is None else self.labels[index]
+        return {"image": self.gather(index), "label": labels, "unreadable": []}
 
 
 class DecodedImages(ImageDataset):
-    """Decodes an image each time it is asked for.
+    """Decodes an image each time it is requested.
 
-    An unreadable image is replaced by the next readable one, so that the batch size stays; the sample then carries
-    the replacement's label and reports the unreadable ones. `labels` are those of the images as stored.
+    The next readable image replaces an unreadable one, so that the batch size does not change. The sample then has
+    the label of the replacement and lists the unreadable images. `labels` are those of the images as stored.
     """
 
     def __init__(self, source: Source, image_size: int) -> None:
@@ -68,97 +84,86 @@ class DecodedImages(ImageDataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises ValueError when the dataset, or the 1,000 images from `index` on, cannot be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
+        """Raises ValueError if no image of the dataset, or none of the 1,000 images from `index` on, is readable."""
+        index = range(len(self))[index]  # or IndexError
         unreadable: list[Unreadable] = []
-        for step in range(len(self)):
+        for step in range(min(len(self), MAX_IN_A_ROW)):
             at = (index + step) % len(self)
             result = read_image(partial(self.source.read, at), self.image_size, at, f"{self.name}[{at}]")
             if not isinstance(result, Unreadable):
-                image, label = result
-                sample = {"image": image, "unreadable": unreadable}
-                return sample if label is None else sample | {"label": label}
+                return {"image": result[0], "label": result[1], "unreadable": unreadable}
             unreadable.append(result)
-            require_readable(unreadable)
-        raise ValueError(f"no image of {self.name} is readable: {unreadable[0].name}: {unreadable[0].reason}")
+        raise no_readable_image(self.name, unreadable)
 
 
 class Rows:
-    """Images of a `datasets.Dataset`, whose image column yields {"bytes", "path"}, and labels read up front."""
+    """Images of a `datasets.Dataset` whose image column returns {"bytes", "path"}, with labels read in advance."""
 
     def __init__(self, rows, image_column: str, labels: torch.Tensor | None, classes, name: str) -> None:
         self.rows, self.column = rows.select_columns([image_column]), image_column
         self.labels, self.classes, self.name = labels, classes, name
-        self.fingerprint: str | None = dataset_fingerprint(
-            self.rows
-        )  # of `datasets`: files, their times, what was selected
+        self.fingerprint: str | None = dataset_fingerprint(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> tuple[Any, int | None]:
-        return self.rows[index][self.column], None if self.labels is None else int(self.labels[index])
+    def read(self, index: int) -> tuple[Any, int]:
+        return self.rows[index][self.column], NO_LABEL if self.labels is None else int(self.labels[index])
 
     def read_labels(self) -> torch.Tensor | None:
         return self.labels
 
 
 class Items:
-    """Images of a torch dataset: PIL images or uint8 tensors, alone, in (image, label) pairs or in dicts."""
+    """Images of a torch dataset: PIL images or uint8 tensors, bare, in (image, label) pairs or in dicts."""
 
     def __init__(self, items, image_key: str, label_key: str) -> None:
         if not hasattr(items, "__len__"):
-            raise ValueError(f"{type(items).__name__} has no length; give a map-style dataset of images")
-        self.items, self.image_key, self.label_key = items, image_key, label_key
+            raise ValueError(f"{type(items).__name__} has no length; pass a map-style dataset of images")
+        self.items, self.keys = items, (image_key, label_key)
         self.name, self.classes = type(items).__name__, getattr(items, "classes", None)
         self.fingerprint: str | None = getattr(items, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, index: int) -> tuple[Any, int | None]:
-        item = self.items[index]
-        image, label = item, None
-        if isinstance(item, dict):
-            if self.image_key not in item:
-                raise ValueError(f"image_column is {self.image_key}; the items of {self.name} hold {', '.join(item)}")
-            image, label = item[self.image_key], item.get(self.label_key)
-        elif isinstance(item, (tuple, list)):
-            image, label = item[0], item[1] if len(item) > 1 else None
-        return image, None if label is None else int(label)
+    def read(self, index: int) -> tuple[Any, int]:
+        image, *label = self._parts(index)
+        if not label or label[0] is None:
+            return image, NO_LABEL
+        return image, max(int(label[0]), NO_LABEL)
 
     def read_labels(self) -> torch.Tensor | None:
-        """From the dataset's `targets` or `labels` where it has them, else by reading every item once."""
+        """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
+
+        If the first item has no place for a label, no other item is read.
+        """
         labels: Sequence[Any] | None = getattr(self.items, "targets", getattr(self.items, "labels", None))
         if labels is None or len(labels) != len(self):
-            labels = []
-            for index in range(len(self)):
-                label = self.read(index)[1]
-                if label is None:
-                    return None
-                labels.append(label)
-        return torch.as_tensor(labels, dtype=torch.int64)
+            if not len(self) or len(self._parts(0)) == 1:
+                return None
+            labels = [self.read(index)[1] for index in range(len(self))]
+        return label_tensor(labels)
+
+    def _parts(self, index: int) -> tuple[Any, ...]:
+        """(image,) or (image, label)."""
+        item = self.items[index]
+        if isinstance(item, dict):
+            if self.keys[0] not in item:
+                raise ValueError(f"image_column is {self.keys[0]}; the items of {self.name} have {', '.join(item)}")
+            return tuple(item[key] for key in self.keys if key in item)
+        return tuple(item[:2]) if isinstance(item, (tuple, list)) else (item,)
 
 
-def collate(samples: Any) -> dict[str, Any]:
-    """Samples to a batch; a batch that the dataset gathered itself passes through.
-
-    Returns: {"image": uint8 B x 3 x S x S, "label": int64 B (only where labels exist), "unreadable": list}.
-    """
-    if isinstance(samples, dict):
-        return samples
-    batch: dict[str, Any] = {"image": torch.stack([sample["image"] for sample in samples])}
-    if "label" in samples[0]:
-        batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
-    batch["unreadable"] = [one for sample in samples for one in sample["unreadable"]]
-    return batch
+def image_count(dataset: Any) -> int | None:
+    """The number of images of a dataset; None for a stream, and for None."""
+    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def sample_images(dataset: Any, count: int = 3) -> torch.Tensor:
-    """A few images, evenly spaced over a dataset (or the first of a stream): uint8 count x 3 x S x S."""
+    """At most `count` images, evenly spaced over a dataset or the first of a stream: uint8 B x 3 x S x S."""
     if hasattr(dataset, "__len__"):
-        picked = [dataset[int(i)] for i in torch.linspace(0, len(dataset) - 1, count)]
+        samples = [dataset[index] for index in evenly_spaced(len(dataset), count)]
     else:
-        picked = [sample for sample, _ in zip(dataset, range(count), strict=False)]
-    return torch.stack([sample["image"].cpu() for sample in picked])
+        samples = [sample for sample, _ in zip(dataset, range(count), strict=False)]
+    return torch.stack([sample["image"].cpu() for sample in samples])

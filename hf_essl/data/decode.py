@@ -1,8 +1,14 @@
-"""Any image to a uint8 tensor 3 x S x S: the short side resized to S, then the centre square."""
+"""Any image to a uint8 tensor 3 x S x S: the short side resized to S, then the center square; and what cannot be read.
+
+`decode` raises an error for an unreadable image; `read_image` returns a report of it instead, for `UnreadableLog`.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +16,24 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_essl.common import one_line
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_A_ROW = 1_000  # unreadable images, after which a readable one is unlikely
+MIN_SEEN = 1_000  # images of a stream, before which its share of unreadable ones means little
 VERSION = 1
-"""Raised with every change of the pixels that `decode` gives: caches on disk are then built anew."""
+"""Increased with every change of the pixels that `decode` returns: caches on disk are then rebuilt."""
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded whole; the message says why in one line."""
+    """An image that cannot be decoded completely; the message says why in one line."""
 
 
 def decode(image: Any, size: int) -> torch.Tensor:
-    """The centre square of an image at `size` pixels, uint8 3 x size x size.
+    """The center square of an image at `size` pixels, uint8 3 x size x size.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits. The resize is
+    Applies the EXIF orientation, puts transparent images on white and scales 16-bit values to 8 bits. The resize is
     antialiased bicubic, for a JPEG after the decoder's own reduction; an image of `size` x `size` keeps its pixels.
 
     Args:
@@ -30,21 +42,26 @@ def decode(image: Any, size: int) -> torch.Tensor:
         size: side S in pixels.
 
     Raises:
-        UnreadableImage: for a torn, empty or missing file, an unknown format or a decompression bomb.
-        ValueError: for a tensor that is no uint8 image.
+        UnreadableImage: for a truncated, empty or missing file, an unknown format or a decompression bomb.
+        ValueError: for a tensor that is not a uint8 image.
     """
     if isinstance(image, torch.Tensor):
         image = _pil_from_tensor(image)
     try:
-        return _to_tensor(_square(_as_rgb(_upright(image, size)), size))
+        pixels = np.array(_square(_as_rgb(_upright(image, size)), size))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # 3 x S x S
     except UnreadableImage:
         raise
-    except Exception as error:  # on damaged bytes PIL's format plugins raise errors of many types
-        raise UnreadableImage(_reason(error)) from error
+    except FileNotFoundError as error:
+        raise UnreadableImage("missing file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("unknown image format") from error
+    except Exception as error:  # PIL's format plugins raise errors of many types for damaged bytes
+        raise UnreadableImage(one_line(error)) from error
 
 
 def image_path(image: Any) -> str | None:
-    """The path an image was read from, or None for bytes, tensors and PIL images without a file."""
+    """The path that an image was read from, or None for bytes, tensors and PIL images without a file."""
     if isinstance(image, dict):
         return image.get("path")
     if isinstance(image, (str, Path)):
@@ -52,16 +69,82 @@ def image_path(image: Any) -> str | None:
     return getattr(image, "filename", None) or None
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """One image that could not be decoded: its index (None in a stream), its path or name, and why."""
+
+    index: int | None
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def read_image(read: Callable[[], tuple[Any, Any]], size: int, index: int | None, name: str):
+    """Reads (image, label) and decodes the image.
+
+    Returns:
+        (uint8 3 x size x size, label), or an `Unreadable` named by the image's path if it has one, else by `name`.
+    """
+    image = None
+    try:
+        image, label = read()
+        return decode(image, size), label
+    except (UnreadableImage, OSError, SyntaxError, Image.DecompressionBombError) as error:  # `read` may decode too
+        return Unreadable(index, image_path(image) or name, one_line(error))
+
+
+class UnreadableLog:
+    """Counts the distinct unreadable images of a dataset and stops the run if their share is too large.
+
+    Args:
+        total: images of the dataset. None for a stream: the share is then of the images seen, from 1,000 images on.
+        max_share: largest share of unreadable images, in [0, 1): the setting max_unreadable.
+    """
+
+    def __init__(self, total: int | None, max_share: float) -> None:
+        self.total, self.max_share = total, max_share
+        self.seen = 0
+        self.found: dict[tuple[int | None, str], Unreadable] = {}
+
+    def update(self, unreadable: Sequence[Unreadable], seen: int) -> None:
+        """Counts the unreadable images of a batch, next to `seen` readable ones, and logs a warning once for each.
+
+        Raises:
+            ValueError: if more than `max_share` of the images are unreadable.
+        """
+        for one in unreadable:
+            if (one.index, one.name) not in self.found:
+                self.found[one.index, one.name] = one
+                logger.warning("unreadable image %s", one)
+        self.seen += seen + len(unreadable)
+        if self.total is None and self.seen < MIN_SEEN:
+            return
+        total = self.seen if self.total is None else self.total
+        if len(self.found) > self.max_share * total:
+            raise ValueError(
+                f"{len(self.found)} of {total} images are unreadable ({_first(list(self.found.values()))}), above "
+                f"max_unreadable {self.max_share:g}; repair or remove them, or raise max_unreadable"
+            )
+
+
+def no_readable_image(name: str, unreadable: Sequence[Unreadable]) -> ValueError:
+    """The error for a dataset without a readable image, or with `MAX_IN_A_ROW` unreadable ones in a row."""
+    return ValueError(
+        f"no image of {name} is readable among {len(unreadable)} in a row ({_first(unreadable)}); check the dataset"
+    )
+
+
 def _upright(image: Any, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    with Image.open(io.BytesIO(encoded_bytes(image))) as opened:
-        opened.draft("RGB", (size, size))  # a JPEG is decoded at 1/2, 1/4 or 1/8 while both sides stay >= size
+    with Image.open(io.BytesIO(_encoded_bytes(image))) as opened:
+        opened.draft("RGB", (size, size))  # decodes a JPEG at 1/2, 1/4 or 1/8 while both sides stay >= size
         return ImageOps.exif_transpose(opened)
 
 
-def encoded_bytes(image: Any) -> bytes:
-    """The bytes of an image that is not decoded. Raises UnreadableImage where there are none."""
+def _encoded_bytes(image: Any) -> bytes:
     if isinstance(image, dict):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
     if image is None:
@@ -82,16 +165,17 @@ def encoded_bytes(image: Any) -> bytes:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        return _scaled(image, np.asarray(image), 65535)
+        return _rescaled(image, white=65535)
     if image.mode == "F":
-        return _scaled(image, np.asarray(image), 1)
+        return _rescaled(image, white=1)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _scaled(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
+def _rescaled(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image)
     low, high = values.min(), values.max()
     if low < 0 or high > white:
         raise UnreadableImage(f"values {low:g} to {high:g} of mode {image.mode}, outside 0 to {white}")
@@ -107,21 +191,13 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # 3 x S x S
-
-
 def _pil_from_tensor(image: torch.Tensor) -> Image.Image:
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in (1, 3):
         raise ValueError(
-            f"an image is a {image.dtype} tensor of shape {tuple(image.shape)}; give uint8 3 x H x W, or a PIL image"
+            f"an image is a {image.dtype} tensor of shape {tuple(image.shape)}; pass uint8 3 x H x W, or a PIL image"
         )
     return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing file"
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return " ".join(f"{error or type(error).__name__}".split())
+def _first(unreadable: Sequence[Unreadable], count: int = 3) -> str:
+    return ", ".join([str(one) for one in unreadable[:count]] + ["…"] * (len(unreadable) > count))

@@ -1,12 +1,12 @@
-"""`cache: disk`: decoded images in one file on disk, for data sets that do not fit in memory.
+"""`cache: disk`: decoded images in one file on disk, for datasets that do not fit in memory.
 
     <cache_dir, or the cache of `datasets`>/hf_essl/<name>-<size>px-<key>/
-        images.u8    uint8 N x 3 x S x S, a slot for each image of the source; that of an unreadable one is zero
-        cache.json   the source, the size, the unreadable images, and a checksum for every 256 images
+        images.u8    uint8 N x 3 x S x S, one slot per image of the source; zeros for an unreadable one
+        cache.json   the source, the image size and the unreadable images
 
-The key is a hash of the source's fingerprint, the number and the size of the images and the version of the decoder:
-other images have another folder. A cache is built in `<folder>.building`, a chunk and a line of its journal at a time,
-and gets its name when it is whole; what was interrupted goes on behind the last line of the journal.
+The key is a hash of the source's fingerprint, the number and size of the images and the version of the decoder, so
+other images have another folder. A cache is built in `<folder>.building`, which is renamed when the cache is complete.
+For every 256 images on the disk a journal has one line; an interrupted build continues after its last line.
 """
 
 from __future__ import annotations
@@ -19,230 +19,221 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
+from functools import cached_property, partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 
 from hf_essl.common import write_text
 from hf_essl.data.cache import decode_chunks, progress_bar
-from hf_essl.data.dataset import DecodedImages
-from hf_essl.data.decode import VERSION as DECODER
-from hf_essl.data.disk_images import DiskImages
-from hf_essl.data.unreadable import Unreadable, UnreadableLog
+from hf_essl.data.dataset import DecodedImages, StoredImages
+from hf_essl.data.decode import VERSION, Unreadable, UnreadableLog, no_readable_image
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CHUNK = 256  # images between two lines of the journal, and of one checksum
+CHUNK = 256  # images per line of the journal
 IMAGES, FACTS, JOURNAL = "images.u8", "cache.json", "journal.jsonl"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a cache holds, which names its folder."""
+class DiskImages(StoredImages):
+    """Decoded images in a file; the process keeps only the batch that it reads.
 
-    name: str
-    fingerprint: str
-    count: int
-    image_size: int
+    The file is read by position. Its pages stay in the system's page cache, which all processes share and which the
+    system frees when memory is short. A memory map is worse: where the kernel maps large folios (Linux 6.18), one
+    random batch of 128 small images adds 500 MB to the process's RSS, an epoch adds the whole file, and mapping and
+    unmapping takes longer than reading.
 
-    @property
-    def image_bytes(self) -> int:
-        return 3 * self.image_size * self.image_size
+    Args:
+        path: a file of uint8 images, 3 x S x S each, one after the other.
+        slots: int64 N, the positions of the dataset's images in the file.
+        labels: int64 N, or None.
+    """
 
-    @property
-    def total_bytes(self) -> int:
-        return self.count * self.image_bytes
+    def __init__(
+        self, path: Path, image_size: int, slots: np.ndarray, labels: torch.Tensor | None, classes, name: str
+    ) -> None:
+        self.path, self.image_size, self.slots = path, image_size, slots
+        self.labels, self.classes, self.name = labels, classes, name
 
-    @property
-    def key(self) -> str:
-        identity = [FORMAT, DECODER, CHUNK, self.fingerprint, self.count, self.image_size]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    def __len__(self) -> int:
+        return len(self.slots)
 
-    def folder(self, root: Path) -> Path:
-        return root / "hf_essl" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', self.name)[:40]}-{self.image_size}px-{self.key}"
+    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images at int64 B indices, uint8 B x 3 x S x S. Raises OSError if the file ends too early."""
+        slots = self.slots[indices.numpy()].tolist()
+        images = np.empty((len(slots), 3, self.image_size, self.image_size), dtype=np.uint8)
+        length, descriptor = 3 * self.image_size**2, self._file.fileno()
+        if hasattr(os, "posix_fadvise"):  # the disk reads the whole batch at once, not one image after the other
+            for slot in slots:
+                os.posix_fadvise(descriptor, slot * length, length, os.POSIX_FADV_WILLNEED)
+        for image, slot in zip(images, slots, strict=True):
+            if os.preadv(descriptor, [image.data], slot * length) != length:
+                raise OSError(f"the disk cache {self.path} ends before image {slot}; the next run rebuilds it")
+        return torch.from_numpy(images)
+
+    @cached_property
+    def _file(self) -> FileIO:
+        return FileIO(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker opens the file again; a forked one shares it, which is safe for reads by position."""
+        return {key: value for key, value in self.__dict__.items() if key != "_file"}
 
 
 def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> DiskImages:
-    """The images of a dataset out of their cache on disk, which is built first where it is not there.
+    """Opens the cache of a dataset on disk, and builds it first if it is missing or damaged.
 
-    One process builds and the others wait for it; one that dies is replaced. Unreadable images are left out, and named
-    and counted at every opening, as when they were decoded.
+    One process builds while the others wait; if it dies, another continues. Unreadable images are left out. Each
+    opening logs and counts them, as decoding did.
 
     Args:
         root: folder of the caches.
         max_unreadable: largest share of unreadable images.
 
     Raises:
-        ValueError: before decoding, for a source that cannot be told from another and where the disk is too small;
-            while decoding, when more than `max_unreadable` of the images are unreadable, and when all are.
+        ValueError: before decoding, for a source without a fingerprint and for too little space on the disk; while
+            decoding, if more than `max_unreadable` of the images are unreadable, or all of them.
     """
-    plan = _plan(dataset)
-    folder = plan.folder(root)
-    log = UnreadableLog(plan.count, max_unreadable)
-    facts = _facts(folder, plan)
+    folder = _folder(dataset, root)
+    log = UnreadableLog(len(dataset), max_unreadable)
+    facts = _read_facts(folder, dataset)
     if facts is None:
-        with _one_builder(folder):
-            facts = _facts(folder, plan) or _build(dataset, plan, folder, log)
+        with _lock(folder):
+            facts = _read_facts(folder, dataset) or _build(dataset, folder, log)
     unreadable = [Unreadable(**one) for one in facts["unreadable"]]
-    log.update(unreadable)
-    readable = np.ones(plan.count, dtype=bool)
-    readable[[one["index"] for one in facts["unreadable"]]] = False
-    if not readable.any():
-        raise ValueError(f"no image of {plan.name} is readable: {unreadable[0].name}: {unreadable[0].reason}")
-    slots = readable.nonzero()[0]
+    slots = np.setdiff1d(np.arange(len(dataset)), [one.index for one in unreadable])
+    log.update(unreadable, len(slots))
+    if not len(slots):
+        raise no_readable_image(dataset.name, unreadable)
     labels = None if dataset.labels is None else dataset.labels[slots]
-    images = DiskImages(folder / IMAGES, plan.image_size, slots, labels, dataset.classes, dataset.name)
+    images = DiskImages(folder / IMAGES, dataset.image_size, slots, labels, dataset.classes, dataset.name)
     images.left_out = len(unreadable)
     return images
 
 
-def verify(folder: Path) -> None:
-    """Reads a whole cache and compares it with its checksums. Raises ValueError for the first damage, with the fix."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    size = CHUNK * 3 * facts["image_size"] ** 2
-    with (folder / IMAGES).open("rb") as file:
-        for index, checksum in enumerate(facts["checksums"]):
-            if _checksum(file.read(size)) != checksum:
-                last = min((index + 1) * CHUNK, facts["count"]) - 1
-                raise ValueError(
-                    f"images {index * CHUNK} to {last} of the disk cache {folder} differ from their checksum; delete "
-                    f"the folder, and the next run builds it anew"
-                )
-
-
-def _plan(dataset: DecodedImages) -> Plan:
-    fingerprint = dataset.source.fingerprint
-    if not fingerprint:
+def _folder(dataset: DecodedImages, root: Path) -> Path:
+    """The folder of a complete cache. A change of the key would make every user decode again."""
+    if not dataset.source.fingerprint:
         raise ValueError(
-            f"cache is disk, but a {dataset.name} does not say which images it holds; give it an attribute "
-            f"`fingerprint`, a text that changes with them, or set cache: memory"
+            f"cache is disk, but {dataset.name} has no fingerprint; give the dataset an attribute `fingerprint`, a "
+            f"text that changes with its images, or set cache: memory"
         )
-    return Plan(dataset.name, fingerprint, len(dataset), dataset.image_size)
+    identity = [FORMAT, VERSION, CHUNK, dataset.source.fingerprint, len(dataset), dataset.image_size]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", dataset.name)[:40]
+    return root / "hf_essl" / f"{name}-{dataset.image_size}px-{key}"
 
 
-def _facts(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """What a whole cache says of itself: its name vouches for the source, its size for the end. None for any other."""
+def _bytes(dataset: DecodedImages, count: int) -> int:
+    return count * 3 * dataset.image_size**2
+
+
+def _read_facts(folder: Path, dataset: DecodedImages) -> dict[str, Any] | None:
+    """The facts of a complete cache: its folder's name identifies the source. None if it is missing or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return facts if (folder / IMAGES).stat().st_size == plan.total_bytes else None
+        return facts if (folder / IMAGES).stat().st_size == _bytes(dataset, len(dataset)) else None
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
-@contextmanager
-def _one_builder(folder: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of one that dies."""
+def _lock(folder: Path) -> AbstractContextManager:
+    """Lets one process build at a time; the system releases the lock of a process that dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
-        _tell(f"waiting for another process, which builds the disk cache {folder}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        _report(f"waiting for another process, which builds the disk cache {folder}")
+        return lock.acquire()
 
 
-def _build(dataset: DecodedImages, plan: Plan, folder: Path, log: UnreadableLog) -> dict[str, Any]:
+def _build(dataset: DecodedImages, folder: Path, log: UnreadableLog) -> dict[str, Any]:
     if folder.exists():
-        logger.warning("the disk cache %s is damaged, it is built anew", folder)
+        logger.warning("the disk cache %s is damaged and will be rebuilt", folder)
         shutil.rmtree(folder)
     scratch = folder.with_name(f"{folder.name}.building")
     scratch.mkdir(exist_ok=True)
-    journal = _read_journal(scratch, plan)
-    done = min(len(journal) * CHUNK, plan.count)
-    _require_space(scratch, plan, done)
-    begun = f", {done:,} of them there already" if done else ""
-    size = f"{plan.total_bytes / 1e9:.1f} GB"
-    _tell(f"caching {plan.name} on disk: {plan.count:,} images at {plan.image_size} px{begun}, {size} in {folder}")
-    log.update([Unreadable(**one) for line in journal for one in line["unreadable"]])
-    for line in _decode(dataset, plan, scratch, done, log):
-        journal.append(line)
-        _append(scratch / JOURNAL, line)
-    facts = {
-        **asdict(plan),
-        "checksums": [line["checksum"] for line in journal],
-        "unreadable": [one for line in journal for one in line["unreadable"]],
-    }
+    journal = _read_journal(scratch, dataset)
+    done, count, size = min(len(journal) * CHUNK, len(dataset)), len(dataset), dataset.image_size
+    needed, free = _bytes(dataset, count - done), shutil.disk_usage(scratch).free
+    if needed > free:
+        raise ValueError(
+            f"{count} images at image_size {size} need {needed / 1e9:.1f} GB, above the {free / 1e9:.1f} GB free in "
+            f"{folder.parent}; set cache_dir to a larger disk, or a smaller image_size"
+        )
+    already = f", {done:,} of them already cached" if done else ""
+    total = f"{_bytes(dataset, count) / 1e9:.1f} GB"
+    _report(f"caching {dataset.name} on disk: {count:,} images at {size} px{already}, {total} in {folder}")
+    log.update([Unreadable(**one) for line in journal for one in line["unreadable"]], seen=0)
+    with (scratch / JOURNAL).open("a", encoding="utf-8") as file:
+        for line in _decode(dataset, scratch, done, log):
+            journal.append(line)
+            file.write(f"{json.dumps(line)}\n")
+            _sync(file)
+    source = {"name": dataset.name, "fingerprint": dataset.source.fingerprint, "count": count, "image_size": size}
+    facts = {**source, "unreadable": [one for line in journal for one in line["unreadable"]]}
     write_text(scratch / FACTS, json.dumps(facts))
     (scratch / JOURNAL).unlink()
     os.rename(scratch, folder)
     return facts
 
 
-def _decode(
-    dataset: DecodedImages, plan: Plan, scratch: Path, done: int, log: UnreadableLog
-) -> Iterator[dict[str, Any]]:
-    """Decodes from image `done` on; yields a line of the journal when its images are safe on the disk."""
-    reads = (partial(dataset.source.read, index) for index in range(done, plan.count))
-    path = scratch / IMAGES
-    path.touch()
-    with path.open("r+b") as file, progress_bar(plan.count, plan.name, done) as bar:
-        file.seek(done * plan.image_bytes)
-        for chunk in decode_chunks(reads, plan.image_size, plan.name, CHUNK, start=done):
-            block = np.zeros((len(chunk), plan.image_bytes), dtype=np.uint8)
+def _decode(dataset: DecodedImages, scratch: Path, done: int, log: UnreadableLog) -> Iterator[dict[str, Any]]:
+    """Decodes from image `done` on; yields a line of the journal once its images are safely on the disk."""
+    name, count = dataset.name, len(dataset)
+    reads = (partial(dataset.source.read, index) for index in range(done, count))
+    (scratch / IMAGES).touch()
+    with (scratch / IMAGES).open("r+b") as file, progress_bar(count, name, done) as bar:
+        file.seek(_bytes(dataset, done))
+        for chunk in decode_chunks(reads, dataset.image_size, name, CHUNK, start=done):
+            block = np.zeros((len(chunk), _bytes(dataset, 1)), dtype=np.uint8)
             for row, result in zip(block, chunk, strict=True):
                 if not isinstance(result, Unreadable):
                     row[:] = result[0].numpy().reshape(-1)
             unreadable = [result for result in chunk if isinstance(result, Unreadable)]
-            log.update(unreadable)
+            log.update(unreadable, len(chunk) - len(unreadable))
             file.write(block.data)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
             bar.update(len(chunk))
             done += len(chunk)
-            if bar.disable and done * 10 // plan.count > (done - len(chunk)) * 10 // plan.count:
-                _tell(f"caching {plan.name} on disk: {done:,} of {plan.count:,} images")
+            if bar.disable and done * 10 // count > (done - len(chunk)) * 10 // count:
+                _report(f"caching {name} on disk: {done:,} of {count:,} images")
             yield {"checksum": _checksum(block), "unreadable": [asdict(one) for one in unreadable]}
 
 
-def _read_journal(scratch: Path, plan: Plan) -> list[dict[str, Any]]:
-    """What an interrupted process has written, less a torn last line; nothing where its last images are not there."""
+def _read_journal(scratch: Path, dataset: DecodedImages) -> list[dict[str, Any]]:
+    """The journal of an interrupted build without an incomplete last line; empty if its last images are not there."""
     path, images = scratch / JOURNAL, scratch / IMAGES
     lines: list[dict[str, Any]] = []
     if path.exists() and images.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
+        with suppress(json.JSONDecodeError):
+            for text in path.read_text(encoding="utf-8").splitlines():
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    size = CHUNK * plan.image_bytes
     if lines:
         with images.open("rb") as file:
-            file.seek((len(lines) - 1) * size)
-            if _checksum(file.read(size)) != lines[-1]["checksum"]:
+            file.seek(_bytes(dataset, (len(lines) - 1) * CHUNK))
+            if _checksum(file.read(_bytes(dataset, CHUNK))) != lines[-1]["checksum"]:
                 lines = []
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
     return lines
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(line)}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _require_space(scratch: Path, plan: Plan, done: int) -> None:
-    needed, free = plan.total_bytes - done * plan.image_bytes, shutil.disk_usage(scratch).free
-    if needed > free:
-        raise ValueError(
-            f"{plan.count} images at image_size {plan.image_size} need {needed / 1e9:.1f} GB, above the "
-            f"{free / 1e9:.1f} GB free in {scratch.parent}; set cache_dir to a larger disk, or a smaller image_size"
-        )
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _checksum(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

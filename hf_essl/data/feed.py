@@ -1,19 +1,33 @@
-"""Batches on their way to the device: pinned memory, and a copy that overlaps the running step."""
+"""Batches: samples stacked, and copied to the device while the previous step runs."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_essl.data.dataset import collate
+
+def collate(samples: Any) -> dict[str, Any]:
+    """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
+
+    Returns:
+        {"image": uint8 B x 3 x S x S, "label": int64 B, "unreadable": list}.
+    """
+    if isinstance(samples, dict):
+        return samples
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "label": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
+        "unreadable": [one for sample in samples for one in sample["unreadable"]],
+    }
 
 
 class Feed:
-    """Moves the batches of a loader to the device: uint8 images, N x 3 x S x S, and their labels.
+    """Moves the batches of a loader to the device.
 
-    On a GPU the copy of a pinned batch has a stream of its own: it does not wait for the previous step, and later work
+    On a GPU the copy of a pinned batch has its own stream: it does not wait for the previous step, and later work
     waits only for the copy.
     """
 
@@ -24,20 +38,16 @@ class Feed:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with its tensors on the device; its other values stay."""
-        if self.stream is None:
-            return self._move(batch)
-        with torch.cuda.stream(self.stream):
-            moved = self._move(batch)
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        for value in moved.values():
-            if isinstance(value, Tensor):
+        """The batch with its tensors on the device; its other values stay as they are."""
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            tensors = {
+                key: value.to(self.device, non_blocking=True)
+                for key, value in batch.items()
+                if isinstance(value, Tensor)
+            }
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for value in tensors.values():
                 value.record_stream(current)  # otherwise its memory could be reused while a step still reads it
-        return moved
-
-    def _move(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
+        return batch | tensors

@@ -1,9 +1,10 @@
-"""Images of a `datasets` stream: decoded as they come, never stored."""
+"""Images of a `datasets` stream: decoded as they arrive, never stored."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,7 +16,8 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from hf_essl.data.dataset import ImageDataset
-from hf_essl.data.unreadable import Unreadable, read_image, require_readable
+from hf_essl.data.decode import MAX_IN_A_ROW, Unreadable, no_readable_image, read_image
+from hf_essl.data.labels import NO_LABEL
 
 SHUFFLE_BUFFER = 1_000
 
@@ -23,74 +25,66 @@ SHUFFLE_BUFFER = 1_000
 class StreamedImages(ImageDataset, IterableDataset):
     """An endless stream of decoded images, without labels.
 
-    Pass follows pass, each shuffled anew from `seed` (shards, then a buffer of 1,000 images), so that processes whose
-    shares differ by an image stay in step; the run ends by `max_steps`. DataLoader workers share the shards out.
-    Unreadable images are skipped and reported in a sample beside them.
+    It passes over the stream again and again, and shuffles each pass from `seed` (shards, then a buffer of 1,000
+    images). Processes whose shares differ by an image therefore stay in step, and the run ends by `max_steps`.
+    DataLoader workers share the shards. Unreadable images are skipped; the sample before them lists them.
 
     Args:
-        stream: a `datasets.IterableDataset` whose image column yields {"bytes", "path"}.
-        rank, world_size: this process and the number of processes; each takes its own share.
+        stream: a `datasets.IterableDataset` whose image column returns {"bytes", "path"}.
     """
 
     def __init__(
-        self,
-        stream: datasets.IterableDataset,
-        image_column: str,
-        image_size: int,
-        name: str,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, stream: datasets.IterableDataset, image_column: str, image_size: int, name: str, seed: int = 0
     ) -> None:
-        self.stream, self.column, self.image_size, self.name = stream, image_column, image_size, name
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.stream, self.column, self.image_size, self.name, self.seed = stream, image_column, image_size, name, seed
+        self.rank, self.world_size = 0, 1
 
     def for_process(self, rank: int, world_size: int) -> StreamedImages:
-        """The share of one of several processes; the loader must then not be sharded a second time."""
-        return StreamedImages(self.stream, self.column, self.image_size, self.name, self.seed, rank, world_size)
+        """The share of one of several processes; the loader must then not shard it again."""
+        share = copy.copy(self)
+        share.rank, share.world_size = rank, world_size
+        return share
 
     def shuffled(self, epoch: int) -> datasets.IterableDataset:
-        """The rows of one pass in the order of all processes together, not decoded."""
+        """The rows of one pass, not decoded, in the order of all processes together."""
         return self.stream.shuffle(seed=self.seed + epoch, buffer_size=SHUFFLE_BUFFER)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Raises ValueError when 1,000 images in a row, or all of a pass, are unreadable."""
+        """Raises ValueError if 1,000 images in a row, or all of a pass, are unreadable."""
         for epoch in count():
-            empty = True
-            for sample in self.one_pass(epoch):
-                empty = False
-                yield sample
-            if empty:  # a worker without a shard
+            if not (yield from self.one_pass(epoch)):  # a worker without a shard
                 return
 
-    def one_pass(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """The samples of one pass over the stream, this process's and worker's share of them."""
+    def one_pass(self, epoch: int) -> Generator[dict[str, Any], None, bool]:
+        """The samples of one pass that belong to this process and worker; returns whether there were any."""
         rows = self.shuffled(epoch).select_columns([self.column])
         if self.world_size > 1:
             rows = split_dataset_by_node(rows, self.rank, self.world_size)
-        held: torch.Tensor | None = None  # one image waits, so that the last sample can report what follows it
+        pending: torch.Tensor | None = None  # waits for the next image, to list the unreadable ones between them
         unreadable: list[Unreadable] = []
         for row in rows:
             image = row[self.column]
-            result = read_image(partial(_unlabelled, image), self.image_size, None, "")
+            result = read_image(partial(_unlabeled, image), self.image_size, None, "")
             if isinstance(result, Unreadable):
                 unreadable.append(result if result.name else replace(result, name=self._digest(image)))
-                require_readable(unreadable)
+                if len(unreadable) >= MAX_IN_A_ROW:
+                    raise no_readable_image(self.name, unreadable)
                 continue
-            if held is not None:
-                yield {"image": held, "unreadable": unreadable}
+            if pending is not None:
+                yield {"image": pending, "label": NO_LABEL, "unreadable": unreadable}
                 unreadable = []
-            held = result[0]
-        if held is not None:
-            yield {"image": held, "unreadable": unreadable}
+            pending = result[0]
+        if pending is not None:
+            yield {"image": pending, "label": NO_LABEL, "unreadable": unreadable}
         elif unreadable:
-            raise ValueError(f"no image of {self.name} is readable: {unreadable[0].name}: {unreadable[0].reason}")
+            raise no_readable_image(self.name, unreadable)
+        return pending is not None
 
     def _digest(self, image: dict[str, Any] | None) -> str:
-        """A name that is the same in every pass, for an image without a path."""
+        """A name for an image without a path; it is the same in every pass."""
         content = (image or {}).get("bytes") or b""
         return f"{self.name}[sha1 {hashlib.sha1(content).hexdigest()[:12]}]"
 
 
-def _unlabelled(image: Any) -> tuple[Any, None]:
-    return image, None
+def _unlabeled(image: Any) -> tuple[Any, int]:
+    return image, NO_LABEL

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from hf_essl.data import collate
+from hf_essl.data import NO_LABEL, collate
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,6 @@ def check_same_size(features: Tensor, others: Tensor) -> None:
         raise ValueError(f"the features have {sizes} dimensions; extract both with one backbone")
 
 
-_NO_LABEL = torch.iinfo(torch.long).min  # -1 stays what a dataset may mean by it
-
-
 def _positions(dataset: Any, max_samples: int | None, indices: Sequence[int] | None) -> list[int]:
     """Which samples to take: all, or `max_samples` evenly spaced, since folders and Hub splits are sorted by class."""
     if indices is not None:
@@ -149,9 +146,7 @@ def _facts(batch: dict[str, Any], positions: list[int]) -> Tensor:
     """The label of each image and whether it is itself (1) or stands in for one that cannot be read (0), B x 2."""
     unreadable = {one.index for one in batch.get("unreadable", ())}
     readable = torch.tensor([position not in unreadable for position in positions])
-    labels = batch.get("label")
-    labels = torch.full_like(readable, _NO_LABEL, dtype=torch.long) if labels is None else labels.cpu()
-    return torch.stack([labels, readable.long()], dim=1)
+    return torch.stack([batch["label"].cpu(), readable.long()], dim=1)
 
 
 def _gather(features: Tensor, facts: Tensor, accelerator: Accelerator | None) -> tuple[Tensor, Tensor]:
@@ -214,7 +209,7 @@ class _Bank:
                 rows = kept[start : start + 4096]  # none lies before where it goes
                 self.features[start : start + len(rows)] = self.features[rows]
         labels = self.facts[kept, 0]
-        return self.features[: len(kept)], None if (self.facts[:, 0] == _NO_LABEL).any() else labels
+        return self.features[: len(kept)], None if (self.facts[:, 0] == NO_LABEL).all() else labels
 
 
 class _Normalize:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hf_essl.config import ModelArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
-from hf_essl.data.count import count_training_images
+from hf_essl.data import count_training_images
 from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.markdown import table

@@ -22,7 +22,7 @@ def photo(width, height):
     return Image.fromarray(np.stack([127.5 + 110 * wave for wave in waves], -1).astype(np.uint8))
 
 
-def colour(tensor):
+def color(tensor):
     return tensor[:, 2, 2].tolist()
 
 
@@ -31,20 +31,20 @@ def test_resize_and_crop_agree_with_torchvision(width, height):
     image = photo(width, height)
     reference = v2.Compose([v2.Resize(48, v2.InterpolationMode.BICUBIC), v2.CenterCrop(48), v2.PILToTensor()])
     difference = (decode(encoded(image), 48).int() - reference(image).int()).abs()
-    assert difference.float().mean() < 1.5  # grey levels: torchvision rounds the crop's offset to a pixel
+    assert difference.float().mean() < 1.5  # gray levels: torchvision rounds the crop's offset to a pixel
     assert difference.max() <= 6
 
 
-def test_square_is_the_centre():
+def test_square_is_the_center():
     image = Image.new("RGB", (90, 30), "red")
     image.paste("lime", (30, 0, 60, 30))
     image.paste("blue", (60, 0, 90, 30))
-    centre = decode(encoded(image), 30)
-    assert centre[1, :, 2:-2].min() == 255
-    assert centre[0, :, 2:-2].max() == 0
+    center = decode(encoded(image), 30)
+    assert center[1, :, 2:-2].min() == 255
+    assert center[0, :, 2:-2].max() == 0
 
 
-def test_image_of_the_size_keeps_its_pixels():
+def test_image_of_the_right_size_keeps_its_pixels():
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     for same in (pixels, image, encoded(image), {"bytes": encoded(image), "path": "a.png"}):
@@ -57,7 +57,7 @@ def test_large_jpeg_is_decoded_at_a_reduction_close_to_the_whole():
     image = photo(800, 640)
     content = encoded(image, "JPEG", quality=95)
     whole = Image.open(io.BytesIO(content))
-    whole.load()  # a loaded image cannot be decoded at a reduction any more
+    whole.load()  # a loaded image is no longer decoded at a reduction
     assert (decode(content, 64).int() - decode(whole, 64).int()).abs().float().mean() < 1
 
 
@@ -76,13 +76,13 @@ def test_exif_orientation_is_applied(kind):
     stored = Image.new("RGB", (64, 64), "red")
     stored.paste("blue", (0, 0, 64, 32))  # blue on top, as stored
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: the stored top is the right side
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise: the stored top is on the right
     shown = decode(encoded(stored, kind, exif=exif), 32)
     assert shown[2, :, 20:].min() > 200
     assert shown[2, :, :12].max() < 60
 
 
-def test_pil_image_of_the_caller_is_left_alone():
+def test_pil_image_of_the_caller_is_unchanged():
     image = photo(80, 60)
     exif = image.getexif()
     exif[0x0112] = 3
@@ -105,33 +105,33 @@ def test_pil_image_of_the_caller_is_left_alone():
     ],
 )
 def test_modes_of_png(image, options, expected):
-    assert colour(decode(encoded(image, "PNG", **options), 8)) == expected
+    assert color(decode(encoded(image, "PNG", **options), 8)) == expected
 
 
 def test_palette_with_and_without_transparency():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
-    assert colour(decode(encoded(image), 8)) == [10, 200, 30]
-    assert colour(decode(encoded(image, "PNG", transparency=1), 8)) == [255, 255, 255]
-    assert colour(decode(encoded(image, "PNG", transparency=bytes([0, 255])), 8)) == [10, 200, 30]
+    assert color(decode(encoded(image), 8)) == [10, 200, 30]
+    assert color(decode(encoded(image, "PNG", transparency=1), 8)) == [255, 255, 255]
+    assert color(decode(encoded(image, "PNG", transparency=bytes([0, 255])), 8)) == [10, 200, 30]
 
 
 def test_cmyk_jpeg():
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    red, green, blue = colour(decode(encoded(cyan, "JPEG", quality=100), 16))
+    red, green, blue = color(decode(encoded(cyan, "JPEG", quality=100), 16))
     assert red < 10 and green > 245 and blue > 245
 
 
-def test_grey_jpeg_and_float_tiff():
-    assert colour(decode(encoded(Image.new("L", (64, 64), 90), "JPEG", quality=100), 16)) == [90, 90, 90]
-    assert colour(decode(encoded(Image.new("F", (8, 8), 0.2), "TIFF"), 8)) == [51, 51, 51]
+def test_gray_jpeg_and_float_tiff():
+    assert color(decode(encoded(Image.new("L", (64, 64), 90), "JPEG", quality=100), 16)) == [90, 90, 90]
+    assert color(decode(encoded(Image.new("F", (8, 8), 0.2), "TIFF"), 8)) == [51, 51, 51]
     with pytest.raises(UnreadableImage, match="outside 0 to 1"):
         decode(encoded(Image.new("F", (8, 8), 80.0), "TIFF"), 8)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 @pytest.mark.parametrize("kind, options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {})])
-def test_torn_file_is_refused(kind, options, share):
+def test_truncated_file_is_rejected(kind, options, share):
     pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(pixels), kind, **options)
     for size in (16, 120):  # with and without a reduced decoding
@@ -140,8 +140,8 @@ def test_torn_file_is_refused(kind, options, share):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content, reason", [(b"", "empty file"), (b"hello", "no known image format")])
-def test_no_image(content, reason):
+@pytest.mark.parametrize("content, reason", [(b"", "empty file"), (b"hello", "unknown image format")])
+def test_not_an_image(content, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(content, 16)
 
@@ -154,8 +154,8 @@ def test_decompression_bomb(monkeypatch):
 
 
 def test_tensors():
-    grey = torch.full((1, 10, 12), 5, dtype=torch.uint8)
-    assert torch.equal(decode(grey, 10), torch.full((3, 10, 10), 5, dtype=torch.uint8))
+    gray = torch.full((1, 10, 12), 5, dtype=torch.uint8)
+    assert torch.equal(decode(gray, 10), torch.full((3, 10, 10), 5, dtype=torch.uint8))
     for wrong in (torch.rand(3, 8, 8), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match="give uint8 3 x H x W"):
+        with pytest.raises(ValueError, match="pass uint8 3 x H x W"):
             decode(wrong, 8)

@@ -1,4 +1,4 @@
-"""The feeding of a training: workers that stay and go, exact resume with them, and every cache alike."""
+"""How batches reach a training: workers and exact resume, every cache alike, and the copy to the device."""
 
 import os
 
@@ -6,16 +6,15 @@ import psutil
 import torch
 from torch import nn
 
-from hf_essl.data import DecodedImages
+from hf_essl.data import DecodedImages, Feed
 from hf_essl.data.dataset import Items
 from hf_essl.data.disk_cache import disk_cache
-from hf_essl.data.feed import Feed
 from tests.helpers import patches, small_trainer
 from tests.test_trainer import StopAfter, Uncached
 
 
 class WhoLoads(torch.utils.data.Dataset):
-    """Images labelled by the process that loads them."""
+    """Images labeled by the process that loads them."""
 
     targets = torch.zeros(32)
 
@@ -33,7 +32,7 @@ def test_workers_stay_from_epoch_to_epoch(tmp_path):
     assert first == second
 
 
-def test_workers_are_gone_after_the_training(tmp_path):
+def test_workers_end_with_the_training(tmp_path):
     trainer = small_trainer(tmp_path, train=Uncached(patches("train", 96)), dataloader_num_workers=1, max_steps=2)
     trainer.train()
     assert trainer.args.dataloader_persistent_workers
@@ -41,7 +40,7 @@ def test_workers_are_gone_after_the_training(tmp_path):
 
 
 def test_resumed_between_epochs_with_dropout_and_workers(tmp_path):
-    """Dropout draws from torch's global generator, which workers that are started once more must not move."""
+    """Dropout draws from torch's global generator, which restarted workers must not advance."""
 
     def trainer(folder, **options):
         made = small_trainer(folder, train=Uncached(patches("train", 96)), dataloader_num_workers=1, **options)
@@ -78,7 +77,7 @@ def test_every_cache_trains_alike(tmp_path):
         assert all(torch.equal(value, state[name]) for name, value in states[0].items())
 
 
-def test_a_feed_leaves_what_is_no_tensor():
+def test_a_feed_moves_only_tensors():
     batch = {"image": torch.ones(2, 3, 4, 4, dtype=torch.uint8), "label": torch.tensor([1, 2]), "unreadable": ["x"]}
-    fed = Feed(patches("train", 32), torch.device("cpu"))(batch)
-    assert fed["unreadable"] == ["x"] and fed["image"] is batch["image"] and fed["label"] is batch["label"]
+    moved = Feed(torch.device("cpu"))(batch)
+    assert moved["unreadable"] == ["x"] and moved["image"] is batch["image"] and moved["label"] is batch["label"]

@@ -1,4 +1,3 @@
-import time
 import urllib.request
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 from hf_essl.config import DataArguments
-from hf_essl.data import load_images, photo_patches
+from hf_essl.data import count_training_images, load_images, photo_patches
 from hf_essl.data.photo_patches import PHOTOS, boxes
 
 
@@ -16,6 +15,7 @@ def images():
 
 
 def test_default_dataset(images):
+    assert count_training_images(DataArguments()) == 4096
     assert len(images.train) == 16 * 256 and len(images.eval) == 16 * 64
     assert images.bank is images.train
     assert images.train.labels.bincount().tolist() == [256] * 16
@@ -24,14 +24,11 @@ def test_default_dataset(images):
     assert images.train.images.shape == (4096, 3, 32, 32) and images.train.images.dtype == torch.uint8
 
 
-def test_same_at_every_call_and_built_quickly(images):
+def test_same_at_every_call(images):
     photo_patches._photo.cache_clear()
-    start = time.process_time()
     again = load_images(DataArguments(image_size=32))
-    assert time.process_time() - start < 5
-    assert torch.equal(again.train.images, images.train.images) and torch.equal(
-        again.train.labels, images.train.labels
-    )
+    assert torch.equal(again.train.images, images.train.images)
+    assert torch.equal(again.train.labels, images.train.labels)
     assert torch.equal(again.eval.images, images.eval.images)
 
 
@@ -51,9 +48,9 @@ def test_no_pixel_is_in_both_splits(photo):
 def test_windows_have_content():
     flat = []
     for photo in PHOTOS:
-        grey = np.asarray(photo_patches._photo(photo).convert("L"), dtype=float)
+        gray = np.asarray(photo_patches._photo(photo).convert("L"), dtype=float)
         for split in ("train", "validation"):
-            flat += [grey[top:bottom, left:right].std() < 8 for left, top, right, bottom in boxes(photo, split)]
+            flat += [gray[top:bottom, left:right].std() < 8 for left, top, right, bottom in boxes(photo, split)]
     assert np.mean(flat) < 0.02
 
 
@@ -63,7 +60,7 @@ def test_few_images_show_every_class():
     assert images.eval.labels.bincount().tolist() == [3] * 16
 
 
-def test_classes_can_be_told_apart_by_colour_and_contrast(images):
+def test_classes_differ_in_color_and_contrast(images):
     def describe(dataset):
         pixels = dataset.images.float()
         edges = (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().mean((2, 3))
@@ -94,5 +91,3 @@ def test_other_settings():
     assert len(load_images(DataArguments(image_size=8, train_split="validation", eval_split="train")).train) == 1024
     with pytest.raises(ValueError, match="eval_split is test; the splits of photo-patches are train, validation"):
         load_images(DataArguments(eval_split="test"))
-    with pytest.raises(ValueError, match="dataset_config is big; photo-patches has none"):
-        load_images(DataArguments(dataset_config="big"))
