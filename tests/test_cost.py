@@ -15,7 +15,6 @@ from hf_essl.cost import FlopCounter, StepFlops, estimate_cost, steps_per_epoch
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
-from tests.methods.small import SMALL_HEADS
 
 
 class Siamese(nn.Module):
@@ -171,7 +170,7 @@ def test_count_equals_a_real_step(has_teacher, batch):
 @pytest.mark.parametrize("extra_targets", [False, True])
 def test_count_is_within_1_percent_of_a_real_step_of_each_method(method, extra_targets):
     """Selection, forward, teacher, backward and optimizer of a batch of 16, as they run."""
-    model = SSLModel.from_timm("test_resnet", method, method_args=SMALL_HEADS[method]).train()
+    model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args).train()
     args = ViewArguments(
         resolution=64, selection="hard", num_views=4, selection_resolution=32, extra_targets=extra_targets
     )
