@@ -99,24 +99,20 @@ class SSLModel(nn.Module):
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         """The parts of `losses`, B, by name: scalars on the device that sum to its mean, logged as `loss_<name>`.
 
-        Called without gradient at each forward pass, with the arguments and the result of `loss`.
+        Called without gradient, with the arguments and the result of `loss`.
         """
         return {}
 
     def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Any]:
-        """The loss of two views of each image.
+        """`loss` of each image, B; `embedding`, the first view's key without gradient, B x D; and `loss_components`.
 
-        Both views go through one call because two DDP forwards before a backward break BatchNorm; the backbone still
-        sees one view per batch.
+        One call for both views, because two DDP forwards before a backward break BatchNorm; the backbone sees one
+        view per batch.
 
         Args:
-            first, second: views, B x 3 x r x r each.
-            extra: keys of t further views of the images (Table 9), B x t x D; each is a target of both queries, and
-                the loss is the mean over the pair and these targets.
-
-        Returns:
-            `loss` of each image, B; `embedding`, the first view's key without gradient, B x D; and `loss_components`
-            of the pair.
+            first, second: two views, B x 3 x r x r each.
+            extra: keys of t more views (Table 9), B x t x D; the loss is the mean over the pair and, for each of
+                these keys, the loss with it as the target of both queries.
         """
         (q1, k1), (q2, k2) = self.embed(first), self.embed(second)  # B x D each
         queries, keys = (q1, q2), self.targets((first, second), (k1, k2))
@@ -164,13 +160,7 @@ def negative_cosine(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def contrastive_components(queries: Pair, keys: Pair, losses: Tensor, temperature: float) -> dict[str, Tensor]:
-    """The two parts of a symmetric InfoNCE loss: -cos / t of the positive pairs, and the log-sum-exp over candidates.
-
-    Args:
-        queries, keys: B x D each; a query and the key of the other view are a positive pair.
-        losses: of each image, B.
-        temperature: t.
-    """
+    """`loss_components` of a symmetric InfoNCE loss: -cos / temperature of positive pairs, and the log-sum-exp."""
     cosines = negative_cosine(queries[0], keys[1]) + negative_cosine(queries[1], keys[0])
     alignment = cosines.mean() / (2 * temperature)
     return {"alignment": alignment, "uniformity": losses.mean() - alignment}

@@ -29,11 +29,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """`gather_with_gradient` without the gradient."""
-    if world_size() == 1:
-        return x
-    rows = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(rows, x.contiguous())
-    return torch.cat(rows)
+    return gather_with_gradient(x)
 
 
 @torch.no_grad()
