@@ -90,7 +90,7 @@ def test_hard_augment_leaves_no_trace(method, score):
     images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     chosen = HardAugment(Views(args))(model, images)
-    assert chosen.pair.shape == (4,) and chosen.gap >= 0 and model.training
+    assert chosen.pair.shape == (4,) and chosen.scalars()["selection_gap"] >= 0 and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
