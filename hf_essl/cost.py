@@ -1,9 +1,9 @@
-"""What a run costs in floating-point operations, in the paper's convention and as counted, and what it saves.
+"""The floating-point operations of a run, in two conventions, and the predicted speed-up.
 
 paper:    two operations per multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, and a
-          backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. The result is
-          within 1.5 % of the costs that the paper prints (Tables 1 and 2), whose forward pass is slightly larger.
-counted:  operations of torch's `FlopCounterMode` in convolutions and matrix products, heads and loss included, with
+          backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. This is within
+          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger.
+counted:  operations in convolutions and matrix products by torch's `FlopCounterMode`, heads and loss included, with
           the real backward pass, about twice the forward pass.
 """
 
@@ -26,17 +26,16 @@ from hf_essl.methods import SSLModel
 from hf_essl.schedules import Curriculum
 
 STEP_TO_FORWARD = 6
-"""C of Eq. 11, a training step over the forward pass of one view: two views, forward and backward (two forward)."""
+"""C of Eq. 11, a training step over the forward pass of one view: two views, forward and a backward of twice that."""
 
 
 class StepFlops(NamedTuple):
-    """Floating-point operations of one image of a step, both of its views."""
+    """Floating-point operations of one step, per image."""
 
     forward: float
-    """Of the student."""
+    """Of the student, both views."""
     backward: float
     teacher: float
-    """Forward pass of the momentum teacher, where there is one."""
     selection: float
 
     @property
@@ -44,12 +43,14 @@ class StepFlops(NamedTuple):
         return self.forward + self.backward + self.teacher + self.selection
 
 
+_BATCH = 2  # the smallest for which BatchNorm over vectors can train
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a run, in petaFLOPs by both conventions, and what it saves at an equal number of steps.
+    """Cost of a run in petaFLOPs, in both conventions, and its speed-up over the plain recipe at the same steps.
 
-    A speed-up is the cost of the plain recipe (r_max throughout, two views, no selection) over that of this one, at
-    the same steps. A run that is shorter than its baseline gains the ratio of their steps on top.
+    The plain recipe uses r_max throughout, two views and no selection. Fewer steps multiply the speed-up.
     """
 
     steps: int
@@ -63,55 +64,48 @@ class Cost:
     paper_speedup: float
     counted_speedup: float
     paper_selection_overhead: float
-    """Cost of the selection pass over that of the same run without it, in percent (Table 8)."""
+    """Additional cost of the selection pass, in percent of the same run without it (Table 8)."""
 
 
 class FlopCounter:
-    """Counts the operations of a model's step at any resolution, without touching the model or a random state.
+    """Counts the operations of a model's step at any resolution, without changing the model or a random state.
 
-    The count runs on a copy without memory (the meta device), seconds for the first step at each resolution, then
-    cached. It counts one process, in train mode, on a batch of two; a loss that grows faster than the batch (the
-    pairs of SimCLR) is counted at that size, a negligible share.
-
-    Args:
-        model: of the `SSLModel` contract.
-        num_views: m, views that the selection pass compares.
-        selection_resolution: r_sel, their side in pixels; None where there is no such pass.
+    It runs a copy on the meta device, in train mode, in one process, with a batch of two; results are cached. A loss
+    that grows faster than the batch (SimCLR's pairs) is counted at this size, where its share is negligible.
     """
 
-    def __init__(self, model: SSLModel, num_views: int = 2, selection_resolution: int | None = None):
-        self.num_views = num_views
-        self.selection_resolution = selection_resolution
+    def __init__(self, model: SSLModel):
+        self.view_args = ViewArguments()  # no selection pass
         self._model = _meta_copy(model).train()
-        self._steps: dict[int, StepFlops] = {}  # without a selection pass
+        self._steps: dict[int, StepFlops] = {}
         self._forward: dict[tuple[str, int], float] = {}
 
     @classmethod
     def of(cls, model: SSLModel, view_args: ViewArguments) -> FlopCounter:
-        """The counter of a model under these views."""
+        """The counter of a model with these views."""
         return cls(model).under(view_args)
 
     def under(self, view_args: ViewArguments) -> FlopCounter:
-        """A counter of the same model under other views, which shares what has been counted."""
+        """A counter of the same model with other views; both share the cached results."""
         other = copy.copy(self)
-        other.num_views = view_args.num_views
-        other.selection_resolution = view_args.selection_resolution if view_args.needs_selection_pass else None
+        other.view_args = view_args
         return other
 
     def step(self, resolution: int) -> StepFlops:
-        """Operations of an image at `resolution` pixels: forward and backward of two views, and the selection pass."""
+        """Operations per image of a step with views of `resolution` pixels."""
         if resolution not in self._steps:
             self._steps[resolution] = self._count_step(resolution)
-        small = self.selection_resolution
-        selection = 0.0 if small is None else self.num_views * self._count_forward("embed", small)
-        return self._steps[resolution]._replace(selection=selection)
+        if not self.view_args.needs_selection_pass:
+            return self._steps[resolution]
+        small_view = self._count_forward("embed", self.view_args.selection_resolution)
+        return self._steps[resolution]._replace(selection=self.view_args.num_views * small_view)
 
     def backbone_macs(self, resolution: int) -> float:
         """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels."""
         return self._count_forward("backbone", resolution) / 2
 
     def _count_step(self, resolution: int) -> StepFlops:
-        with _detached(), torch.enable_grad():
+        with _isolated(), torch.enable_grad():
             with FlopCounterMode(display=False) as forward:
                 loss = self._model(_views(resolution), _views(resolution))["loss"].mean()
             with FlopCounterMode(display=False) as backward:
@@ -122,9 +116,9 @@ class FlopCounter:
         return StepFlops(student, backward.get_total_flops() / _BATCH, teacher, 0.0)
 
     def _count_forward(self, part: str, resolution: int) -> float:
-        """Operations of one view through `backbone` or `embed`, without gradient."""
+        """Operations of one view in `backbone` or `embed`, without gradient."""
         if (part, resolution) not in self._forward:
-            with _detached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with _isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 getattr(self._model, part)(_views(resolution))
             self._forward[part, resolution] = counter.get_total_flops() / _BATCH
         return self._forward[part, resolution]
@@ -138,32 +132,31 @@ def estimate_cost(
     images_per_step: int,
     counter: FlopCounter | None = None,
 ) -> Cost:
-    """Predicts what a run costs, from its model and its arguments alone.
+    """Predicts the cost of a run from its model and arguments, without training.
 
-    Speed-ups are the true ratio of the two sums, L r_max^2 / sum_t r_t^2 for the resolution schedule alone. Eq. 9 as
-    printed, the mean of (r_max / r_t)^2, averages the speed-ups instead: more than the run saves.
+    A speed-up is the ratio of two sums, L r_max^2 / sum_t r_t^2 for a curriculum of resolutions. Eq. 9 as printed, the
+    mean of (r_max / r_t)^2, is larger than what the run saves.
 
     Args:
-        model: of the `SSLModel` contract.
-        curriculum: the resolution of each step.
         steps: L, optimizer steps of the run.
-        images_per_step: images of all processes and accumulated batches.
-        counter: of this model and these views, where there is one that has counted already.
+        images_per_step: over all processes and accumulated batches.
+        counter: a counter of this model, for its cached results.
 
     Raises:
         ValueError: for steps or images_per_step below 1.
     """
     if steps < 1 or images_per_step < 1:
         raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
-    counter = counter or FlopCounter.of(model, view_args)
+    counter = (counter or FlopCounter(model)).under(view_args)
     steps_at = curriculum.resolution.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
     counted = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(4)]
     plain_step = counter.step(r_max)
-    # what a step costs on average, in units of the plain one, with the selection pass and without
-    paper_share = sum(n * _paper_share(r, r_max, counter) for r, n in steps_at.items()) / steps
+    # the mean cost of a step relative to the plain recipe's, with and without the selection pass
+    paper_share = sum(n * _paper_share(r, view_args) for r, n in steps_at.items()) / steps
     unselected_share = sum(n * (r / r_max) ** 2 for r, n in steps_at.items()) / steps
-    paper_plain = _paper_step(counter.backbone_macs(r_max), model.cost_factor()) * steps * peta_images
+    # two views x (forward + backward as one forward) x two operations per MAC
+    paper_plain = 8 * model.cost_factor() * counter.backbone_macs(r_max) * steps * peta_images
     return Cost(
         steps=steps,
         images_per_step=images_per_step,
@@ -179,29 +172,24 @@ def estimate_cost(
     )
 
 
+def _paper_share(resolution: int, args: ViewArguments) -> float:
+    """Cost of a step relative to a plain step at r_max: quadratic in the resolution, times 1 / M_ha (Eq. 11)."""
+    share = (resolution / args.resolution) ** 2
+    if not args.needs_selection_pass:
+        return share
+    overhead = args.num_views * args.selection_resolution**2 / (STEP_TO_FORWARD * resolution**2)
+    return share * (1 + overhead)
+
+
 def steps_per_epoch(num_images: int, images_per_step: int, drop_last: bool = True) -> int:
-    """Optimizer steps of a pass over the images. Raises ValueError where the images fill not one step."""
+    """Optimizer steps of one pass over the images. Raises ValueError if there is none."""
     steps = num_images // images_per_step if drop_last else math.ceil(num_images / images_per_step)
     if steps < 1:
-        raise ValueError(f"{num_images} images make no step of {images_per_step}; lower the batch, or keep the last")
+        raise ValueError(
+            f"{num_images} training images do not fill a batch of {images_per_step}; lower "
+            f"per_device_train_batch_size, or set dataloader_drop_last: false"
+        )
     return steps
-
-
-_BATCH = 2  # the smallest that BatchNorm over vectors trains on
-
-
-def _paper_step(macs: float, cost_factor: float) -> float:
-    """Operations of one image at r_max: 2 views x (forward + backward as one forward) x 2 per MAC, x the method's."""
-    return 2 * 2 * 2 * cost_factor * macs
-
-
-def _paper_share(resolution: int, r_max: int, counter: FlopCounter) -> float:
-    """A step at `resolution` in units of a plain step at r_max: quadratic in it, and 1 / M_ha of Eq. 11."""
-    share = (resolution / r_max) ** 2
-    if counter.selection_resolution is None:
-        return share
-    overhead = counter.num_views * counter.selection_resolution**2 / (STEP_TO_FORWARD * resolution**2)
-    return share * (1 + overhead)
 
 
 def _views(resolution: int) -> torch.Tensor:
@@ -209,19 +197,19 @@ def _views(resolution: int) -> torch.Tensor:
 
 
 def _meta_copy(model: SSLModel) -> SSLModel:
-    """A deep copy whose parameters and buffers have shapes and no memory."""
+    """A deep copy whose parameters and buffers have shapes but no memory."""
     memo: dict[int, object] = {
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
     }
-    memo.update({id(b): b.detach().to("meta") for b in model.buffers()})  # what memo holds is not copied again
+    memo.update({id(b): b.detach().to("meta") for b in model.buffers()})  # deepcopy does not copy what is in memo
     return copy.deepcopy(model, memo)
 
 
 @contextmanager
-def _detached() -> Iterator[None]:
-    """Keeps a count to itself: the CPU's random state restored, nothing compiled, and no process group to be seen.
+def _isolated() -> Iterator[None]:
+    """Restores the CPU's random state, compiles nothing, and hides the process group.
 
-    Collectives and SyncBatchNorm refuse meta tensors, and a process that counts alone would wait for the others.
+    Collectives and SyncBatchNorm reject meta tensors, and a process that counts alone would wait for the others.
     """
     with without_process_group(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         yield

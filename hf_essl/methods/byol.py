@@ -17,9 +17,9 @@ class BYOL(SSLModel):
     Args:
         backbone: B x 3 x r x r to B x C.
         projector_hidden: hidden size of the projector.
-        projector_dim: size of projections and predictions, D.
+        projector_dim: D, the size of projections and predictions.
         predictor_hidden: hidden size of the predictor.
-        momentum: tau at the start of the run; it rises to 1 by a cosine, an optimizer step at a time.
+        momentum: tau of the teacher at the start of the run; it rises to 1 along a cosine.
     """
 
     title = "BYOL"
@@ -56,7 +56,8 @@ class BYOL(SSLModel):
         return self.teacher(views[0]), self.teacher(views[1])
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
-        return 4 + 2 * negative_cosine(queries[0], keys[1]) + 2 * negative_cosine(queries[1], keys[0])
+        (q1, q2), (k1, k2) = queries, keys  # B x D
+        return 4 + 2 * negative_cosine(q1, k2) + 2 * negative_cosine(q2, k1)  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         first = 2 + 2 * negative_cosine(queries[0], keys[1]).mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, ClassVar
 
@@ -15,32 +14,21 @@ from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
 
 
-class Prototypes(nn.Module):
-    """The last layer: cosines with K unit vectors, a weight-normalised Linear whose magnitude is frozen at 1."""
-
-    def __init__(self, features: int, prototypes: int):
-        super().__init__()
-        self.weight = nn.Parameter(nn.Linear(features, prototypes, bias=False).weight.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1))  # B x features to B x K
-
-
 class DINO(SSLModel):
-    """Cross-entropy from the teacher's centred and sharpened softmax to the student's, over K outputs (Eq. 3, Alg. 1).
+    """Cross-entropy from the teacher's centered and sharpened softmax to the student's over K outputs (Eq. 3, Alg. 1).
 
     Args:
         backbone: B x 3 x r x r to B x C.
         hidden: hidden size of the head.
         bottleneck: size before the last layer.
-        output_dim: K; 65,536 on ImageNet, 1,024 to 2,048 on data sets of 20,000 images or fewer.
+        output_dim: K; 65,536 on ImageNet, 1,024 to 2,048 on data sets of up to 20,000 images.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's softmax, after its warm-up.
-        warmup_teacher_temperature: the same in the first epoch; it rises linearly, an epoch at a time.
-        warmup_teacher_epochs: epochs of that warm-up.
-        momentum: tau of the teacher at the start; it rises to 1 by a cosine, an optimizer step at a time.
+        warmup_teacher_temperature: the same in the first epoch; it rises linearly, once per epoch.
+        warmup_teacher_epochs: epochs of this warm-up.
+        momentum: tau of the teacher at the start of the run; it rises to 1 along a cosine.
         center_momentum: of the center's moving average.
-        freeze_last_layer_epochs: epochs in which the student's last layer takes no gradient.
+        freeze_last_layer_epochs: epochs in which the student's last layer is not trained.
     """
 
     title = "DINO"
@@ -51,15 +39,10 @@ class DINO(SSLModel):
   booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
   year      = {2021}
 }"""
-    small_args: ClassVar[dict[str, Any]] = {
-        "hidden": 24,
-        "bottleneck": 16,
-        "output_dim": 32,
-        "teacher_temperature": 0.04,
-    }
+    small_args: ClassVar[dict[str, Any]] = dict(hidden=24, bottleneck=16, output_dim=32, teacher_temperature=0.04)
     has_teacher = True
     clears_gradients = True
-    collapse_hint = "lower learning_rate, or teacher_temperature in method_args, or freeze the last layer for longer"
+    collapse_hint = "lower learning_rate or teacher_temperature (in method_args), or freeze the last layer for longer"
     projector: nn.Sequential
     center: Tensor
 
@@ -83,71 +66,75 @@ class DINO(SSLModel):
         self.warmup_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_teacher_epochs
         self.base_momentum = self.momentum = momentum
         self.frozen_epochs, self.frozen = freeze_last_layer_epochs, freeze_last_layer_epochs > 0
-        sizes = (self.num_features, hidden, hidden, bottleneck)
-        layers = [layer for fan_in, fan_out in itertools.pairwise(sizes) for layer in _linear(fan_in, fan_out)]
-        layers[-1] = Prototypes(bottleneck, output_dim)  # in place of a GELU after the bottleneck
-        self.projector = nn.Sequential(*layers)
+        layers = [_linear(self.num_features, hidden), nn.GELU(), _linear(hidden, hidden), nn.GELU()]
+        self.projector = nn.Sequential(*layers, _linear(hidden, bottleneck), Prototypes(bottleneck, output_dim))
         self.teacher = MomentumTeacher(self.backbone, self.projector)
         self.register_buffer("center", torch.zeros(1, output_dim))
-        self._waiting: list[Tensor] = []  # mean teacher outputs of this step, until after_step
+        self._pending_means: list[Tensor] = []  # mean teacher outputs of this step, 1 x K each
 
     def embed(self, view: Tensor) -> Pair:
         logits = self.projector(self.backbone(view))  # B x K
         return logits, logits
 
     def targets(self, views: Pair, keys: Pair) -> Pair:
-        first, second = self.teacher(views[0]).float(), self.teacher(views[1]).float()
-        self._waiting.append(torch.cat([first, second]).mean(dim=0, keepdim=True))
+        first, second = self.teacher(views[0]).float(), self.teacher(views[1]).float()  # B x K
+        self._pending_means.append(torch.cat([first, second]).mean(dim=0, keepdim=True))
         return first, second
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
-        return (self._cross_entropy(queries[0], keys[1]) + self._cross_entropy(queries[1], keys[0])) / 2
+        return (self._cross_entropy(queries[0], keys[1]) + self._cross_entropy(queries[1], keys[0])) / 2  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
-        targets = torch.stack([self._target(key) for key in keys])  # 2 x B x K
+        targets = torch.stack([self._sharpened(key) for key in keys])  # 2 x B x K
         entropy = torch.special.entr(targets).sum(dim=-1).mean()
         return {"teacher_entropy": entropy, "kl": losses.mean() - entropy}
 
-    def _target(self, teacher: Tensor) -> Tensor:
+    def _sharpened(self, teacher: Tensor) -> Tensor:
         return ((teacher.detach().float() - self.center) / self.temperature).softmax(dim=-1)  # B x K
 
     def _cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
-        target = self._target(teacher)
-        return -(target * (student.float() / self.student_temperature).log_softmax(dim=-1)).sum(dim=-1)
+        log_student = (student.float() / self.student_temperature).log_softmax(dim=-1)  # B x K
+        return -(self._sharpened(teacher) * log_student).sum(dim=-1)  # B
 
     def loss_at_collapse(self, images: int) -> float:
         return math.log(self.center.shape[1])
 
     def before_step(self, progress: float, epoch: float) -> None:
         self.momentum = cosine_momentum(self.base_momentum, progress)
-        self.temperature = self.teacher_temperature_in(int(epoch))
+        warm = min(int(epoch) / max(self.warmup_epochs - 1, 1), 1.0) if self.warmup_epochs else 1.0
+        self.temperature = self.warmup_temperature + (self.final_temperature - self.warmup_temperature) * warm
         self.frozen = epoch < self.frozen_epochs
-        self._waiting.clear()  # those of a step that fp16 skipped
-
-    def teacher_temperature_in(self, epoch: int) -> float:
-        """Temperature of the teacher's softmax in an epoch, counted from 0."""
-        risen = min(epoch / max(self.warmup_epochs - 1, 1), 1.0) if self.warmup_epochs else 1.0
-        return self.warmup_temperature + (self.final_temperature - self.warmup_temperature) * risen
+        self._pending_means.clear()  # left over if fp16 skipped the last step
 
     def after_backward(self) -> None:
         if self.frozen:
-            self.projector[-1].zero_grad(set_to_none=True)  # no gradient: no weight decay, no momentum
+            self.projector[-1].zero_grad(set_to_none=True)  # without a gradient, SGD applies no weight decay either
 
     @torch.no_grad()
     def after_step(self) -> None:
         self.teacher.ema_update(self.backbone, self.projector, self.momentum)
-        center = mean_over_processes(torch.stack(self._waiting).mean(dim=0))
+        center = mean_over_processes(torch.stack(self._pending_means).mean(dim=0))
         self.center.lerp_(center, 1 - self.center_momentum)
-        self._waiting.clear()
+        self._pending_means.clear()
 
 
-def _linear(fan_in: int, fan_out: int) -> list[nn.Module]:
-    """A Linear with a GELU; weights as published, std 0.02, at the published width of 2,048.
+class Prototypes(nn.Module):
+    """The last layer, N x features to N x K: cosines with K vectors (a weight-normalized Linear of fixed gain 1)."""
 
-    The gain is the same at any width: a narrow head with std 0.02 gives the bottleneck so little that its gradient,
-    which the normalisation divides by it, sends the whole head to one point.
+    def __init__(self, features: int, prototypes: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(features, prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1))
+
+
+def _linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A Linear whose weights have std 0.02 at the published width of 2,048, and the same gain at any width.
+
+    With std 0.02, a narrow head has a small output; normalization divides the gradient by it, and the head collapses.
     """
     layer = nn.Linear(fan_in, fan_out)
     nn.init.trunc_normal_(layer.weight, std=0.02 * math.sqrt(2048 / fan_in))
     nn.init.zeros_(layer.bias)
-    return [layer, nn.GELU()]
+    return layer

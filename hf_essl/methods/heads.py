@@ -12,13 +12,12 @@ from torch import nn
 def mlp(
     sizes: Sequence[int], *, norm: bool = True, last: Literal["bias", "norm", "plain_norm"] = "bias"
 ) -> nn.Sequential:
-    """A multi-layer perceptron: Linear, BatchNorm, ReLU for each hidden size, then a last Linear.
+    """A multi-layer perceptron, N x sizes[0] to N x sizes[-1]: Linear, BatchNorm, ReLU per hidden size, then Linear.
 
     Args:
-        sizes: input, hidden and output sizes, N x sizes[0] in, N x sizes[-1] out.
-        norm: BatchNorm after each hidden layer (whose bias it replaces).
-        last: what ends the head: `bias` a Linear with bias, `norm` a BatchNorm, `plain_norm` one without affine
-            parameters.
+        norm: use BatchNorm after each hidden layer, which replaces its bias.
+        last: how the head ends: a Linear with `bias`, a BatchNorm (`norm`), or one without affine parameters
+            (`plain_norm`).
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes[:-1]):

@@ -18,18 +18,18 @@ from hf_essl.methods.teacher import MomentumTeacher
 class MoCoV2(SSLModel):
     """InfoNCE against a queue of keys (Eq. 1 of MoCo), the mean of both directions.
 
-    Both terms see the queue as it was before the step, and the step's keys, those of all processes and of all batches
-    that were accumulated, enter it after the optimizer step: an image is never its own negative.
+    The keys of a step, from all processes and accumulated batches, enter the queue after the optimizer step, so an
+    image is never its own negative.
 
     Args:
         backbone: B x 3 x r x r to B x C.
         projector_hidden: hidden size of the projector; by default C.
-        projector_dim: size of queries and keys, D.
-        queue_length: K, below data set - batch: 4,096 on Imagenette, 65,536 on ImageNet.
+        projector_dim: D, the size of queries and keys.
+        queue_length: K, less than data set - batch: 4,096 on Imagenette, 65,536 on ImageNet.
         temperature: of the softmax over similarities.
         momentum: tau of the teacher, constant.
-        splits: BatchNorm groups of the teacher on one device, where there is no other process to shuffle with: a
-            key's statistics must not give its query away.
+        splits: BatchNorm groups of the teacher in a single process, which cannot shuffle keys between processes;
+            otherwise the statistics of a key reveal its query.
     """
 
     title = "MoCo v2+"
@@ -42,7 +42,7 @@ class MoCoV2(SSLModel):
 }"""
     small_args: ClassVar[dict[str, Any]] = {"projector_dim": 16, "queue_length": 40}
     has_teacher = True
-    sync_batchnorm = False  # statistics shared by all processes would give the queries away
+    sync_batchnorm = False  # statistics shared by all processes reveal the queries
     collapse_hint = "lower learning_rate, or raise temperature in method_args"
     queue: Tensor
     pointer: Tensor
@@ -62,21 +62,21 @@ class MoCoV2(SSLModel):
         hidden = projector_hidden or self.num_features
         self.projector = mlp((self.num_features, hidden, projector_dim), norm=False)
         self.teacher = MomentumTeacher(self.backbone, self.projector)
-        self.register_buffer("queue", F.normalize(torch.randn(queue_length, projector_dim), dim=1))
+        self.register_buffer("queue", F.normalize(torch.randn(queue_length, projector_dim), dim=1))  # K x D
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
-        self._waiting: list[Tensor] = []  # this step's keys, until after_step
+        self._pending_keys: list[Tensor] = []  # B x D each, of this step
 
     def embed(self, view: Tensor) -> Pair:
         z = self.projector(self.backbone(view))  # B x D
         return z, z
 
     def targets(self, views: Pair, keys: Pair) -> Pair:
-        first, second = (F.normalize(self._shuffled(view).float(), dim=1) for view in views)
-        self._waiting += [first, second]
+        first, second = (F.normalize(self._shuffled_keys(view).float(), dim=1) for view in views)
+        self._pending_keys += [first, second]
         return first, second
 
-    def _shuffled(self, view: Tensor) -> Tensor:
-        """The teacher's keys of a view, B x D, normalised in other groups than the student's batches (shuffle-BN)."""
+    def _shuffled_keys(self, view: Tensor) -> Tensor:
+        """The teacher's keys of a view, B x D, from other BatchNorm groups than the student's (shuffling BN)."""
         if world_size() == 1:
             splits = min(self.splits, len(view) // 2) or 1
             groups = [self.teacher(view[group::splits].contiguous()) for group in range(splits)]
@@ -85,23 +85,23 @@ class MoCoV2(SSLModel):
                 keys[group::splits] = rows
             return keys
         everyone = gather(view)  # WB x 3 x r x r
-        keys = gather(self.teacher(everyone[rank() :: world_size()].contiguous()))
-        in_order = keys.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)  # row w B + b is image b W + w
+        keys = gather(self.teacher(everyone[rank() :: world_size()].contiguous()))  # row w B + b is image b W + w
+        in_order = keys.unflatten(0, (world_size(), -1)).transpose(0, 1).flatten(0, 1)  # WB x D
         return in_order[rank() * len(view) :][: len(view)]
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
-        return (self._find(queries[0], keys[1]) + self._find(queries[1], keys[0])) / 2
+        return (self._info_nce(queries[0], keys[1]) + self._info_nce(queries[1], keys[0])) / 2  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         return contrastive_components(queries, keys, losses, self.temperature)
 
-    def _find(self, query: Tensor, key: Tensor) -> Tensor:
+    def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
         """Cross-entropy of each query's own key against the queue: B x D and B x D to B."""
         with full_precision(query):
             query, key = F.normalize(query.float(), dim=1), F.normalize(key.float(), dim=1)
             positive = (query * key).sum(dim=1, keepdim=True)  # B x 1
-            logits = torch.cat([positive, query @ self.queue.clone().T], dim=1) / self.temperature  # B x (1 + K)
-            # a clone, since the queue changes in place before the next backward may have read it
+            negatives = query @ self.queue.clone().T  # B x K; a clone, since backward may run after the queue changes
+            logits = torch.cat([positive, negatives], dim=1) / self.temperature  # B x (1 + K)
             return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
 
     def loss_at_collapse(self, images: int) -> float:
@@ -110,23 +110,23 @@ class MoCoV2(SSLModel):
     def check_data(self, images: int, batch: int) -> None:
         if len(self.queue) >= images - batch:
             raise ValueError(
-                f"queue_length is {len(self.queue)} with {images} images and batches of {batch}: an image would meet "
-                f"its own older keys; set method_args: {{queue_length: N}} with N below {max(images - batch, 1)}"
+                f"queue_length is {len(self.queue)}, too long for {images} images in batches of {batch}: an image "
+                f"would meet its own older keys; set method_args: {{queue_length: N}} with N below "
+                f"{max(images - batch, 1)}"
             )
 
     def before_step(self, progress: float, epoch: float) -> None:
-        self._waiting.clear()  # those of a step that fp16 skipped
+        self._pending_keys.clear()  # left over if fp16 skipped the last step
 
     def after_step(self) -> None:
         self.teacher.ema_update(self.backbone, self.projector, self.momentum)
-        for keys in self._waiting:
+        for keys in self._pending_keys:
             self.enqueue(gather(keys))
-        self._waiting.clear()
+        self._pending_keys.clear()
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Puts keys, N x D, in the place of the oldest."""
-        length = len(self.queue)
-        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
+        """Replaces the oldest keys of the queue by `keys`, N x D."""
+        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys.to(self.queue.dtype)
-        self.pointer.copy_((self.pointer + len(keys)) % length)
+        self.pointer.copy_((self.pointer + len(keys)) % len(self.queue))

@@ -15,14 +15,14 @@ from hf_essl.methods.heads import mlp
 
 
 class SimCLR(SSLModel):
-    """NT-Xent over the views of all W processes (Eq. 1 of SimCLR): each view finds its partner among 2WB - 1 others.
+    """NT-Xent over the views of all W processes (Eq. 1 of SimCLR): 2WB - 2 negatives per view.
 
-    Gradient accumulation adds no negatives: they are those of one micro-batch.
+    Gradient accumulation adds no negatives; they come from one micro-batch.
 
     Args:
         backbone: B x 3 x r x r to B x C.
         projector_hidden: hidden size of the projector; by default C.
-        projector_dim: size of z, D.
+        projector_dim: D, the size of z.
         temperature: of the softmax over similarities.
     """
 
@@ -35,7 +35,7 @@ class SimCLR(SSLModel):
   year      = {2020}
 }"""
     small_args: ClassVar[dict[str, Any]] = {"projector_dim": 16}
-    collapse_hint = "lower learning_rate, raise temperature in method_args, or take a larger batch"
+    collapse_hint = "lower learning_rate, raise temperature in method_args, or use a larger batch"
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class SimCLR(SSLModel):
         return z, z
 
     def targets(self, views: Pair, keys: Pair) -> Pair:
-        return keys  # with their gradient: the two views are drawn to each other
+        return keys  # with their gradient: both views of a pair move
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         with full_precision(queries[0]):
-            first, second = (F.normalize(q.float(), dim=1) for q in queries)  # B x D
-            all_first, all_second = (gather_with_gradient(F.normalize(k.float(), dim=1)) for k in keys)  # WB x D
-            return (self._find(first, all_first, all_second) + self._find(second, all_second, all_first)) / 2
+            z1, z2 = (F.normalize(q.float(), dim=1) for q in queries)  # B x D
+            all1, all2 = (gather_with_gradient(F.normalize(k.float(), dim=1)) for k in keys)  # WB x D
+            return (self._nt_xent(z1, all1, all2) + self._nt_xent(z2, all2, all1)) / 2  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         return contrastive_components(queries, keys, losses, self.temperature)
 
-    def _find(self, anchors: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
-        """Cross-entropy of each anchor's partner in the other view, against all views but the anchor itself: B."""
+    def _nt_xent(self, anchors: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
+        """Cross-entropy of each anchor's partner in the other view against all other views, B."""
         position = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
         itself = torch.arange(len(same_view), device=anchors.device) == position[:, None]  # B x WB
         same = (anchors @ same_view.T).masked_fill(itself, -torch.inf)

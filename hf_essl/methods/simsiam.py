@@ -16,7 +16,7 @@ class SimSiam(SSLModel):
     Args:
         backbone: B x 3 x r x r to B x C.
         projector_hidden: hidden size of the projector; by default C, as published.
-        projector_dim: size of z and p, D.
+        projector_dim: D, the size of z and p.
         predictor_hidden: bottleneck of the predictor.
     """
 
@@ -41,7 +41,7 @@ class SimSiam(SSLModel):
     ):
         super().__init__(backbone)
         hidden = projector_hidden or self.num_features
-        # BatchNorm without affine parameters ends the projector: with them the published runs are unstable
+        # the last BatchNorm has no affine parameters: with them the published runs are unstable
         self.projector = mlp((self.num_features, hidden, hidden, projector_dim), last="plain_norm")
         self.predictor = mlp((projector_dim, predictor_hidden, projector_dim))
 
@@ -50,8 +50,8 @@ class SimSiam(SSLModel):
         return self.predictor(z), z
 
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
-        (p1, p2), (z1, z2) = queries, keys
-        return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
+        (p1, p2), (z1, z2) = queries, keys  # B x D
+        return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         first = negative_cosine(queries[0], keys[1]).mean() / 2

@@ -1,4 +1,4 @@
-"""The momentum teacher: a copy of the student that follows it slowly and gives the targets."""
+"""The momentum teacher: a copy of the student that follows it slowly and makes the target keys."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_essl.compat import lerp_
 
 
 class MomentumTeacher(nn.Module):
-    """A deep copy of the student's backbone and head, without gradient; its BatchNorm stays in train mode.
+    """A copy of the student's backbone and projector, without gradient; its BatchNorm stays in train mode.
 
     Args:
-        backbone: the student's, B x 3 x r x r to B x C.
-        head: the student's projector, B x C to B x D. A predictor has no copy.
+        backbone: B x 3 x r x r to B x C.
+        head: the projector, B x C to B x D; a predictor is not copied.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
@@ -31,11 +31,11 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def ema_update(self, backbone: nn.Module, head: nn.Module, tau: float) -> None:
-        """theta_teacher <- tau theta_teacher + (1 - tau) theta_student, for parameters; its buffers are its own."""
+        """Sets each parameter to tau teacher + (1 - tau) student; buffers are not averaged."""
         student = [p.detach() for module in (backbone, head) for p in module.parameters()]
         lerp_(list(self.parameters()), student, 1 - tau)
 
 
 def cosine_momentum(base: float, progress: float) -> float:
-    """tau of step k of K, `progress` k / K: 1 - (1 - base) (cos(pi k / K) + 1) / 2, `base` up to 1 (BYOL, DINO)."""
+    """tau at `progress` k / K: 1 - (1 - base) (cos(pi k / K) + 1) / 2, a rise from `base` to 1 (BYOL, DINO)."""
     return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2

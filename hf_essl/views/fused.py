@@ -1,7 +1,7 @@
-"""The fused executor: crop, flip and resize as one resampling, one function of colour, a blur where it was drawn.
+"""The fused executor: crop, flip and resize as one resampling, all color operations as one function, then the blur.
 
-It makes the pixels of kornia's operations in SimCLR's order, from the same parameters, in less time: each step goes
-over the pixels as few times as it can, and a CPU makes a few images at a time, whose temporaries stay in its cache.
+Its pixels are those of kornia's operations in SimCLR's order, with the same parameters, in less time: it passes over
+the pixels as few times as possible, and on a CPU it processes a few images at a time, which stay in its cache.
 """
 
 from __future__ import annotations
@@ -12,63 +12,56 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams
-from hf_essl.views.resample import resample, sum_rows
-from hf_essl.views.where import apply_where_
+from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_where_
+from hf_essl.views.resample import blocks, resample, sum_rows
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray value, as in kornia and torchvision."""
-
-BLOCK = 2**19
-"""Values of views that a CPU colours at a time, at a measured size: temporaries stay in its cache and in memory that
-is handed out again. A GPU takes the whole batch."""
 
 
 def render_fused(
     images: Tensor, params: ViewParams, size: int, mean: Tensor, std: Tensor, compiled: bool = False
 ) -> Tensor:
-    """uint8 N x 3 x H x W and the parameters of M views to normalised float32 M x 3 x size x size.
+    """uint8 N x 3 x H x W and the parameters of M views to normalized float32 M x 3 x size x size.
 
     Args:
-        params: view v is one of image v mod N.
+        params: view v is of image v mod N; RandAugment's operations are ignored.
         mean, std: 3 each, of pixels in [0, 1].
-        compiled: colours by `compiled_colour`.
+        compiled: use `compiled_color`.
     """
-    paint: Callable[..., Tensor] = compiled_colour() if compiled else colour
+    recolor: Callable[..., Tensor] = compiled_color() if compiled else color
     views = resample(images, params.box, params.flip, size, gain=params.jitter[:, 0])
     mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
-    coloured = bool(params.grayscale.any() or (params.jitter != NEUTRAL_JITTER).any())
-    drawn = torch.cat([params.jitter[:, 1:], params.grayscale[:, None]], dim=1)
-    drawn = drawn.to(images.device, non_blocking=True)
-    step = max(1, BLOCK // views[0].numel()) if images.device.type == "cpu" else len(views)
-    for start in range(0, len(views), step):
-        block = slice(start, start + step)
+    changes_color = bool(params.grayscale.any() or (params.jitter != NEUTRAL_JITTER).any())
+    factors = torch.cat([params.jitter[:, 1:], params.grayscale[:, None]], dim=1)
+    factors = factors.to(images.device, non_blocking=True)
+    for block in blocks(len(views), views[0].numel(), images.device):
         view = views[block]
-        if coloured:
-            paint(view, *drawn[block].unbind(dim=1), mean, std)
+        if changes_color:
+            recolor(view, *factors[block].unbind(dim=1), mean, std)
         else:
             view.clamp_(0, 1).sub_(mean).div_(std)
-        sigma = params.sigma[block]  # the weights of a blur sum to 1, so it may follow the normalisation
+        sigma = params.sigma[block]  # the weights of a blur sum to 1, so it may follow the normalization
         apply_where_(view, sigma > 0, sigma * (size / REFERENCE_SIZE), gaussian_blur)
         apply_where_(view, params.solarize[block], None, partial(solarize, mean=mean, std=std))
     return views
 
 
 @cache
-def compiled_colour() -> Callable[..., Tensor]:
-    """`colour` as one loop over the pixels, the same up to rounding; compiling takes some 20 s, from a cache 4 s."""
-    return torch.compile(colour, dynamic=True)
+def compiled_color() -> Callable[..., Tensor]:
+    """`color` as one loop over the pixels, equal up to rounding; compiling takes some 20 s, or 4 s from a cache."""
+    return torch.compile(color, dynamic=True)
 
 
-def colour(
+def color(
     view: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, gray: Tensor, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """Jitter after brightness, grayscale and normalisation: N x 3 x r x r, which is written over, to the same shape.
+    """Jitter except brightness, grayscale and normalization, in place: N x 3 x r x r.
 
     Args:
         contrast, saturation: N, factors.
-        hue: N, turns of the colour circle.
-        gray: N, 1 for an image that loses its colour, 0 for one that keeps it.
+        hue: N, in turns of the color circle.
+        gray: N, 1 for a grayscale image, otherwise 0.
         mean, std: 3 x 1 x 1.
     """
     contrast, saturation, hue, gray = (x[:, None, None, None] for x in (contrast, saturation, hue, gray))
@@ -81,11 +74,11 @@ def colour(
 
 
 def shift_hue_(view: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue of HSV, in place: N x 3 x r x r in [0, 1] and N x 1 x 1 x 1 in turns.
+    """Shifts the hue of HSV in place: N x 3 x r x r in [0, 1] and N x 1 x 1 x 1 in turns.
 
-    Value and chroma stay, so each channel follows from them and the shifted hue in one step:
-    v - c max(0, min(1, 2 - 6 d)), where d is how far, in turns, the hue lies from the opposite of the channel's own.
-    Choices by `lerp` with weights of 0 and 1, which are exact: `torch.where` takes twenty times as long on a CPU.
+    Value v and chroma c stay, so each channel follows from them and the shifted hue in one step:
+    v - c max(0, min(1, 2 - 6 d)), with d the distance, in turns, of the hue from the opposite of the channel's own.
+    Conditions are `lerp` with weights of 0 and 1, which is exact: `torch.where` takes twenty times as long on a CPU.
     """
     red, green, blue = view.split(1, dim=1)  # N x 1 x r x r
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -95,28 +88,25 @@ def shift_hue_(view: Tensor, shift: Tensor) -> Tensor:
     turns = (green - blue).lerp_(in_green.lerp_(in_blue, not_green), not_red)
     turns = turns.div_((6 * chroma).clamp_(min=1e-12)).add_(shift)
     opposite = 1 / 2 + torch.arange(3, device=view.device)[:, None, None] / 3  # of red, green and blue
-    away = turns - opposite  # N x 3 x r x r
-    away = away.sub_(away.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
-    return torch.sub(value, away.mul_(chroma), out=view)
+    distance = turns - opposite  # N x 3 x r x r
+    distance = distance.sub_(distance.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    return torch.sub(value, distance.mul_(chroma), out=view)
 
 
 def luma(view: Tensor) -> Tensor:
-    """N x 3 x H x W to the gray values, N x 1 x H x W."""
+    """Gray values: N x 3 x H x W to N x 1 x H x W."""
     red, green, blue = view.split(1, dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def solarize(view: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Inverts what lies above one half, of normalised pixels: N x 3 x r x r, mean and std 3 x 1 x 1."""
-    white = (1 - 2 * mean) / std  # 1 - x in terms of the normalised x is this less x
+    """Inverts normalized pixels above one half: N x 3 x r x r, mean and std 3 x 1 x 1."""
+    white = (1 - 2 * mean) / std  # the inverse 1 - x of a pixel is white - x after normalization
     return torch.minimum(view, white - view)
 
 
 def gaussian_blur(view: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of N x 3 x r x r, mirrored at the borders, with sigma in pixels, N.
-
-    The kernel reaches a twentieth of the side to both sides (SimCLR).
-    """
+    """Gaussian blur of N x 3 x r x r with sigma in pixels, N, and reflected borders; the kernel is as in SimCLR."""
     size = view.shape[-1]
     reach = round(size / 20)
     offset = torch.arange(-reach, reach + 1, dtype=torch.int32, device=view.device)

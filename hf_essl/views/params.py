@@ -1,15 +1,15 @@
-"""The parameters of augmented views, which know no pixel size."""
+"""The parameters of augmented views, independent of the pixel size, and the selection of images by them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 REFERENCE_SIZE = 224
-"""Side in pixels at which the sigma of the blur and RandAugment's sharpness are stated."""
+"""Side in pixels of the views to which the sigma of the blur and RandAugment's sharpness refer."""
 
 NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])
 """The row of `ViewParams.jitter` that changes nothing."""
@@ -17,53 +17,78 @@ NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What was drawn for one view of each of N images, on the host.
+    """The parameters of one view of each of N images.
 
-    Sizes are relative, so the same parameters can be rendered at any resolution: boxes are fractions of the image, the
-    blur's sigma is stated in pixels of a 224 px view.
-
-    They stay on the host, where they were drawn: choosing the images that an operation touches would otherwise
-    wait for the device once an operation.
+    They render at any resolution: boxes are fractions of the image, and the blur's sigma is that of a 224 px view.
+    They stay on the host: on a GPU, the images that an operation changes could only be found by waiting for it.
     """
 
     box: Tensor
     """N x 4: left, top, width, height of the crop."""
     flip: Tensor
-    """N, bool: mirrored left to right."""
+    """N, bool: flipped horizontally."""
     jitter: Tensor
-    """N x 4: factors of brightness, contrast, saturation, shift of hue in turns; `NEUTRAL_JITTER` changes nothing."""
+    """N x 4: factors of brightness, contrast and saturation, and the shift of the hue in turns."""
     grayscale: Tensor
     """N, bool."""
     sigma: Tensor
     """N: sigma of the Gaussian blur at 224 px; 0 is no blur."""
     solarize: Tensor
     """N, bool."""
-    operations: Tensor = None  # type: ignore[assignment]
-    """N x n, int64: positions in `randaugment.OPERATIONS`, in the order of application; by default none, n = 0."""
-    strengths: Tensor = None  # type: ignore[assignment]
-    """N x n in [-1, 1]: the operations' strengths, as shares of the end of their ranges."""
+    operations: Tensor
+    """N x n, int64: indices into `randaugment.OPERATIONS`, in the order of application; n = 0 for SimCLR's chain."""
+    strengths: Tensor
+    """N x n in [-1, 1]: the strengths of these operations, as shares of their ranges."""
 
-    def __post_init__(self):
-        if self.operations is None:
-            object.__setattr__(self, "operations", torch.empty(len(self.box), 0, dtype=torch.int64))
-            object.__setattr__(self, "strengths", torch.empty(len(self.box), 0))
+    @staticmethod
+    def neutral(count: int, **changes: Tensor) -> ViewParams:
+        """Parameters of `count` views that show the whole image unchanged, except for the fields in `changes`."""
+        never = torch.zeros(count, dtype=torch.bool)
+        fields = {
+            "box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(count, 1),
+            "flip": never,
+            "jitter": NEUTRAL_JITTER.repeat(count, 1),
+            "grayscale": never,
+            "sigma": torch.zeros(count),
+            "solarize": never,
+            "operations": torch.empty(count, 0, dtype=torch.int64),
+            "strengths": torch.empty(count, 0),
+        }
+        return ViewParams(**{**fields, **changes})
 
     def __len__(self) -> int:
         return len(self.box)
 
     def take(self, index: Tensor | slice) -> ViewParams:
-        """The parameters at these positions, by an index, a mask or a slice."""
-        return ViewParams(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        """The parameters at an index, a mask or a slice."""
+        return ViewParams(*(x[index] for x in vars(self).values()))
 
     @staticmethod
     def concatenate(candidates: Sequence[ViewParams]) -> ViewParams:
-        """From m candidates of N, the parameters of m · N views, one candidate after the other."""
-        return ViewParams(**{f.name: torch.cat([getattr(c, f.name) for c in candidates]) for f in fields(ViewParams)})
+        """m candidates of N images to m · N views, one candidate after the other."""
+        return ViewParams(*(torch.cat(x) for x in _by_field(candidates)))
 
     @staticmethod
-    def gather(candidates: list[ViewParams], choice: Tensor) -> ViewParams:
-        """For each image n the parameters of candidate `choice[n]`: m candidates of N and a choice of N to N."""
+    def gather(candidates: Sequence[ViewParams], choice: Tensor) -> ViewParams:
+        """The parameters of candidate `choice[n]` for each image n: m candidates of N images, choice N."""
         rows = torch.arange(len(choice))
-        return ViewParams(
-            **{f.name: torch.stack([getattr(c, f.name) for c in candidates])[choice, rows] for f in fields(ViewParams)}
-        )
+        return ViewParams(*(torch.stack(x)[choice, rows] for x in _by_field(candidates)))
+
+
+def _by_field(candidates: Sequence[ViewParams]) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(vars(one).values() for one in candidates), strict=True))
+
+
+def apply_where_(view: Tensor, mask: Tensor, factors: Tensor | None, operation: Callable[..., Tensor]) -> None:
+    """Applies an operation in place to the images of a mask; the others stay bit for bit.
+
+    Args:
+        view: N x C x r x r.
+        mask: N, bool, on the host: the device need not be waited for.
+        factors: N or N x k on the host, the operation's second argument; None if it has only one.
+    """
+    index = mask.nonzero().squeeze(1)
+    if len(index):
+        chosen = index.to(view.device, non_blocking=True)
+        arguments = [] if factors is None else [factors[index].to(view.device, non_blocking=True)]
+        view.index_copy_(0, chosen, operation(view[chosen], *arguments))

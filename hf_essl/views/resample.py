@@ -1,41 +1,46 @@
-"""Crop, mirror and resize at once: on either axis, a line of a view is a weighted sum of a few lines of its image."""
+"""Crop, flip and resize at once: on either axis, a line of a view is a weighted sum of a few lines of its image."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 2**19
-"""Values that a CPU holds at a time between the two axes, at a measured size: they stay in its cache. A GPU takes the
-whole batch."""
+"""Values that a CPU processes at a time, at a measured optimum: temporaries stay in its cache, and their memory is
+reused."""
+
+
+def blocks(count: int, values: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `count` items of `values` numbers each: `BLOCK` numbers at a time on a CPU, one slice on a GPU."""
+    step = max(1, BLOCK // values) if device.type == "cpu" else count
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def resample(images: Tensor, box: Tensor, flip: Tensor, size: int, gain: Tensor | None = None) -> Tensor:
-    """Crops, mirrors and resizes: uint8 N x C x H x W to float32 M x C x size x size, M a multiple of N.
+    """Crops, flips and resizes: uint8 N x C x H x W to float32 M x C x size x size, M a multiple of N.
 
-    The weights are those of an antialiased bilinear resize of the crop, so a view rendered small is the same view seen
-    from afar; no loop over the images and no wait for the device.
+    The weights are those of an antialiased bilinear resize of the crop, so a view rendered small looks like the large
+    one, downsampled. There is no loop over images, and a GPU is never waited for.
 
     Args:
-        box: M x 4, on the host: left, top, width, height as fractions of the image; view v is one of image v mod N.
+        box: M x 4, on the host: left, top, width, height as fractions of the image; view v is of image v mod N.
         flip: M, bool, on the host.
         size: side of the views in pixels.
-        gain: M, on the host: what the pixels, in [0, 1], are multiplied by.
+        gain: M, on the host: a factor for the pixels, which are in [0, 1]; by default 1.
     """
     count, channels, height, width = images.shape
     gain = torch.ones(len(box)) if gain is None else gain
     widest, highest = (box[:, 2:].amax(dim=0) * torch.tensor([width, height])).tolist()
-    drawn = torch.cat([box, flip[:, None], gain[:, None] / 255], dim=1).to(images.device, non_blocking=True)
-    left, top, wide, high, mirrored, gain = drawn.unbind(dim=1)
+    params = torch.cat([box, flip[:, None], gain[:, None] / 255], dim=1).to(images.device, non_blocking=True)
+    left, top, wide, high, flipped, gain = params.unbind(dim=1)
     rows, row_weights = resize_weights(top * height, high * height, height, size, taps(highest, size))
     row_weights = row_weights * gain[:, None, None]
-    columns, column_weights = resize_weights(left * width, wide * width, width, size, taps(widest, size), mirrored > 0)
+    columns, column_weights = resize_weights(left * width, wide * width, width, size, taps(widest, size), flipped > 0)
     views = torch.empty(len(box) // count, count, channels, size, size, device=images.device)
-    held = len(views) * channels * size * max(size, width)  # for an image
-    step = max(1, BLOCK // held) if images.device.type == "cpu" else count
-    for start in range(0, count, step):
-        block = slice(start, start + step)
+    for block in blocks(count, len(views) * channels * size * max(size, width), images.device):
         down, down_weights, across, across_weights = (
             x.unflatten(0, (-1, count))[:, block].flatten(0, 1) for x in (rows, row_weights, columns, column_weights)
         )
@@ -48,10 +53,10 @@ def resample(images: Tensor, box: Tensor, flip: Tensor, size: int, gain: Tensor 
 def sum_rows(images: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of rows: N x C x H x W to M x C x size x W, view v from image v mod N.
 
-    An embedding bag reads the rows where they lie: no copy for each weight, and no product with the zeros of a matrix.
+    An embedding bag reads the rows in place, without a copy per weight or a product with a mostly zero matrix.
 
     Args:
-        index: M x size x taps, int32: the rows, of each image alone.
+        index: M x size x taps, int32: the rows, counted within each image.
         weights: M x size x taps.
     """
     count, channels, height, width = images.shape
@@ -68,21 +73,21 @@ def sum_rows(images: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 
 def taps(longest: float, size: int) -> int:
-    """How many pixels the filter of `resize_weights` sees at most, for an interval of `longest` pixels."""
+    """The largest number of pixels under the filter of `resize_weights`, for intervals of up to `longest` pixels."""
     return int(2 * max(1.0, longest / size)) + 1
 
 
 def resize_weights(
     start: Tensor, length: Tensor, pixels: int, size: int, terms: int, flip: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Pixels and weights that resample an interval of `pixels` to `size` samples by a triangle filter.
+    """Pixels and weights that resample an interval of a line of `pixels` to `size` samples with a triangle filter.
 
-    The filter widens with the shrinkage (antialiasing), sees nothing outside the interval, and its weights sum to 1.
+    The filter widens as the interval shrinks (antialiasing) and is cut off at its ends; weights sum to 1.
 
     Args:
         start, length: N, the interval in pixels.
-        terms: pixels a sample, `taps` of the longest interval.
-        flip: N, bool: samples in reverse order.
+        terms: pixels per sample, `taps` of the longest interval.
+        flip: N, bool: reverses the samples.
 
     Returns:
         The pixels, int32, and their weights: N x size x terms each.

@@ -18,18 +18,17 @@ SMALLEST_TILE = 96
 def tile_views(
     images: Tensor, args: ViewArguments, resolution: int, magnitude: float, columns: int = 6, seed: int = 0
 ) -> np.ndarray:
-    """Augmented views at one resolution and magnitude, tiled next to their originals: uint8 H x W x 3.
-
-    The views use their own random stream; the global random state does not change.
+    """Tiles augmented views at one resolution and magnitude next to their originals: uint8 H x W x 3.
 
     Args:
         images: uint8 N x 3 x S x S, one row each.
         columns: views of each image, alternating between the first and the second kind.
+        seed: of the views; torch's global random state is not used.
     """
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
-    drawn = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
+    rendered = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
     side = max(images.shape[-1], SMALLEST_TILE)
-    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *drawn)]
+    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *rendered)]
     grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change as training goes."""
+"""`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change during training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Views:
     """Samples and renders augmented views; owns the current resolution and the current magnitude.
 
-    `resolution` (pixels) and `magnitude` (5 is the SimCLR standard; RandAugment's scale is 0 to 30) may be set at any
-    time; nothing is rebuilt. In training `SuperProgressiveCallback` is their one writer.
+    `resolution` (pixels) and `magnitude` may be set at any time, and nothing is rebuilt. During training only
+    `SuperProgressiveCallback` sets them.
 
     Args:
-        args: the chain and its probabilities.
-        mean, std: pixel statistics that the rendered views are normalised with.
-        seed: of the private stream of random numbers; torch's global generator is left alone.
+        args: the augmentation chain and its probabilities.
+        mean, std: pixel statistics for the normalization.
+        seed: of a private random stream; torch's global generator is not used.
 
     Example:
         >>> views = Views(ViewArguments(resolution=96))
@@ -52,17 +52,17 @@ class Views:
 
     @property
     def asymmetric(self) -> bool:
-        """Whether first and second views are drawn differently (BYOL, DINO); RandAugment draws all alike."""
+        """Whether first and second views have different distributions (BYOL, DINO); with RandAugment they never do."""
         return self.args.augmentation == "simclr" and max(len(self.args.blur_p), len(self.args.solarize_p)) > 1
 
     def seed(self, *numbers: int) -> None:
-        """Restarts the stream from these numbers, such as seed, rank and step: other numbers, other views."""
+        """Restarts the random stream from these numbers, such as seed, rank and step."""
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
         self._stream = torch.Generator().manual_seed(int(state >> 1)).get_state()
 
     @contextmanager
     def random_stream(self) -> Iterator[None]:
-        """Makes torch's global generator continue this object's stream, and gives it back untouched."""
+        """Makes torch's global generator continue this object's stream, and restores it afterwards."""
         outer = torch.get_rng_state()
         torch.set_rng_state(self._stream)
         try:
@@ -72,41 +72,39 @@ class Views:
             torch.set_rng_state(outer)
 
     def sample(self, images: Tensor, kind: int = 0) -> ViewParams:
-        """Draws the parameters of one view of each image, N x 3 x H x W, at the current magnitude.
+        """Samples the parameters of one view of each image, N x 3 x H x W, at the current magnitude.
 
         Args:
-            kind: 0 for a first view, 1 for a second, where the two differ.
+            kind: 0 for a first view, 1 for a second.
         """
         return self.sample_all(images, [kind])[0]
 
     def sample_all(self, images: Tensor, kinds: Sequence[int]) -> list[ViewParams]:
-        """`sample` for several views of each image at once, faster than one after the other."""
+        """`sample` for one view of each kind at once, which is faster."""
         count, _, height, width = images.shape
         with self.random_stream():
-            drawn = sample_params(self.args, count, height, width, self.magnitude, kinds)
-        return [drawn.take(slice(start, start + count)) for start in range(0, len(drawn), count)]
+            params = sample_params(self.args, count, height, width, self.magnitude, kinds)
+        return [params.take(slice(start, start + count)) for start in range(0, len(params), count)]
 
     def render(self, images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
-        """Renders sampled views: uint8 N x 3 x H x W to normalised float32 N x 3 x size x size.
+        """Renders sampled views: uint8 N x 3 x H x W to normalized float32 N x 3 x size x size.
 
         Args:
             size: side in pixels; by default the current resolution.
 
         Raises:
-            ValueError: where the images are not uint8 N x 3 x H x W or their number is not that of the parameters.
+            ValueError: if the images are not uint8 N x 3 x H x W, or not as many as the parameters.
         """
         return self.render_all(images, [params], size)[0]
 
     @torch.no_grad()
     def render_all(self, images: Tensor, candidates: Sequence[ViewParams], size: int | None = None) -> Tensor:
-        """`render` for m views of each image at once, m x N x 3 x size x size, faster than one after the other."""
+        """`render` for m views of each image at once, which is faster: m x N x 3 x size x size."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; views take torch.uint8 (N, 3, H, W)")
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; views need torch.uint8 (N, 3, H, W)")
         for params in candidates:
             if len(images) != len(params):
-                raise ValueError(
-                    f"{len(images)} images with parameters for {len(params)}; sample them from the same batch"
-                )
+                raise ValueError(f"{len(images)} images with parameters for {len(params)}; sample from the same batch")
         execute = self._executor(images.device)
         mean, std = (x.to(images.device, non_blocking=True) for x in (self.mean, self.std))
         with torch.autocast(images.device.type, enabled=False):
@@ -117,11 +115,11 @@ class Views:
         if self.args.augmentation == "randaugment" or self.args.view_executor == "kornia":
             return render_kornia
         compiled = self.args.compile_views
-        if compiled is None:  # a CPU earns the seconds of compiling back in a long run only
+        if compiled is None:  # on a CPU, only a long run regains the time of compiling
             compiled = device.type == "cuda" and can_compile()
         return partial(render_fused, compiled=compiled)
 
     def __call__(self, images: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Two views of each image at the current magnitude, and at the current resolution or another size."""
+        """Two views of each image at the current magnitude, and at the current resolution or `size`."""
         first, second = self.render_all(images, self.sample_all(images, (0, 1)), size)
         return first, second

@@ -1,21 +1,21 @@
-"""SimSiam by lightly and by hf_essl on the same images: wall-clock and kNN accuracy.
+"""SimSiam in lightly and in hf_essl on the same images: wall-clock time and kNN accuracy.
 
-    python tests/benchmarks/peers.py IMAGES [--images 4000] [--epochs 20] [--seeds 0 1 2] [--backbone test_resnet]
+    python tests/benchmarks/peers.py DATASET [--images 4000] [--epochs 20] [--seeds 0 1 2] [--backbone test_resnet]
 
-IMAGES is what a recipe names as `dataset`, with an evaluation split. Three runs a seed, each in a process of its own
-on the same cores, one after the other:
+DATASET is a recipe's `dataset`, with an evaluation split. Each seed has three runs, one after the other, each in its
+own process on the same cores:
 
-- lightly: its transform, heads and loss (`pip install lightly`) in the loop of its documentation, by default without
-  workers, which is its fastest on two cores;
-- baseline: hf_essl, the same hyper-parameters: batch, SGD, cosine annealing, the same chain of augmentations;
-- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, in `--efficient_epochs`.
+- lightly: its transform, heads and loss (`pip install lightly`) in the loop of its documentation; by default without
+  workers, its fastest setting on two cores;
+- baseline: hf_essl with the same hyperparameters and the same augmentations;
+- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, for `--efficient_epochs`.
 
-All take the images decoded and in memory, as uint8 at `--image_size`, and start from the weights that a seed gives
-each of them. Seconds are those of training alone, without start and evaluation; the kNN accuracy of all is that of the
-same function on the whole evaluation split at the same resolution.
+All start from decoded uint8 images of `--image_size` in memory. Seconds are those of training only; the kNN accuracy
+is that of hf_essl on the whole evaluation split, at the training resolution.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -39,6 +39,10 @@ ARMS = ("lightly", "baseline", "efficient")
 RECIPES = Path(__file__).parents[2] / "recipes" / "imagenette"
 DIM, HIDDEN = 512, 128
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+NUMBERS = {
+    "images": 4000, "epochs": 20, "efficient_epochs": 12, "batch_size": 64, "resolution": 64, "min_resolution": 32,
+    "resolution_step": 16, "selection_resolution": 32, "image_size": 96, "workers": 0, "threads": 2,
+}  # fmt: skip
 
 
 def main():
@@ -48,45 +52,39 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--learning_rate", type=float, default=0.05)
-    numbers = {
-        "images": 4000, "epochs": 20, "efficient_epochs": 12, "batch_size": 64, "resolution": 64, "min_resolution": 32,
-        "resolution_step": 16, "selection_resolution": 32, "image_size": 96, "workers": 0, "threads": 2,
-    }  # fmt: skip
-    for name, default in numbers.items():
+    for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     if options.arm:
         torch.set_num_threads(options.threads)
         print(json.dumps(run(options)))
         return
+    found = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "images.pt"
-        store(options, stored)
-        words = [sys.executable, __file__, str(stored)]
-        for name in ("backbone", "learning_rate", *numbers):
-            words += [f"--{name}", str(getattr(options, name))]
-        found = {arm: [] for arm in ARMS}
-        for seed in options.seeds:
-            for arm in ARMS:
-                done = subprocess.run(
-                    [*words, "--arm", arm, "--seeds", str(seed)], check=True, stdout=subprocess.PIPE, text=True
-                )
-                found[arm].append(json.loads(done.stdout.splitlines()[-1]))
-                print(json.dumps({"arm": arm, "seed": seed, **found[arm][-1]}), flush=True)
+        stored = store(options, Path(folder) / "images.pt")
+        command = [sys.executable, __file__, str(stored)]
+        for name in ("backbone", "learning_rate", *NUMBERS):
+            command += [f"--{name}", str(getattr(options, name))]
+        for seed, arm in itertools.product(options.seeds, ARMS):
+            arguments = [*command, "--arm", arm, "--seeds", str(seed)]
+            done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
+            found[arm].append(json.loads(done.stdout.splitlines()[-1]))
+            print(json.dumps({"arm": arm, "seed": seed, **found[arm][-1]}), flush=True)
     print(table(found, options))
 
 
-def store(options, path: Path) -> None:
+def store(options, path: Path) -> Path:
     data = DataArguments(
         dataset=options.dataset, image_size=options.image_size, max_train_samples=options.images, cache="memory"
     )
     images = load_images(data)
-    torch.save({split: (part.images, part.labels) for split, part in vars(images).items() if split != "bank"}, path)
+    torch.save({name: (part.images, part.labels) for name, part in vars(images).items() if name != "bank"}, path)
+    return path
 
 
 def run(options) -> dict[str, float]:
-    """Trains one arm from one seed: seconds, images/s, and kNN accuracy before and after, in %."""
-    parts = {name: CachedImages(*of, None, name) for name, of in torch.load(options.dataset).items()}
+    """Trains one arm with one seed: seconds, images/s, and kNN accuracy before and after, in %."""
+    parts = {name: CachedImages(*stored, None, name) for name, stored in torch.load(options.dataset).items()}
     train, test = parts["train"], parts["eval"]
     seed = options.seeds[0]
     torch.manual_seed(seed)
@@ -99,13 +97,13 @@ def run(options) -> dict[str, float]:
 
 
 def accuracy(backbone, train, test, options) -> float:
-    how = {"resolution": options.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    bank, queries = (extract_features(backbone, part, **how) for part in (train, test))
+    settings = {"resolution": options.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    bank, queries = (extract_features(backbone, part, **settings) for part in (train, test))
     return knn_accuracy(*bank, *queries)
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images in memory as PIL has them, through a transform."""
+    """PIL images in memory, through a transform."""
 
     def __init__(self, images, transform):
         self.pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
@@ -119,13 +117,13 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def lightly(options, train, seed):
-    """The loop of lightly's documentation, with a schedule."""
+    """The loop of lightly's documentation, with cosine annealing."""
     import timm
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
     from lightly.transforms import SimSiamTransform
 
-    scale = options.resolution / REFERENCE_SIZE  # sigma in pixels, which hf_essl states at 224 px
+    scale = options.resolution / REFERENCE_SIZE  # hf_essl's sigma is in pixels of a 224 px view
     transform = SimSiamTransform(input_size=options.resolution, sigmas=(0.1 * scale, 2 * scale))
     loader = torch.utils.data.DataLoader(
         Pictures(train.images, transform), batch_size=options.batch_size, shuffle=True, drop_last=True,
@@ -168,14 +166,13 @@ def ours(options, train, seed):
 
 
 def our_recipe(options, seed) -> Recipe:
-    fields = {
-        "backbone": options.backbone,
+    shared = ["backbone", "image_size", "resolution", "learning_rate"]
+    efficient = ["min_resolution", "resolution_step", "selection_resolution"] if options.arm == "efficient" else []
+    fields = {name: getattr(options, name) for name in shared + efficient}
+    fields |= {
         "method_args": json.dumps({"projector_dim": DIM, "predictor_hidden": HIDDEN}),
-        "image_size": options.image_size,
-        "resolution": options.resolution,
         "per_device_train_batch_size": options.batch_size,
         "num_train_epochs": options.epochs,
-        "learning_rate": options.learning_rate,
         "momentum": MOMENTUM,
         "weight_decay": WEIGHT_DECAY,
         "fix_predictor_lr": "false",
@@ -185,23 +182,17 @@ def our_recipe(options, seed) -> Recipe:
         "knn_every_epochs": 0,
         "disable_tqdm": "true",
     }
-    if options.arm == "efficient":
-        fields |= {
-            "num_train_epochs": options.efficient_epochs,
-            "warmup_epochs": options.efficient_epochs / 6,  # 80 of 480, as in the paper
-            "learning_rate": 2 * options.learning_rate,  # as the paper's recipes have it
-            "min_resolution": options.min_resolution,
-            "resolution_step": options.resolution_step,
-            "selection_resolution": options.selection_resolution,
-        }
+    if options.arm == "efficient":  # proportions as in the paper: 80 of 480 epochs, twice the learning rate
+        epochs, learning_rate = options.efficient_epochs, 2 * options.learning_rate
+        fields |= {"num_train_epochs": epochs, "warmup_epochs": epochs / 6, "learning_rate": learning_rate}
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     return load_recipe(RECIPES / f"simsiam_resnet50_{options.arm}.yaml", words)
 
 
 def table(found, options) -> str:
-    """A Markdown table, mean ± standard deviation over the seeds, and times against lightly's of the same seed."""
-    lines = ["| run | epochs | images/s | training (s) | against lightly | random init, kNN (%) | kNN (%) |"]
-    lines.append("| --- " * 7 + "|")
+    """A Markdown table of means ± standard deviations over the seeds; time ratios are per seed."""
+    header = "| run | epochs | images/s | training (s) | against lightly | random init, kNN (%) | kNN (%) |"
+    lines = [header, "| --- " * 7 + "|"]
     for arm, runs in found.items():
         epochs = options.efficient_epochs if arm == "efficient" else options.epochs
         columns = [[one[name] for one in runs] for name in ("images_per_second", "seconds", "random", "kNN")]

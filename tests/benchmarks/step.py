@@ -1,10 +1,10 @@
-"""The trainer's step against a bare PyTorch step of the same network on the same tensors.
+"""The trainer's step and a bare PyTorch step of the same network on the same tensors.
 
     python tests/benchmarks/step.py [--backbone test_resnet] [--resolution 64] [--batch_size 64] [--steps 30]
 
-Decoding and augmentation are left out on both sides: the images are in memory and the two views are made once. What
-remains is the Trainer's own work: callbacks, logging, scheduler, the clock. Both run in turn, and the ratio is that of
-their medians; a fair ratio needs a machine that does nothing else.
+Both skip decoding and augmentation: images are in memory, and the two views are made once. The difference is the
+Trainer's own work: callbacks, logging, scheduler, clock. Both run alternately, and the ratio is that of their medians;
+nothing else may run on the machine.
 """
 
 import argparse
@@ -18,13 +18,14 @@ import torch
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.data import CachedImages
 from hf_essl.methods import SSLModel
+from hf_essl.selection import Selection
 from hf_essl.trainer import SSLTrainer
+from hf_essl.training.step import run_step
 
 
 def build(options, folder):
-    images = CachedImages(
-        torch.randint(0, 256, (options.batch_size * 4, 3, 32, 32), dtype=torch.uint8), None, None, "noise"
-    )
+    """A trainer, and the views that it always trains on."""
+    pixels = torch.randint(0, 256, (options.batch_size * 4, 3, 32, 32), dtype=torch.uint8)
     args = SSLTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=options.batch_size,
@@ -33,34 +34,32 @@ def build(options, folder):
         disable_tqdm=True,
         measure_speedup=False,
     )
-    model = SSLModel.from_timm(options.backbone)
     trainer = SSLTrainer(
-        model,
+        SSLModel.from_timm(options.backbone),
         args,
-        images,
+        CachedImages(pixels, None, None, "noise"),
         view_args=ViewArguments(resolution=options.resolution, resolution_step=1),
         data_args=DataArguments(image_size=32),
     )
     shape = (options.batch_size, 3, options.resolution, options.resolution)
-    views = tuple(torch.randn(shape, device=args.device) for _ in range(2))
-    trainer.make_views = lambda images: dict(zip(("first", "second"), views, strict=True))
+    views = {name: torch.randn(shape, device=args.device) for name in ("first", "second")}
+    trainer.choose_pair = lambda images: Selection(None, None)
+    trainer.render = lambda images, chosen: views
     return trainer, views
 
 
-def trainer_step(options, folder):
+def trainer_seconds(options, folder):
     trainer, _ = build(options, folder)
     trainer.train()
     return trainer.clock.seconds / options.steps
 
 
-def bare_step(options, folder):
+def bare_seconds(options, folder):
     trainer, views = build(options, folder)
     model, optimizer = trainer.model.train(), trainer.create_optimizer()
     start = time.perf_counter()
     for _ in range(options.steps):
-        model(*views)["loss"].mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        run_step(model, views, optimizer)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / options.steps
@@ -75,10 +74,10 @@ def main():
     seconds = {"trainer": [], "bare": []}
     with tempfile.TemporaryDirectory() as folder:
         for round_ in range(options.rounds + 1):
-            for name, measure in (("trainer", trainer_step), ("bare", bare_step)):
-                taken = measure(options, folder)
-                if round_:  # the first round warms up
-                    seconds[name].append(taken)
+            for name, measure in (("trainer", trainer_seconds), ("bare", bare_seconds)):
+                measured = measure(options, folder)
+                if round_:  # the first round is a warm-up
+                    seconds[name].append(measured)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(json.dumps({**vars(options), "seconds": medians, "ratio": medians["trainer"] / medians["bare"]}))
 

@@ -1,9 +1,9 @@
-"""Views by the fused executor against kornia's AugmentationSequential and against kornia's functions, in milliseconds.
+"""Milliseconds per batch of the fused executor, of kornia's functions and of kornia's AugmentationSequential.
 
     python tests/benchmarks/views.py [--sizes 224 96 64] [--batch_size 64] [--image_size 256] [--rounds 5] [--compiled]
 
-One view of each image of a batch, SimCLR's chain. All three get the same images and the same parameters: those that
-kornia's container drew for the round. They run in turn, and a ratio is that of their medians.
+One view of each image, SimCLR's chain. All get the same images and the same parameters, which kornia's container
+samples in each round. They run alternately; ratios are those of the medians.
 """
 
 import argparse
@@ -38,27 +38,26 @@ def container(args: ViewArguments, size: int) -> K.AugmentationSequential:
     )
 
 
-def drawn_by(chain: K.AugmentationSequential, shape: torch.Size, size: int) -> tuple[list, ViewParams]:
-    """Parameters of one batch, as the container takes them and as the executors do."""
+def sample(chain: K.AugmentationSequential, shape: torch.Size, size: int) -> tuple[list, ViewParams]:
+    """Parameters of one batch, for the container and for the executors."""
     items = chain.forward_parameters(shape)
     crop, flip, jitter, gray, blur = (item.data for item in items[:5])
-    used = [data["batch_prob"] > 0.5 for data in (flip, jitter, gray, blur)]
+    flipped, jittered, grayscale, blurred = (data["batch_prob"] > 0.5 for data in (flip, jitter, gray, blur))
     left_top, right_bottom = crop["src"][:, 0], crop["src"][:, 2]
     sides = torch.tensor([shape[3], shape[2]])
     factors = torch.stack([jitter[f"{n}_factor"] for n in ("brightness", "contrast", "saturation", "hue")], dim=1)
-    params = ViewParams(
+    return items, ViewParams.neutral(
+        shape[0],
         box=torch.cat([left_top / sides, (right_bottom - left_top + 1) / sides], dim=1),
-        flip=used[0],
-        jitter=torch.where(used[1][:, None], factors, NEUTRAL_JITTER),
-        grayscale=used[2],
-        sigma=blur["sigma"] * used[3] * REFERENCE_SIZE / size,
-        solarize=torch.zeros(shape[0], dtype=torch.bool),
+        flip=flipped,
+        jitter=torch.where(jittered[:, None], factors, NEUTRAL_JITTER),
+        grayscale=grayscale,
+        sigma=blur["sigma"] * blurred * REFERENCE_SIZE / size,
     )
-    return items, params
 
 
 def measure(size: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds a batch, by name."""
+    """Median milliseconds per batch, by name."""
     chain = container(ViewArguments(), size)
     shape = torch.Size((options.batch_size, 3, options.image_size, options.image_size))
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -67,16 +66,16 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, float]:
         executors["compiled"] = partial(render_fused, compiled=True)
     seconds: dict[str, list[float]] = {"AugmentationSequential": [], **{name: [] for name in executors}}
     for round_ in range(options.rounds + 1):
-        items, params = drawn_by(chain, shape, size)
-        for name, taken in seconds.items():
+        items, params = sample(chain, shape, size)
+        for name, measured in seconds.items():
             start = time.perf_counter()
             if name in executors:
                 executors[name](images, params, size, MEAN, STD)
             else:
                 chain(images.float() / 255, params=items)
-            if round_:  # the first round warms up
-                taken.append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(taken) for name, taken in seconds.items()}
+            if round_:  # the first round is a warm-up
+                measured.append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(measured) for name, measured in seconds.items()}
 
 
 @torch.no_grad()
@@ -85,15 +84,15 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 96, 64])
     for name, default in (("batch_size", 64), ("image_size", 256), ("rounds", 5), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--compiled", action="store_true", help="the fused executor with compiled colours as well")
+    parser.add_argument("--compiled", action="store_true", help="also measure compiled color operations")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     for size in options.sizes:
-        taken = measure(size, options)
-        ratios = {f"{name} / fused": taken[name] / taken["fused"] for name in taken if name != "fused"}
-        rounded = {name: round(value, 2) for name, value in {**taken, **ratios}.items()}
-        print(json.dumps({"size": size, **vars(options), **rounded}, default=str))
+        found = measure(size, options)
+        found |= {f"{name} / fused": found[name] / found["fused"] for name in list(found) if name != "fused"}
+        rounded = {name: round(value, 2) for name, value in found.items()}
+        print(json.dumps({"size": size, **vars(options), **rounded}))
 
 
 if __name__ == "__main__":

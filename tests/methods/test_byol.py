@@ -8,17 +8,16 @@ from lightly.loss import NegativeCosineSimilarity
 from torch import nn
 from torch.nn import functional as F
 
-from hf_essl.methods import SSLModel
-from tests.methods.small import SMALL_HEADS
+from hf_essl.methods import METHODS, SSLModel
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    return SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
 
 
-def test_loss_is_the_squared_distance_of_unit_vectors_both_ways(model):
+def test_loss_is_the_squared_distance_of_unit_vectors_in_both_directions(model):
     q1, q2, k1, k2 = torch.randn(4, 5, 16)
     unit = [F.normalize(x, dim=1) for x in (q1, q2, k1, k2)]
     expected = ((unit[0] - unit[3]) ** 2).sum(1) + ((unit[1] - unit[2]) ** 2).sum(1)
@@ -38,7 +37,7 @@ def test_the_teacher_equals_a_deep_copy_at_step_0_and_has_no_predictor(model, vi
     assert torch.equal(model.teacher(views[0]), twin(views[0]))
 
 
-def test_the_loss_moves_nothing_and_the_step_moves_the_teacher(model, views):
+def test_only_after_step_moves_the_teacher(model, views):
     before = {name: p.clone() for name, p in model.teacher.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     model.before_step(0.5, 1.0)  # tau = 0.995
@@ -50,7 +49,7 @@ def test_the_loss_moves_nothing_and_the_step_moves_the_teacher(model, views):
     torch.testing.assert_close(model.teacher.head[0].weight, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_teacher_takes_no_gradient_and_normalises_by_the_batch(model, views):
+def test_the_teacher_gets_no_gradient_and_normalizes_by_the_batch(model, views):
     model.train()(*views)["loss"].mean().backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     assert all(p.grad is not None for p in model.predictor.parameters())

@@ -1,4 +1,4 @@
-"""What every method owes: any backbone and resolution, a loss that changes nothing, float32 losses, plain errors."""
+"""What every method must do: any backbone and resolution, a float32 loss that changes nothing, plain errors."""
 
 import copy
 
@@ -9,17 +9,19 @@ from hf_essl.config import ViewArguments
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.selection import HardAugment
 from hf_essl.views import Views
-from tests.methods.small import SMALL_HEADS
 
 
 def build(method, backbone="test_resnet", **arguments):
     torch.manual_seed(0)
-    return SSLModel.from_timm(backbone, method, method_args={**SMALL_HEADS[method], **arguments}).train()
+    return SSLModel.from_timm(backbone, method, method_args={**METHODS[method].small_args, **arguments}).train()
 
 
-def test_the_table_holds_the_five_methods():
-    assert list(METHODS) == ["simsiam", "byol", "simclr", "mocov2", "dino"]
-    assert all(issubclass(method, SSLModel) for method in METHODS.values())
+@pytest.mark.parametrize("method", METHODS)
+def test_each_entry_declares_title_description_and_citation(method):
+    declared = METHODS[method]
+    assert issubclass(declared, SSLModel) and declared.title
+    assert declared.description and "\n" not in declared.description
+    assert declared.citation.startswith("@") and declared.citation.count("{") == declared.citation.count("}")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -38,7 +40,7 @@ def test_any_backbone_at_every_resolution_of_a_schedule(method, backbone):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_trainable_parameter_changes_in_two_steps(method, views):
-    """Two, since timm starts the last BatchNorm of a residual branch at zero."""
+    """Two steps, because timm initializes the last BatchNorm of a residual branch to zero."""
     model = build(method)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
@@ -53,7 +55,7 @@ def test_every_trainable_parameter_changes_in_two_steps(method, views):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_student_sees_one_view_a_batch(method, views):
+def test_the_student_sees_one_view_per_batch(method, views):
     model, seen = build(method), []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[0]))
     model(*views)
@@ -61,7 +63,7 @@ def test_the_student_sees_one_view_a_batch(method, views):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_forward_pass_changes_running_statistics_alone(method, views):
+def test_a_forward_pass_changes_only_running_statistics(method, views):
     model = build(method)
     before = copy.deepcopy(model.state_dict())
     model(*views)["loss"].mean().backward()
@@ -71,7 +73,7 @@ def test_a_forward_pass_changes_running_statistics_alone(method, views):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_parts_of_a_loss_add_up_to_it_and_carry_no_gradient(method, views):
+def test_loss_components_sum_to_the_loss_and_have_no_gradient(method, views):
     model = build(method)
     model.before_step(0.5, 1.0)
     output = model(*views)
@@ -88,34 +90,38 @@ def test_hard_augment_leaves_no_trace(method, score):
     images = torch.randint(0, 256, (4, 3, 80, 80), dtype=torch.uint8)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     chosen = HardAugment(Views(args))(model, images)
-    assert chosen.pair.shape == (4,) and chosen.gap >= 0
+    assert chosen.pair.shape == (4,) and chosen.scalars()["selection_gap"] >= 0 and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
-    assert not getattr(model, "_waiting", [])
+    assert not getattr(model, "_pending_keys", []) and not getattr(model, "_pending_means", [])
+    with torch.no_grad():
+        model.embed(torch.randn(4, 3, 32, 32))  # running statistics are updated again afterwards
+    assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_are_float32_under_autocast(method, views):
-    """The loss of the same embeddings is the same with and without it; the network runs in half precision."""
+    """The loss of given embeddings does not depend on autocast, while the network runs in half precision."""
     model = build(method)
-    q1, q2, k1, k2 = torch.randn(4, 6, SMALL_HEADS[method].get("output_dim", SMALL_HEADS[method].get("projector_dim")))
-    whole = model.loss((q1, q2), (k1, k2))
+    small = METHODS[method].small_args
+    q1, q2, k1, k2 = torch.randn(4, 6, small.get("output_dim", small.get("projector_dim")))
+    expected = model.loss((q1, q2), (k1, k2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model.loss((q1, q2), (k1, k2)), whole)
+        assert torch.equal(model.loss((q1, q2), (k1, k2)), expected)
         assert model.backbone(views[0]).dtype == torch.bfloat16
         assert model(*views)["loss"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_embedding_for_all_images_gives_the_loss_that_the_alarm_knows(method):
+def test_loss_at_collapse_is_the_loss_of_one_embedding_for_all_images(method):
     model = build(method)
     point = torch.nn.functional.normalize(torch.randn(1, 32), dim=1).expand(6, -1)
     if method == "mocov2":
         point = point[:, :16]
         model.queue = torch.nn.functional.normalize(point[:1], dim=1).expand(40, -1).clone()
     if method == "dino":
-        point = torch.zeros(6, 32)  # uniform, as centring makes of a collapsed teacher
+        point = torch.zeros(6, 32)  # uniform outputs: the center has removed the collapsed teacher's
     loss = model.loss((point, point), (point, point)).mean().item()
     assert loss == pytest.approx(model.loss_at_collapse(images=6), abs=1e-5)
 
@@ -123,12 +129,12 @@ def test_one_embedding_for_all_images_gives_the_loss_that_the_alarm_knows(method
 @pytest.mark.parametrize(
     ("backbone", "method", "arguments", "message"),
     [
-        ("resnet5O", "simsiam", {}, r"backbone is 'resnet5O', no timm model; did you mean .*resnet50"),
+        ("resnet5O", "simsiam", {}, r"backbone is 'resnet5O', which is not a timm model; did you mean .*resnet50"),
         ("test_resnet", "simsian", {}, r"method is 'simsian'; choose one of simsiam, byol, simclr, mocov2, dino"),
-        ("test_resnet", "byol", {"tau": 0.9}, r"method_args holds 'tau', unknown to byol; it takes .*momentum"),
+        ("test_resnet", "byol", {"tau": 0.9}, r"'tau', which byol does not accept; choose from .*momentum"),
     ],
 )
-def test_unknown_names_are_told_in_one_line(backbone, method, arguments, message):
+def test_unknown_names_are_rejected_with_the_valid_ones(backbone, method, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         SSLModel.from_timm(backbone, method, method_args=arguments)
     assert "\n" not in str(error.value)

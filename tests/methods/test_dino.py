@@ -16,7 +16,7 @@ def build(**arguments):
     return SSLModel.from_timm("test_resnet", "dino", method_args=settings)
 
 
-def test_loss_is_the_cross_entropy_of_centred_sharpened_teacher_outputs():
+def test_loss_is_the_cross_entropy_to_centered_and_sharpened_teacher_outputs():
     model = build()
     model.center.normal_()
     s1, s2, t1, t2 = torch.rand(4, 5, 12) * 2 - 1  # cosines
@@ -30,7 +30,7 @@ def test_loss_is_the_cross_entropy_of_centred_sharpened_teacher_outputs():
     torch.testing.assert_close(model.loss((s1, s2), (t1, t2)), expected, atol=1e-5, rtol=1e-6)
 
 
-def test_parts_are_the_teachers_entropy_and_the_divergence_from_it():
+def test_components_are_the_teachers_entropy_and_the_divergence_from_it():
     model = build()
     model.center.normal_()
     s1, s2, t1, t2 = torch.rand(4, 5, 12) * 2 - 1
@@ -52,7 +52,7 @@ def test_loss_center_and_temperature_are_lightlys_over_40_epochs():
         ours = model.loss((s1, s2), (t1, t2)).mean()
         theirs = published([t1, t2], [s1, s2], epoch=epoch)
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
-        model._waiting.append(torch.cat([t1, t2]).mean(dim=0, keepdim=True))
+        model._pending_means.append(torch.cat([t1, t2]).mean(dim=0, keepdim=True))
         model.after_step()
         torch.testing.assert_close(model.center, published.center[0], atol=1e-7, rtol=1e-6)
 
@@ -66,7 +66,7 @@ def test_teacher_temperature_by_hand(epoch, temperature):
     assert model.temperature == pytest.approx(temperature)
 
 
-def test_the_center_moves_after_use_by_a_tenth_of_the_teachers_mean(views):
+def test_after_step_moves_the_center_by_a_tenth_of_the_teachers_mean(views):
     model = build()
     outputs = torch.cat([model.teacher(view) for view in views])
     model(*views)
@@ -75,17 +75,7 @@ def test_the_center_moves_after_use_by_a_tenth_of_the_teachers_mean(views):
     torch.testing.assert_close(model.center, 0.1 * outputs.mean(0, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
-def test_the_center_by_hand():
-    """Batch means 1, 1, 3: 0.1, then 0.19, then 0.171 + 0.3 = 0.471."""
-    model = build()
-    for mean, center in ((1.0, 0.1), (1.0, 0.19), (3.0, 0.471)):
-        model.before_step(0.0, 0.0)
-        model._waiting.append(torch.full((1, 12), mean))
-        model.after_step()
-        torch.testing.assert_close(model.center, torch.full((1, 12), center))
-
-
-def test_the_last_layer_stands_still_in_the_first_epoch(views):
+def test_the_last_layer_is_frozen_in_the_first_epoch(views):
     model = build()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=0.1)
     start, first = model.projector[-1].weight.clone(), model.projector[0].weight.clone()
@@ -108,7 +98,7 @@ def test_the_head_is_lightlys_over_resnet50():
     assert [tuple(m.weight.shape) for m in ours] == [tuple(m.weight.shape) for m in theirs]
     for own, other in zip(ours, theirs, strict=True):
         other.load_state_dict(own.state_dict())
-    published.last_layer.weight_v.data.copy_(3 * model.projector[-1].weight.data)  # its length does not count
+    published.last_layer.weight_v.data.copy_(3 * model.projector[-1].weight.data)  # its norm does not matter
     x = torch.randn(4, 2048)
     torch.testing.assert_close(model.projector(x), published(x), atol=1e-6, rtol=1e-5)
 

@@ -15,7 +15,7 @@ def build(**arguments):
     return SSLModel.from_timm("test_resnet", "mocov2", method_args=settings)
 
 
-def test_loss_is_infonce_against_the_queue_both_ways():
+def test_loss_is_infonce_against_the_queue_in_both_directions():
     model = build(temperature=0.2)
     q1, q2, k1, k2 = (F.normalize(x, dim=1) for x in torch.randn(4, 3, 8))
     expected = []
@@ -40,7 +40,7 @@ def test_loss_is_lightlys_with_its_memory_bank():
 def test_the_queue_moves_as_lightlys_memory_bank():
     model, bank = build(momentum=1.0), NTXentLoss(0.2, memory_bank_size=(20, 8)).memory_bank
     bank.bank.copy_(model.queue)
-    for _ in range(7):  # once around and further; 4 divides 20, since lightly's bank drops what does not fit
+    for _ in range(7):  # wraps around; 4 divides 20 because lightly's bank drops keys that do not fit
         keys = F.normalize(torch.randn(4, 8), dim=1)
         model.enqueue(keys)
         bank(keys, update=True)
@@ -57,24 +57,25 @@ def test_the_queue_wraps_around():
     assert torch.equal(model.queue, rows[[5, 6, 2, 3, 4]])
 
 
-def test_a_querys_own_image_is_never_among_its_negatives(views):
-    """The queue holds random rows, then keys of other images; never those of the step, in either of its terms."""
+def test_an_image_is_never_its_own_negative(views):
+    """The queue contains random rows, then keys of other images; never those of the current step."""
     model = build(queue_length=24)
     generator = torch.Generator().manual_seed(7)
     seen = []
-    model._find = lambda query, key, find=model._find: (seen.append(model.queue.clone()), find(query, key))[1]
+    model._info_nce = lambda query, key, find=model._info_nce: (seen.append(model.queue.clone()), find(query, key))[1]
     for _ in range(5):
         fresh = [torch.randn(6, 3, 64, 64, generator=generator) for _ in range(2)]
         seen.clear()
         model.before_step(0.1, 0.0)
         model(*fresh)
-        own = torch.cat([model._shuffled(view) for view in fresh])
+        own = torch.cat([model._shuffled_keys(view) for view in fresh])
         assert len(seen) == 2
         for negatives in seen:
             distance = torch.cdist(F.normalize(own, dim=1), negatives)
             assert distance.min() > 1e-4
         model.after_step()
-        assert torch.cdist(F.normalize(own, dim=1), model.queue).min(dim=1).values.max() < 0.2  # now they are in it
+        distance = torch.cdist(F.normalize(own, dim=1), model.queue).min(dim=1).values
+        assert distance.max() < 0.2  # after the step, the queue contains them
 
 
 def test_accumulated_batches_enter_together(views):
@@ -88,7 +89,7 @@ def test_accumulated_batches_enter_together(views):
     assert int(model.pointer) == 12 and not torch.equal(model.queue[:12], before[:12])
 
 
-def test_keys_of_a_skipped_step_are_forgotten(views):
+def test_keys_of_a_skipped_step_are_dropped(views):
     model = build(queue_length=24)
     model.before_step(0.0, 0.0)
     model(*views)  # fp16 found infinite gradients: no after_step
@@ -106,16 +107,16 @@ def test_queue_and_pointer_are_saved():
 def test_split_batchnorm_groups_keep_the_images_in_order(views):
     model = build(splits=3).train()
     first, _ = views
-    together = model._shuffled(first)
+    together = model._shuffled_keys(first)
     for n in range(6):
         alone = model.teacher(torch.stack([first[n], first[(n + 3) % 6]]))[0]  # the groups are n::3
         torch.testing.assert_close(together[n], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_queue_as_long_as_the_data_is_refused():
+def test_a_queue_too_long_for_the_data_is_rejected():
     model = build(queue_length=20)
     model.check_data(images=29, batch=8)
-    with pytest.raises(ValueError, match=r"queue_length is 20 with 28 images and batches of 8.*N below 20"):
+    with pytest.raises(ValueError, match=r"queue_length is 20, too long for 28 images in batches of 8.*N below 20"):
         model.check_data(images=28, batch=8)
 
 

@@ -38,7 +38,7 @@ def test_loss_is_lightlys(model):
     torch.testing.assert_close(model.loss((p1, p2), (z1, z2)).mean(), published, atol=1e-6, rtol=0)
 
 
-def test_the_target_takes_no_gradient(model):
+def test_the_target_gets_no_gradient(model):
     first, second = views(1), views(2)
     model.zero_grad()
     model(first, second)["loss"].mean().backward()

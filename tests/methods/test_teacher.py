@@ -33,7 +33,7 @@ def test_the_teacher_moves_towards_the_student():
     assert student.weight.item() == 3.0
 
 
-def test_the_teachers_statistics_are_its_own():
+def test_batchnorm_statistics_are_not_averaged():
     student, head = nn.BatchNorm1d(2), nn.Identity()
     teacher = MomentumTeacher(student, head)
     student(torch.randn(8, 2) + 5)

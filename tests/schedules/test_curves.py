@@ -1,3 +1,5 @@
+"""Curves against values computed by hand and torch's OneCycleLR."""
+
 import math
 from types import SimpleNamespace
 
@@ -76,35 +78,46 @@ def test_a_longer_f1_clr_run_keeps_its_rise_and_a_longer_one_cycle_stretches_it(
     assert OneCycle(800, 1 / 6).lr(80) < OneCycle(480, 1 / 6).lr(80) == 1
 
 
-def _args(**changes):
-    return SimpleNamespace(**{"lr_schedule": "cosine", "warmup_fraction": 0.0, "one_cycle_fraction": 0.3, **changes})
+def _args(schedule, warmup_epochs=0.0, one_cycle_fraction=0.3):
+    return SimpleNamespace(
+        lr_schedule=schedule, warmup_epochs=warmup_epochs, num_train_epochs=480, one_cycle_fraction=one_cycle_fraction
+    )
 
 
-def test_curve_from_args_takes_each_schedule_by_name():
-    assert curve_from_args(_args(), 600) == Cosine(600)
-    assert curve_from_args(_args(lr_schedule="constant"), 600) == Constant()
-    assert curve_from_args(_args(lr_schedule="cosine_warmup", warmup_fraction=0.25), 600) == CosineWarmup(600, 150)
-    assert curve_from_args(_args(lr_schedule="f1_clr", warmup_fraction=0.25), 600) == F1CLR(600, 150)
-    assert curve_from_args(_args(lr_schedule="one_cycle", one_cycle_fraction=0.5), 600) == OneCycle(600, 0.5)
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (_args("cosine"), Cosine(600)),
+        (_args("constant"), Constant()),
+        (_args("cosine_warmup", 120), CosineWarmup(600, 150)),
+        (_args("f1_clr", 120), F1CLR(600, 150)),
+        (_args("one_cycle", one_cycle_fraction=0.5), OneCycle(600, 0.5)),
+    ],
+)
+def test_curve_from_args_by_name(args, expected):
+    assert curve_from_args(args, 600) == expected
 
 
-def test_a_rehearsal_shorter_than_the_warm_up_still_peaks():
-    curve = curve_from_args(_args(lr_schedule="f1_clr", warmup_fraction=1 / 6), 2)
+def test_a_run_of_few_steps_still_reaches_the_peak():
+    curve = curve_from_args(_args("f1_clr", 80), 2)
     assert [curve.lr(t) for t in (0, 1 / 3, 2)] == pytest.approx([0, 1, 0])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Cosine(0), "length must be above 0"),
-        (lambda: F1CLR(100, 100), "does not fit a run of 100"),
-        (lambda: CosineWarmup(100, -1), "does not fit a run of 100"),
-        (lambda: OneCycle(100, 1.0), "does not fit a run of 100"),
-        (lambda: F1CLR(100, 10).lr(101), "step 101 lies outside"),
-        (lambda: curve_from_args(_args(lr_schedule="linear"), 10), "take one of cosine, cosine_warmup"),
+        (lambda: Cosine(0), "length is 0 steps"),
+        (lambda: F1CLR(100, 100), "warmup is 100 steps in a run of 100"),
+        (lambda: CosineWarmup(100, -1), "warmup is -1 steps in a run of 100"),
+        (lambda: OneCycle(100, 1.0), "warmup is 100 steps in a run of 100"),
+        (lambda: F1CLR(100, 10).lr(101), "step 101 is outside of the schedule's 100 steps"),
+        (lambda: curve_from_args(_args("linear"), 10), "choose one of cosine, cosine_warmup"),
+        (lambda: curve_from_args(_args("cosine", 10), 10), "cosine, which has no warm-up"),
+        (lambda: curve_from_args(_args("f1_clr"), 10), "f1_clr needs a value above 0"),
+        (lambda: curve_from_args(_args("f1_clr", 480), 10), "not shorter than num_train_epochs 480"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(make, message):
+def test_bad_input_is_rejected_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)

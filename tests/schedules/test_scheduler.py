@@ -1,3 +1,5 @@
+"""Learning rate and momentum as an optimizer gets them."""
+
 import io
 import math
 
@@ -27,12 +29,7 @@ def test_equals_torch_one_cycle_lr_over_all_steps(name):
     length, warmup = 60, 20
 
     def optimizer():
-        parameters = [torch.nn.Parameter(torch.ones(2))]
-        return (
-            torch.optim.AdamW(parameters, lr=0.2)
-            if name == "adamw"
-            else torch.optim.SGD(parameters, lr=0.2, momentum=0.9)
-        )
+        return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.2) if name == "adamw" else _sgd()
 
     ours, theirs = optimizer(), optimizer()
     mine = CurveScheduler(ours, F1CLR(length, warmup), (0.85, 0.95))
@@ -43,7 +40,7 @@ def test_equals_torch_one_cycle_lr_over_all_steps(name):
         assert a == pytest.approx(b, abs=1e-12)
 
 
-def test_step_zero_has_zero_lr_and_the_highest_momentum_and_the_peak_the_lowest():
+def test_lr_and_momentum_at_hand_computed_steps():
     optimizer = _sgd(lr=0.16)
     used = _advance(optimizer, CurveScheduler(optimizer, F1CLR(120, 10)), 120)
     assert used[0] == pytest.approx((0.0, 0.95))
@@ -52,7 +49,7 @@ def test_step_zero_has_zero_lr_and_the_highest_momentum_and_the_peak_the_lowest(
     assert used[65] == pytest.approx((0.08, 0.90))
 
 
-def test_cosine_leaves_momentum_alone():
+def test_cosine_does_not_change_momentum():
     optimizer = _sgd()
     used = _advance(optimizer, CurveScheduler(optimizer, Cosine(10)), 10)
     assert {momentum for _, momentum in used} == {0.9}
@@ -91,8 +88,8 @@ def test_a_resumed_scheduler_continues_bit_for_bit(stop):
     assert _advance(optimizer, scheduler, 50 - stop) == straight[stop:]
 
 
-def test_an_optimizer_without_momentum_is_refused_only_where_the_curve_cycles_it():
+def test_an_optimizer_without_momentum_is_rejected_only_if_the_curve_cycles_it():
     adagrad = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     CurveScheduler(adagrad, Cosine(10))
-    with pytest.raises(ValueError, match="F1CLR cycles momentum and Adagrad has none; take an optimizer such as sgd"):
+    with pytest.raises(ValueError, match="F1CLR cycles momentum but Adagrad has none; use an optimizer such as sgd"):
         CurveScheduler(adagrad, F1CLR(10, 2))

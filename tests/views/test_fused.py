@@ -1,7 +1,6 @@
-"""The fused executor against kornia's own operations, one after the other, and against itself in other portions."""
+"""The fused executor against kornia's own operations and against itself in blocks of other sizes."""
 
 import shutil
-import sys
 
 import kornia
 import pytest
@@ -11,11 +10,9 @@ from skimage import data
 
 from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
-from hf_essl.views import fused as fused_module
-from hf_essl.views.fused import colour, render_fused
-from hf_essl.views.resample import resample
+from hf_essl.views.fused import color, render_fused
 
-SIZE, HEIGHT, WIDTH = 64, 40, 56  # every crop is enlarged: no antialiasing, which kornia does differently
+SIZE, HEIGHT, WIDTH = 64, 40, 56  # crops are enlarged: kornia does not antialias
 STRONG = ViewArguments(solarize_p=[0.3], grayscale_p=0.3, jitter=[0.8, 0.8, 0.8, 0.4])
 PLAIN = torch.zeros(3), torch.ones(3)
 
@@ -25,11 +22,11 @@ def patches(count, height=HEIGHT, width=WIDTH):
     pictures = [
         torch.from_numpy(p).permute(2, 0, 1) for p in (data.astronaut(), data.coffee(), data.cat(), data.rocket())
     ]
-    draws = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def piece(picture):
         top, left = (
-            int(torch.randint(whole - part + 1, (), generator=draws))
+            int(torch.randint(whole - part + 1, (), generator=generator))
             for whole, part in zip(picture.shape[1:], (height, width), strict=True)
         )
         return picture[:, top : top + height, left : left + width]
@@ -38,7 +35,7 @@ def patches(count, height=HEIGHT, width=WIDTH):
 
 
 def by_kornia(images, params, size):
-    """Crop, flip, jitter, grayscale, blur and solarization by kornia's functions, each on all images, then chosen."""
+    """Each of kornia's operations on all images, kept for those that sampled it."""
     left, top, width, height = (params.box * torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).round().T
     right, bottom = left + width - 1, top + height - 1
     corners = torch.stack([left, top, right, top, right, bottom, left, bottom], dim=1).view(-1, 4, 2)
@@ -61,13 +58,13 @@ def where(mask, yes, no):
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_pixels_are_kornias_over_a_thousand_draws(size):
+def test_pixels_are_kornias_over_a_thousand_views(size):
     images, views = patches(500), Views(STRONG, seed=size)
-    drawn = views.sample(images)
-    for share in (drawn.flip, drawn.grayscale, drawn.sigma > 0, drawn.solarize, drawn.jitter[:, 3] != 0):
-        assert 100 < share.sum() < 450  # each operation is drawn, and left out
-    ours, expected = render_fused(images, drawn, size, *PLAIN), by_kornia(images, drawn, size)
-    assert (expected - by_kornia(images, drawn.take(torch.arange(500).roll(1)), size)).abs().mean() > 0.1
+    sampled = views.sample(images)
+    for share in (sampled.flip, sampled.grayscale, sampled.sigma > 0, sampled.solarize, sampled.jitter[:, 3] != 0):
+        assert 100 < share.sum() < 450  # each operation is used and left out
+    ours, expected = render_fused(images, sampled, size, *PLAIN), by_kornia(images, sampled, size)
+    assert (expected - by_kornia(images, sampled.take(torch.arange(500).roll(1)), size)).abs().mean() > 0.1
     assert (ours - expected).abs().max() < 2 / 255
 
 
@@ -81,34 +78,31 @@ def test_views_are_the_same_by_both_executors():
     assert first.is_contiguous() and second.is_contiguous()
 
 
-def test_many_views_at_once_are_those_of_one_after_the_other(monkeypatch):
+def test_blocks_of_views_equal_one_view_at_a_time(monkeypatch):
     images, views = patches(10), Views(STRONG, seed=2)
-    drawn = [views.sample(images) for _ in range(3)]
-    one_by_one = torch.stack([views.render(images, params, 32) for params in drawn])
-    for block in (1, 3 * 32**2 * 4, 2**30):  # one, four and all views at a time, a few and all images
-        monkeypatch.setattr(fused_module, "BLOCK", block)
-        monkeypatch.setattr(sys.modules[resample.__module__], "BLOCK", 10 * block)
-        torch.testing.assert_close(views.render_all(images, drawn, 32), one_by_one, atol=1e-5, rtol=0)
+    sampled = [views.sample(images) for _ in range(3)]
+    one_by_one = torch.stack([views.render(images, params, 32) for params in sampled])
+    for block in (1, 3 * 32**2 * 4, 2**30):  # one, four and all views at a time
+        monkeypatch.setattr("hf_essl.views.resample.BLOCK", block)
+        torch.testing.assert_close(views.render_all(images, sampled, 32), one_by_one, atol=1e-5, rtol=0)
 
 
-def test_normalised_in_float32_under_autocast_and_nothing_given_is_written_over():
+def test_normalized_in_float32_under_autocast_without_changing_the_inputs():
     images, views = patches(4), Views(STRONG, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2), seed=3)
-    drawn = views.sample(images)
-    before, given = images.clone(), [getattr(drawn, name).clone() for name in drawn.__dataclass_fields__]
+    sampled = views.sample(images)
+    before, given = images.clone(), [getattr(sampled, name).clone() for name in sampled.__dataclass_fields__]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        view = views.render(images, drawn, 32)
+        view = views.render(images, sampled, 32)
     assert view.dtype == torch.float32 and torch.equal(images, before)
-    assert all(torch.equal(getattr(drawn, n), x) for n, x in zip(drawn.__dataclass_fields__, given, strict=True))
-    expected = TF.normalize(render_fused(images, drawn, 32, *PLAIN), [0.1, 0.2, 0.3], [0.5, 0.25, 0.2])
+    assert all(torch.equal(getattr(sampled, n), x) for n, x in zip(sampled.__dataclass_fields__, given, strict=True))
+    expected = TF.normalize(render_fused(images, sampled, 32, *PLAIN), [0.1, 0.2, 0.3], [0.5, 0.25, 0.2])
     torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
 
 
-def test_solarized_after_the_blur_and_after_normalisation():
+def test_solarized_after_the_blur_and_after_normalization():
     image = torch.zeros(1, 3, 40, 40, dtype=torch.uint8)
     image[:, :, :, 20:] = 255
-    whole = {"box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]), "jitter": torch.tensor([[1.0, 1.0, 1.0, 0.0]])}
-    no, yes = torch.tensor([False]), torch.tensor([True])
-    params = ViewParams(**whole, flip=no, grayscale=no, sigma=torch.tensor([224 / 40]), solarize=yes)
+    params = ViewParams.neutral(1, sigma=torch.tensor([224 / 40]), solarize=torch.tensor([True]))
     view = render_fused(image, params, 40, torch.full((3,), 0.5), torch.full((3,), 0.25))
     step = TF.gaussian_blur(image.float() / 255, [5, 5], [1.0, 1.0])[0, 0, 20]  # kernel of 5 at 40 px, sigma 1 px
     expected = (torch.where(step < 0.5, step, 1 - step) - 0.5) / 0.25
@@ -117,25 +111,23 @@ def test_solarized_after_the_blur_and_after_normalisation():
 
 
 @pytest.mark.parametrize(("asked", "compiled"), [(None, False), (False, False), (True, True)])
-def test_a_cpu_compiles_the_colours_where_asked(asked, compiled, monkeypatch):
-    painted = []
-    monkeypatch.setattr(
-        fused_module, "compiled_colour", lambda: lambda view, *rest: painted.append(colour(view, *rest))
-    )
+def test_a_cpu_compiles_the_colors_only_on_request(asked, compiled, monkeypatch):
+    calls = []
+    monkeypatch.setattr("hf_essl.views.fused.compiled_color", lambda: lambda *args: calls.append(color(*args)))
     views, images = Views(ViewArguments(compile_views=asked, jitter_p=1.0)), patches(4)
     expected = Views(ViewArguments(jitter_p=1.0))(images, 32)
     assert all(torch.equal(view, other) for view, other in zip(views(images, 32), expected, strict=True))
-    assert bool(painted) == compiled
+    assert bool(calls) == compiled
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_compiled_colour_is_eager_colour():
-    compiled = torch.compile(colour, dynamic=True, fullgraph=True)
-    draws = torch.Generator().manual_seed(1)
+def test_compiled_color_is_eager_color():
+    compiled = torch.compile(color, dynamic=True, fullgraph=True)
+    generator = torch.Generator().manual_seed(1)
     for count, size in ((6, 32), (4, 48)):
-        view = torch.rand(count, 3, size, size, generator=draws)
-        factors = [torch.rand(count, generator=draws) * 2 for _ in range(2)]
-        hue, gray = torch.rand(count, generator=draws) - 0.5, (torch.arange(count) % 2).float()
+        view = torch.rand(count, 3, size, size, generator=generator)
+        factors = [torch.rand(count, generator=generator) * 2 for _ in range(2)]
+        hue, gray = torch.rand(count, generator=generator) - 0.5, (torch.arange(count) % 2).float()
         given = (*factors, hue, gray, torch.full((3, 1, 1), 0.4), torch.full((3, 1, 1), 0.2))
-        torch.testing.assert_close(compiled(view.clone(), *given), colour(view.clone(), *given), atol=1e-4, rtol=0)
+        torch.testing.assert_close(compiled(view.clone(), *given), color(view.clone(), *given), atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Both executors against torchvision's operations and by hand, and against themselves at another size."""
+"""Both executors against torchvision's operations, by hand, and against themselves at another size."""
 
 import pytest
 import torch
@@ -10,39 +10,18 @@ from torch.nn import functional as F
 from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
 from hf_essl.views.fused import render_fused
-from hf_essl.views.render import crop_flip_resize, render_kornia
-from hf_essl.views.resample import resize_weights, taps
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """Two real photographs, uint8 2 x 3 x 224 x 224."""
-    from skimage import data
-
-    pictures = [torch.from_numpy(picture).permute(2, 0, 1) for picture in (data.astronaut(), data.coffee())]
-    return torch.stack([TF.resize(TF.center_crop(p, [400, 400]), [224, 224], antialias=True) for p in pictures])
+from hf_essl.views.render import render_kornia
+from hf_essl.views.resample import resample, resize_weights, taps
 
 
 @pytest.fixture(params=[render_fused, render_kornia])
 def render_view(request):
-    """One view of each image, in [0, 1], by each executor."""
+    """Either executor, without normalization."""
 
     def render(images, params, size):
         return request.param(images, params, size, torch.zeros(3), torch.ones(3))
 
     return render
-
-
-def params(n=2, **changes):
-    neutral = {
-        "box": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(n, 1),
-        "flip": torch.zeros(n, dtype=torch.bool),
-        "jitter": torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
-        "grayscale": torch.zeros(n, dtype=torch.bool),
-        "sigma": torch.zeros(n),
-        "solarize": torch.zeros(n, dtype=torch.bool),
-    }
-    return ViewParams(**{**neutral, **changes})
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,14 +31,15 @@ def params(n=2, **changes):
 )  # fmt: skip
 def test_crop_equals_torchvisions_antialiased_resized_crop(photos, left, top, width, height, size, flip):
     box = torch.tensor([[left / 224, top / 224, width / 224, height / 224]])
-    ours = crop_flip_resize(photos[:1], box, torch.tensor([flip]), size)
+    ours = resample(photos[:1], box, torch.tensor([flip]), size)
     expected = TF.resized_crop(photos[:1].float() / 255, top, left, height, width, [size, size], antialias=True)
     expected = expected.flip(-1) if flip else expected
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)
 
 
 def test_whole_image_at_its_own_size_is_the_image(render_view, photos):
-    torch.testing.assert_close(render_view(photos, params(), 224), photos.float() / 255, atol=1e-6, rtol=0)
+    view = render_view(photos, ViewParams.neutral(2), 224)
+    torch.testing.assert_close(view, photos.float() / 255, atol=1e-6, rtol=0)
 
 
 def test_resize_weights_by_hand():
@@ -71,13 +51,13 @@ def test_resize_weights_by_hand():
     torch.testing.assert_close(dense, expected / expected.sum(dim=1, keepdim=True))
 
 
-def test_a_small_view_is_the_same_view_seen_from_afar(render_view, photos):
-    drawn = Views(ViewArguments(), seed=3).sample(photos)
-    small, full = render_view(photos, drawn, 64), render_view(photos, drawn, 224)
-    from_afar = F.interpolate(full, size=(64, 64), mode="bilinear", antialias=True)
-    assert (small - from_afar).abs().mean() < 0.02
+def test_a_small_view_looks_like_the_full_one_downsampled(render_view, photos):
+    sampled = Views(ViewArguments(), seed=3).sample(photos)
+    small, full = render_view(photos, sampled, 64), render_view(photos, sampled, 224)
+    downsampled = F.interpolate(full, size=(64, 64), mode="bilinear", antialias=True)
+    assert (small - downsampled).abs().mean() < 0.02
     other = render_view(photos, Views(ViewArguments(), seed=4).sample(photos), 64)
-    assert (other - from_afar).abs().mean() > 0.05  # the measure tells views apart
+    assert (other - downsampled).abs().mean() > 0.05  # the measure distinguishes views
 
 
 @pytest.mark.parametrize("factors", [(1.3, 0.7, 1.4, 0.1), (0.6, 1.4, 0.5, -0.3)])
@@ -86,12 +66,12 @@ def test_jitter_is_torchvisions(render_view, photos, factors):
     adjustments = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for adjust, factor in zip(adjustments, factors, strict=True):
         view = adjust(view, factor)
-    ours = render_view(photos, params(jitter=torch.tensor([factors] * 2)), 224)
-    torch.testing.assert_close(ours, view, atol=1e-3, rtol=0)  # its weights of gray have a digit more
+    ours = render_view(photos, ViewParams.neutral(2, jitter=torch.tensor([factors] * 2)), 224)
+    torch.testing.assert_close(ours, view, atol=1e-3, rtol=0)  # its gray weights have one more digit
 
 
-def test_operations_touch_the_images_that_drew_them_alone(render_view, photos):
-    plain = render_view(photos, params(), 96)
+def test_operations_change_only_the_images_that_sampled_them(render_view, photos):
+    plain = render_view(photos, ViewParams.neutral(2), 96)
     only_second = torch.tensor([False, True])
     for changes in (
         {"flip": only_second},
@@ -100,23 +80,23 @@ def test_operations_touch_the_images_that_drew_them_alone(render_view, photos):
         {"sigma": torch.tensor([0.0, 2.0])},
         {"jitter": torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.3, 0.7, 1.0, 0.05]])},
     ):
-        changed = render_view(photos, params(**changes), 96)
+        changed = render_view(photos, ViewParams.neutral(2, **changes), 96)
         torch.testing.assert_close(changed[0], plain[0])
         assert (changed[1] - plain[1]).abs().mean() > 1e-3, changes
 
 
 def test_solarize_and_grayscale_by_hand(render_view):
     image = torch.tensor([51, 204, 102], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)  # 0.2, 0.8, 0.4
-    solarized = render_view(image, params(1, solarize=torch.tensor([True])), 8)
+    solarized = render_view(image, ViewParams.neutral(1, solarize=torch.tensor([True])), 8)
     torch.testing.assert_close(solarized[0, :, 0, 0], torch.tensor([0.2, 0.2, 0.4]))  # 1 - 0.8
-    gray = render_view(image, params(1, grayscale=torch.tensor([True])), 8)
+    gray = render_view(image, ViewParams.neutral(1, grayscale=torch.tensor([True])), 8)
     torch.testing.assert_close(gray[0, :, 0, 0], torch.full((3,), 0.299 * 0.2 + 0.587 * 0.8 + 0.114 * 0.4))
 
 
 @pytest.mark.parametrize("size", [224, 64])
 def test_blur_equals_torchvisions_gaussian_at_its_scaled_sigma(render_view, photos, size):
-    plain = render_view(photos, params(), size)
-    blurred = render_view(photos, params(sigma=torch.tensor([1.5, 1.5])), size)
+    plain = render_view(photos, ViewParams.neutral(2), size)
+    blurred = render_view(photos, ViewParams.neutral(2, sigma=torch.tensor([1.5, 1.5])), size)
     kernel = {224: 23, 64: 7}[size]
     expected = TF.gaussian_blur(plain, [kernel, kernel], [1.5 * size / 224] * 2)
     torch.testing.assert_close(blurred, expected, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Views: what is drawn, the stream of random numbers, the two quantities that change in training."""
+"""Views: what they sample, their random stream, and the two quantities that change during training."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ IMAGES = torch.randint(0, 256, (400, 3, 48, 48), dtype=torch.uint8, generator=to
 
 
 def same(first: ViewParams, second: ViewParams) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in first.__dataclass_fields__)
+    return all(torch.equal(one, other) for one, other in zip(vars(first).values(), vars(second).values(), strict=True))
 
 
-def test_float_views_of_the_asked_size_from_uint8_images():
+def test_float32_views_of_the_given_size_from_uint8_images():
     views = Views(ViewArguments(resolution=32))
     first, second = views(IMAGES[:4])
     assert first.shape == second.shape == (4, 3, 32, 32)
@@ -22,13 +22,13 @@ def test_float_views_of_the_asked_size_from_uint8_images():
     assert not torch.equal(first, second)
 
 
-def test_normalised_with_the_backbones_statistics():
+def test_normalized_with_the_given_statistics():
     chain = ViewArguments(
         resolution=32, jitter_p=0, blur_p=[0.0], grayscale_p=0, flip_p=0, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]
     )
-    grey = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
+    gray = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)
     views = Views(chain, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.25))
-    view, _ = views(grey)
+    view, _ = views(gray)
     torch.testing.assert_close(view[0, :, 5, 5], torch.tensor([0.2, 0.0, -0.4]), atol=1e-6, rtol=1e-5)
 
 
@@ -53,13 +53,13 @@ def test_jitter_ranges_are_simclrs_at_magnitude_five_and_linear(magnitude, range
         assert column.mean().abs() < 0.1 * limit
 
 
-def test_probabilities_are_those_asked_for():
-    drawn = Views(ViewArguments(solarize_p=[0.2])).sample(IMAGES.repeat(10, 1, 1, 1))
-    neutral = (drawn.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)
-    shares = (drawn.flip, ~neutral, drawn.grayscale, drawn.sigma > 0, drawn.solarize)
+def test_probabilities_are_those_of_the_arguments():
+    sampled = Views(ViewArguments(solarize_p=[0.2])).sample(IMAGES.repeat(10, 1, 1, 1))
+    neutral = (sampled.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)
+    shares = (sampled.flip, ~neutral, sampled.grayscale, sampled.sigma > 0, sampled.solarize)
     for share, expected in zip(shares, (0.5, 0.8, 0.2, 0.5, 0.2), strict=True):
         assert share.float().mean().item() == pytest.approx(expected, abs=0.03)
-    assert drawn.sigma[drawn.sigma > 0].min() >= 0.1 and drawn.sigma.max() <= 2.0
+    assert sampled.sigma[sampled.sigma > 0].min() >= 0.1 and sampled.sigma.max() <= 2.0
 
 
 def test_crop_areas_and_ratios_are_in_range_and_inside_the_image():
@@ -72,19 +72,20 @@ def test_crop_areas_and_ratios_are_in_range_and_inside_the_image():
     assert (width / height).min() > 0.7 and (width / height).max() < 1.45
 
 
-def test_reproducible_from_the_seed_and_different_on_every_rank_and_step():
-    views = Views()
+@pytest.mark.parametrize("augmentation", ["simclr", "randaugment"])
+def test_reproducible_from_the_seed_and_different_on_every_rank_and_step(augmentation):
+    views = Views(ViewArguments(augmentation=augmentation))
     views.seed(7, 0, 3)
-    drawn = views.sample(IMAGES)
+    sampled = views.sample(IMAGES)
     views.seed(7, 0, 3)
-    assert same(views.sample(IMAGES), drawn)
-    assert not same(views.sample(IMAGES), drawn)  # the stream goes on
+    assert same(views.sample(IMAGES), sampled)
+    assert not same(views.sample(IMAGES), sampled)  # the stream continues
     for other in ((8, 0, 3), (7, 1, 3), (7, 0, 4)):
         views.seed(*other)
-        assert not same(views.sample(IMAGES), drawn)
+        assert not same(views.sample(IMAGES), sampled)
 
 
-def test_the_global_generators_are_left_alone():
+def test_the_global_generators_are_not_used():
     torch.manual_seed(11)
     np.random.seed(11)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -102,27 +103,27 @@ def test_first_and_second_views_may_differ():
 
 def test_several_views_at_once_differ_and_keep_their_kinds():
     views = Views(ViewArguments(blur_p=[1.0, 0.0]))
-    drawn = views.sample_all(IMAGES, [0, 1, 1, 0])
-    assert [len(params) for params in drawn] == [len(IMAGES)] * 4
-    assert [bool((params.sigma > 0).all()) for params in drawn] == [True, False, False, True]
-    assert [bool((params.sigma > 0).any()) for params in drawn] == [True, False, False, True]
-    boxes = torch.cat([params.box for params in drawn])
-    assert len(boxes.unique(dim=0)) > 3.5 * len(IMAGES)  # corners are whole pixels: a few agree by chance
+    candidates = views.sample_all(IMAGES, [0, 1, 1, 0])
+    assert [len(params) for params in candidates] == [len(IMAGES)] * 4
+    assert [bool((params.sigma > 0).all()) for params in candidates] == [True, False, False, True]
+    assert [bool((params.sigma > 0).any()) for params in candidates] == [True, False, False, True]
+    boxes = torch.cat([params.box for params in candidates])
+    assert len(boxes.unique(dim=0)) > 3.5 * len(IMAGES)  # corners are whole pixels, so a few are equal by chance
 
 
-def test_choose_takes_each_images_own_candidate():
-    views = Views()
+@pytest.mark.parametrize("augmentation", ["simclr", "randaugment"])
+def test_gather_and_take_choose_the_parameters_of_each_image(augmentation):
+    views = Views(ViewArguments(augmentation=augmentation))
     candidates = [views.sample(IMAGES[:5]) for _ in range(3)]
     choice = torch.tensor([2, 0, 1, 1, 2])
     chosen = ViewParams.gather(candidates, choice)
     for n, c in enumerate(choice.tolist()):
-        assert torch.equal(chosen.box[n], candidates[c].box[n])
-        assert torch.equal(chosen.jitter[n], candidates[c].jitter[n])
+        assert same(chosen.take(torch.tensor([n])), candidates[c].take(slice(n, n + 1)))
 
 
-def test_other_images_are_refused_in_one_line():
+def test_other_images_are_rejected_in_one_line():
     views = Views()
-    with pytest.raises(ValueError, match=r"torch\.float32 \(4, 3, 48, 48\); views take torch\.uint8"):
+    with pytest.raises(ValueError, match=r"torch\.float32 \(4, 3, 48, 48\); views need torch\.uint8"):
         views(IMAGES[:4].float())
     with pytest.raises(ValueError, match="3 images with parameters for 4"):
         views.render(IMAGES[:3], views.sample(IMAGES[:4]))
