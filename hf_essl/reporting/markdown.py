@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Markdown tables."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ Row = Sequence[str | None]
 
 
 def table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """A table of the rows without a None; empty where there is no such row."""
+    """A table of the rows without a None; empty text if there are none."""
     kept = [row for row in rows if None not in row]
-    if not kept:
-        return ""
     lines = [[cell.replace("|", "\\|") for cell in row if cell is not None] for row in (header, *kept)]
     lines.insert(1, ["---"] * len(header))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if kept else ""

@@ -17,12 +17,10 @@ from transformers import AutoImageProcessor, AutoModel, TimmBackbone, pipeline
 from transformers.initialization import no_init_weights
 
 from hf_essl import cli, export_backbone, load_backbone, push_backbone
-from hf_essl.common import HubError, HubUnreachable
 from hf_essl.config.redact import without_paths
-from hf_essl.hub.hub_errors import explain
-from hf_essl.methods import SSLModel
+from hf_essl.hub.errors import HubError, HubUnreachable, explain
+from hf_essl.methods import METHODS, SSLModel
 from tests.evaluation.test_backbone import write_checkpoint
-from tests.methods.small import SMALL_HEADS
 
 CARD = "---\nlibrary_name: timm\n---\n# A backbone\n"
 ABSOLUTE = re.compile(rb"(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|usr|work|mnt|data|runs)/[\w.-]")
@@ -34,7 +32,7 @@ def run(tmp_path_factory):
     """A finished BYOL run as `hf-essl pretrain` leaves it, by hand: two checkpoints, recipe, backbone and card."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
     model.train()(torch.randn(8, 3, 48, 48), torch.randn(8, 3, 48, 48))  # BatchNorm statistics of its own
     for step in (9, 10):
         write_checkpoint(model, folder / f"checkpoint-{step}")
@@ -174,7 +172,7 @@ def test_a_bare_name_is_the_users_own(hub, run):
 
 def test_private_is_not_promised_for_a_public_repository(hub, run):
     push_backbone(run, "ada/net")
-    with pytest.raises(HubError, match="ada/net is there already and public; make it private in its settings"):
+    with pytest.raises(HubError, match="ada/net already exists and is public; make it private in its settings"):
         push_backbone(run, "ada/net", private=True)
 
 
@@ -182,7 +180,8 @@ def test_private_is_not_promised_for_a_public_repository(hub, run):
 def test_cut_off_half_way_and_repeated_it_ends_whole(hub, run, where):
     hub.cut(where)
     with pytest.raises(
-        HubUnreachable, match=r"cannot be reached .*the backbone is safe in .*backbone, and `hf-essl push"
+        HubUnreachable,
+        match=r"cannot be reached .*the backbone is safe in .*backbone, push it later with `hf-essl push",
     ):
         push_backbone(run, "ada/net", full_state=True)
     assert not stored(hub)
@@ -219,8 +218,12 @@ def test_repeated_without_a_change_it_makes_no_commit(hub, run):
             HubError,
             r"does not accept the token for ada/net \(401, out of order\); run `hf auth login`, or",
         ),
-        (403, HubError, r"does not let this token write to ada/net \(403, .*\); take a token with write access"),
-        (503, HubUnreachable, r"(does not take ada/net now \(503.*\)|gives no readable answer); try again later"),
+        (403, HubError, r"does not let this token write to ada/net \(403, .*\); use a token with write access"),
+        (
+            503,
+            HubUnreachable,
+            r"(does not accept ada/net now \(503.*\)|the answer of the Hub at .* is unreadable); try again later",
+        ),
     ],
 )
 def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, status, kind, message):
@@ -233,7 +236,7 @@ def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, stat
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-essl: error: ") and re.search(message, error)
     again = f"hf-essl push {run} --repo_id ada/net --private --full_state"
-    assert error.endswith(f"; the backbone is safe in {run / 'backbone'}, and `{again}` pushes it then")
+    assert error.endswith(f"; the backbone is safe in {run / 'backbone'}, push it later with `{again}`")
     assert hub.token not in error
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -257,7 +260,9 @@ def test_tokens_that_may_not_write_are_told_before_anything_is_sent(hub, run, mo
 
 def test_no_hub_and_no_network(hub, run, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE is set, so nothing goes to ada/net on the Hub; unset it"):
+    with pytest.raises(
+        HubUnreachable, match="HF_HUB_OFFLINE is set, so ada/net cannot be pushed to the Hub; unset it"
+    ):
         push_backbone(run, "ada/net")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -266,15 +271,15 @@ def test_no_hub_and_no_network(hub, run, monkeypatch):
 
 
 def test_an_impossible_name(hub, run):
-    with pytest.raises(HubError, match="repo_id is 'a b/c'; it is user/name, of letters, digits"):
+    with pytest.raises(HubError, match="repo_id is 'a b/c'; use user/name with letters, digits"):
         push_backbone(run, "a b/c")
 
 
 def test_where_there_is_nothing_to_push(hub, run, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no exported backbone; give the folder of a finished run"):
+    with pytest.raises(ValueError, match=r"does not contain an exported backbone; pass the folder of a finished run"):
         push_backbone(run / "checkpoint-9", "ada/net")
     backbone = export_backbone(timm.create_model("test_resnet", num_classes=0), tmp_path / "backbone", input_size=32)
-    with pytest.raises(ValueError, match=r"full_state is set, but .* holds no complete checkpoint; drop full_state"):
+    with pytest.raises(ValueError, match=r"full_state is set, but .* has no complete checkpoint; drop full_state"):
         push_backbone(backbone, "ada/net", full_state=True)
     assert not hub.received
 

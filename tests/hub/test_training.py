@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from hf_essl import SSLTrainingArguments, cli
-from hf_essl.common import HubError
+from hf_essl.hub.errors import HubError
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
 from tests.helpers import small_trainer
@@ -90,10 +90,12 @@ def test_a_hub_that_is_down_costs_no_result(hub, tmp_path, caplog, capsys):
         metrics = run_recipe(tmp_path / "run", "--hub_strategy", "every_save")
     assert metrics["steps"] == 2 and json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
     told = [record.getMessage() for record in caplog.records if record.name.startswith("hf_essl.hub")]
-    assert "the Hub does not take ada/net now (503, out of order); try again later; training goes on" in told[0]
-    assert [text for text in told if text.startswith("a checkpoint was not pushed, training goes on: ")]
-    assert told[-1].startswith("the run is finished and saved, but not pushed: the Hub does not take ada/net now (503")
-    assert f"`hf-essl push {tmp_path / 'run'} --repo_id ada/net` pushes it then" in told[-1]
+    assert "the Hub does not accept ada/net now (503, out of order); try again later; training continues" in told[0]
+    assert [text for text in told if text.startswith("a checkpoint was not pushed, training continues: ")]
+    assert told[-1].startswith(
+        "the run is finished and saved, but not pushed: the Hub does not accept ada/net now (503"
+    )
+    assert f"push it later with `hf-essl push {tmp_path / 'run'} --repo_id ada/net`" in told[-1]
     assert "pushed to" not in capsys.readouterr().out and not hub.repositories
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
     hub.mend()
@@ -131,10 +133,10 @@ def test_a_collapsed_backbone_is_not_pushed_over_a_good_one(hub, tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"hub_token": "secret"}, "hub_token is set, which every checkpoint would hold; set HF_TOKEN"),
+        ({"hub_token": "secret"}, "hub_token would be stored in every checkpoint; set HF_TOKEN"),
         (
             {"hub_strategy": "all_checkpoints"},
-            "hub_strategy is all_checkpoints, whose pickles are not pushed; take",
+            "hub_strategy is all_checkpoints, which would push pickles; choose",
         ),
     ],
 )
