@@ -18,13 +18,7 @@ from hf_essl.schedules import check_schedule
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD = "README.md"
-PICTURES = {
-    "curves.png": "Curves of the run against the optimizer step: loss, kNN accuracy, standard deviation of the "
-    "embedding, learning rate with momentum, resolution with magnitude, and throughput with petaFLOPs",
-    "views.png": "Augmented views of training images at the start, the middle and the end of the run, each row "
-    "next to its original",
-}
-"""The pictures of a run by file name, with their alternative texts."""
+PICTURES = ("curves.png", "views.png")
 
 
 def write_card(
@@ -62,12 +56,16 @@ def write_card(
     if baseline is not None:
         _check_baseline(metrics, baseline)
     found = results(metrics, recipe, read_evaluations(folder.parent, folder))
+    pictures = [name for name in PICTURES if (folder.parent / name).is_file()]
+    for name in pictures:
+        shutil.copyfile(folder.parent / name, folder / name)
     card = ModelCard.from_template(
         _metadata(metrics, recipe, found, repo_id, license),
         template_path=str(TEMPLATE),
-        **sections(folder, metrics, recipe, found, baseline, license),
-        **_pictures(folder),
+        **sections(folder, metrics, recipe, found, baseline),
         loading=loading(folder, repo_id),
+        pictures=pictures,
+        license=license,
     )
     return write_text(folder / CARD, str(card).rstrip() + "\n")
 
@@ -136,17 +134,6 @@ def _metadata(
         model_name=(repo_id or metrics.get("run") or metrics["method"]).rsplit("/", 1)[-1] if accuracies else None,
         eval_results=accuracies or None,
     )
-
-
-def _pictures(folder: Path) -> dict[str, str]:
-    """Copies the existing pictures of the run next to the card; their names and texts for the template."""
-    shown: dict[str, str] = {}
-    for name, text in PICTURES.items():
-        if (folder.parent / name).is_file():
-            shutil.copyfile(folder.parent / name, folder / name)
-            stem = Path(name).stem
-            shown |= {f"{stem}_picture": name, f"{stem}_alt": text}
-    return shown
 
 
 def _check_baseline(metrics: Metrics, baseline: Metrics) -> None:

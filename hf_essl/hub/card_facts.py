@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors.torch import load_file
 
@@ -20,15 +20,8 @@ from hf_essl.schedules import CURVES, F1CLR
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Result:
-    """A measured value.
-
-    Args:
-        shown: the value with its unit.
-        how: how it was measured.
-        dataset: of an accuracy, in percent; these results are listed in the card's metadata too.
-    """
+class Result(NamedTuple):
+    """A measured value; `dataset` is set for an accuracy in percent, which goes into the card's metadata too."""
 
     name: str
     value: float
@@ -55,13 +48,11 @@ def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = (
         (f"Feature std {start}", "random_init_feature_std", "same evaluation"),
         ("RankMe", "rankme", f"effective rank of the backbone's features, {at}"),
     )
-    found = [
-        Result(
-            name, metrics[key], shown, how, metrics["dataset"] if key in ("knn_accuracy", "probe_accuracy") else None
-        )
-        for name, key, how in measured
-        if (shown := show(metrics, key)) is not None
-    ]
+    found = []
+    for name, key, how in measured:
+        if (shown := show(metrics, key)) is not None:
+            dataset = metrics["dataset"] if key in ("knn_accuracy", "probe_accuracy") else None
+            found.append(Result(name, metrics[key], shown, how, dataset))
     known = {(result.name, result.value, result.dataset) for result in found}
     later = [_evaluated(facts) for facts in evaluations]
     return found + [result for result in later if (result.name, result.value, result.dataset) not in known]

@@ -44,20 +44,18 @@ TITLES = {
 
 
 def sections(
-    folder: Path,
-    metrics: Metrics,
-    recipe: Recipe,
-    found: Sequence[Result],
-    baseline: Metrics | None = None,
-    license: str | None = None,
+    folder: Path, metrics: Metrics, recipe: Recipe, found: Sequence[Result], baseline: Metrics | None
 ) -> dict[str, Any]:
-    """Title and sections by their names in the card's template; an empty one is left out of the card."""
-    name = metrics["method"]
-    method = METHODS[name].title if name in METHODS else name
-    citations = [PAPER, METHODS[name].citation] if name in METHODS else [PAPER]
+    """The values of the card's template by name: tables, and what its sentences depend on."""
+    name, dataset = metrics["method"], DATASETS.get(recipe.data.dataset)
+    method, citation = (METHODS[name].title, METHODS[name].citation) if name in METHODS else (name, "")
+    *others, last = [title for title, is_used in strategies(recipe).items() if is_used] or ["the plain recipe"]
+    knn, start = metrics.get("knn_accuracy"), metrics.get("random_init_knn_accuracy")
     return {
-        "title": f"{method} {metrics['backbone']}, pretrained on {metrics['dataset']}",
-        "summary": _summary(method, metrics, recipe),
+        "metrics": metrics,
+        "recipe": recipe,
+        "method": method,
+        "used": f"{', '.join(others)} and {last}" if others else last,
         "training": _training(method, folder, metrics, recipe),
         "strategies": _strategies(recipe),
         "results": table(("metric", "value", "evaluation"), [(r.name, r.shown, r.how) for r in found]),
@@ -65,11 +63,12 @@ def sections(
         "baseline": baseline and _comparison(metrics, baseline),
         "baseline_name": baseline and _run_name(baseline),
         "machine": _machine(metrics, recipe),
-        "command": metrics.get("command"),
-        "recipe": recipe.redacted().to_yaml().strip(),
-        "limits": _limits(metrics, recipe, found),
-        "license": _license(metrics, license),
-        "citations": "\n\n".join(filter(None, citations)),
+        "recipe_yaml": recipe.redacted().to_yaml().strip(),
+        "is_small": (metrics.get("train_images") or SMALL_DATASET) < SMALL_DATASET,
+        "caveat": dataset and dataset.caveat,
+        "judged": sorted({result.dataset for result in found if result.dataset}),
+        "is_no_better": knn is not None and start is not None and knn <= start,
+        "citations": f"{PAPER}\n\n{citation}".strip(),
     }
 
 
@@ -80,16 +79,6 @@ def loading(folder: Path, repo_id: str | None) -> str:
         return LOADING.format(timm=f"hf-hub:{repo_id}", path=repo_id, width=width)
     code = LOADING.format(timm=f"local-dir:{folder.name}", path=folder.name, width=width)
     return f"Run the code in the folder that contains `{folder.name}/` and an image.\n\n{code}"
-
-
-def _summary(method: str, metrics: Metrics, recipe: Recipe) -> str:
-    *others, last = [name for name, is_on in strategies(recipe).items() if is_on] or ["the plain recipe"]
-    used = f"{', '.join(others)} and {last}" if others else last
-    start = ", starting from the weights that timm publishes" if recipe.model.pretrained else ""
-    return (
-        f"The image backbone `{metrics['backbone']}` of timm, pretrained without labels by {method} on "
-        f"{metrics['dataset']}{start}, with {used} of `hf_essl`. It maps an image to a vector of features."
-    )
 
 
 def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> str:
@@ -107,7 +96,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Features", f"{features} per image" if features else None),
         ("Initialization", "timm's published weights" if recipe.model.pretrained else "random"),
         ("Dataset", f"{metrics['dataset']}{config}, split {recipe.data.train_split}"),
-        ("Terms of its images", dataset.terms if dataset else "the run did not record their license"),
+        ("Terms of the images", dataset.terms if dataset else "the run did not record their license"),
         ("Training images", show(metrics, "train_images")),
         ("Unreadable images", show(metrics, "unreadable_images") if metrics.get("unreadable_images") else None),
         ("Epochs", epochs),
@@ -167,18 +156,18 @@ def _selection(recipe: Recipe) -> str:
 
 def _cost(metrics: Metrics) -> str:
     """What the run cost, and what it saved over its own plain recipe."""
-    parts = metrics.get("petaflops_by_part") or {}
+    parts, rate = metrics.get("petaflops_by_part") or {}, show(metrics, "images_per_second")
     total, energy = sum(parts.values()), "measured by codecarbon, including evaluation and saving"
     plain = "relative to the plain recipe: constant resolution, two views, equal epochs"
     details = {
         "petaflops": ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in parts.items() if value),
         "petaflops_paper_convention": "backbone only; a backward pass counts as one forward pass",
-        "train_seconds": f"{show(metrics, 'images_per_second')}; without evaluation and saving",
+        "train_seconds": rate and f"{rate}; without evaluation and saving",
         "energy_kwh": energy,
         "co2e_kg": energy,
         "predicted_speedup": f"from counted operations, {plain}",
         "predicted_speedup_paper_convention": f"in the paper's convention, {plain}",
-        "measured_speedup": "in wall-clock time, over steps of the plain recipe, timed on this machine after the run",
+        "measured_speedup": "in wall-clock time, relative to steps of the plain recipe on the same machine",
     }
     return table(
         ("what", "value", "details"), [(TITLES[key], show(metrics, key), how) for key, how in details.items()]
@@ -208,39 +197,6 @@ def _machine(metrics: Metrics, recipe: Recipe) -> str:
         ("Versions", versions or None),
     ]
     return table(("what", "value"), rows)
-
-
-def _limits(metrics: Metrics, recipe: Recipe, found: Sequence[Result]) -> str:
-    """A list of sentences that are true of this run."""
-    images, dataset, training = metrics.get("train_images"), DATASETS.get(recipe.data.dataset), recipe.training
-    judged = ", ".join(sorted({result.dataset for result in found if result.dataset}))
-    knn, start = metrics.get("knn_accuracy"), metrics.get("random_init_knn_accuracy")
-    lines = [
-        "Use it for retrieval, nearest-neighbor search, linear classifiers on frozen features, or as a start for "
-        "fine-tuning. It has no classifier."
-    ]
-    if images and images < SMALL_DATASET:
-        lines.append(
-            f"It was trained on {images:,} images, a small dataset: a demonstration, not a general-purpose model."
-        )
-    if dataset and dataset.caveat:
-        lines.append(dataset.caveat)
-    lines.append(f"Its accuracy was measured on {judged} only." if judged else "Its accuracy was not measured.")
-    if knn is not None and start is not None and knn <= start:
-        lines.append("Its kNN accuracy is not higher than before training.")
-    if training.max_steps > 0:
-        lines.append(f"Its length was set by max_steps: {training.max_steps}, not by the epochs of the recipe.")
-    lines += [
-        f"This is one run with one seed ({training.seed}). The variation between seeds was not measured.",
-        f"The training views had at most {recipe.views.resolution} px. It was not trained on larger ones.",
-        "Bias, fairness and robustness were not evaluated. The model inherits the biases of its images.",
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _license(metrics: Metrics, license: str | None) -> str:
-    weights = f"The license of the weights is {license}." if license else "This card names no license of the weights."
-    return f"{weights} The images of {metrics['dataset']} have their own terms, see the table above."
 
 
 def _run_name(metrics: Metrics) -> str:

@@ -19,6 +19,12 @@ from huggingface_hub.errors import (
 from hf_essl.common import one_line
 
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
+REFUSALS = {
+    401: f"the Hub does not accept the token for {{repo_id}} ({{answer}}); {LOG_IN}",
+    403: "the Hub does not let this token write to {repo_id} ({answer}); use a token with write access, or a repo_id "
+    "under your own name",
+    404: "the Hub does not show {repo_id} to this token ({answer}); check repo_id and the token",
+}
 
 
 class HubError(ValueError):
@@ -66,20 +72,13 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> HubError:
     status = error.response.status_code
     message = error.response.headers.get("X-Error-Message") or error.server_message or ""
     answer = f"{status}, {_short(message)}" if message and "<" not in message else f"{status}"  # not a proxy's page
-    if status == 401:
-        return HubError(f"the Hub does not accept the token for {repo_id} ({answer}); {LOG_IN}")
-    if status == 403:
-        return HubError(
-            f"the Hub does not let this token write to {repo_id} ({answer}); use a token with write access, or a "
-            f"repo_id under your own name"
-        )
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{repo_id} on the Hub does not have this revision ({answer}); choose a branch")
-    if status == 404:
-        return HubError(f"the Hub does not show {repo_id} to this token ({answer}); check repo_id and the token")
     if status in (408, 429) or status >= 500:
         return HubUnreachable(f"the Hub does not accept {repo_id} now ({answer}); try again later")
-    return HubError(f"the Hub rejects {repo_id} ({answer})")
+    return HubError(
+        REFUSALS.get(status, "the Hub rejects {repo_id} ({answer})").format(repo_id=repo_id, answer=answer)
+    )
 
 
 def _short(text: object) -> str:

@@ -60,18 +60,11 @@ def push_backbone(
     try:
         return commit(files, repo_id, private, revision, commit_message or "Push a backbone of hf_essl")
     except HubError as error:
-        command = [
-            "hf-essl",
-            "push",
-            str(source),
-            "--repo_id",
-            repo_id,
-            *(["--revision", revision] if revision else []),
-        ]
-        command += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
-        raise type(error)(
-            f"{error}; the backbone is safe in {folder}, push it later with `{shlex.join(command)}`"
-        ) from error
+        words = ["hf-essl", "push", str(source), "--repo_id", repo_id]
+        words += ["--revision", revision] if revision else []
+        words += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
+        later = f"the backbone is safe in {folder}, push it later with `{shlex.join(words)}`"
+        raise type(error)(f"{error}; {later}") from error
 
 
 def push_finished_run(args: SSLTrainingArguments) -> str | None:

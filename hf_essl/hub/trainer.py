@@ -50,7 +50,7 @@ class HubTrainer(BaseTrainer):
 
     # ---- overrides of transformers ----
 
-    def init_hf_repo(self, private: bool | None = None) -> None:  # type: ignore[override]  # it has no token
+    def init_hf_repo(self) -> None:  # type: ignore[override]  # without a token
         """Opens the repository before training; Trainer's constructor calls this if `push_to_hub` is set.
 
         Raises:
@@ -58,9 +58,9 @@ class HubTrainer(BaseTrainer):
         """
         if not self.is_world_process_zero():
             return
-        private = self.args.hub_private_repo if private is None else private
+        private, revision = self.args.hub_private_repo, self.args.hub_revision
         try:
-            self.hub_model_id = open_repository(self._repository, private, self.args.hub_revision).repo_id
+            self.hub_model_id = open_repository(self._repository, private, revision).repo_id
         except HubUnreachable as error:
             logger.warning("%s; training continues, and each push tries again", error)
 

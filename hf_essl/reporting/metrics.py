@@ -40,6 +40,10 @@ OLD_NAMES = {
 """Older names in the log entries of training steps, and today's; evaluation entries have `eval_*` names."""
 
 
+COUNTED = tuple("parameters dataset train_images bank_images eval_images unreadable_images processes".split())
+"""Facts of a run that `metrics.json` contains unchanged."""
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """The facts of a finished run that its report needs.
@@ -77,11 +81,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "command": run.recipe.command(run.processes),
         "method": run.recipe.model.method,
         "backbone": run.recipe.model.backbone,
-        "parameters": run.parameters,
-        "dataset": run.dataset,
-        "train_images": run.train_images,
-        "bank_images": run.bank_images,
-        "eval_images": run.eval_images,
+        **{name: getattr(run, name) for name in COUNTED},
         "epochs": state.epoch,
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
@@ -97,9 +97,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "co2e_kg": run.energy.get("co2e_kg"),
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
-        "unreadable_images": run.unreadable_images,
         "device": describe_device(run.device),
-        "processes": run.processes,
         "versions": {"hf_essl": version("hf-essl"), **{name: version(name) for name in PACKAGES}},
         "history": state.log_history,
     }

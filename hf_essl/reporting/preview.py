@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from hf_essl.data import load_images, sample_images
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, save_figure
-from hf_essl.schedules import F1CLR, Cosine, Curriculum, curve_from_args, warmup_fraction
+from hf_essl.schedules import CURVES, F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
 
 POINTS = 1001
 LENGTHS = (1 / 3, 2 / 3, 1, 4 / 3, 5 / 3)  # of the recipe's own: 160 to 800 epochs for the paper's 480 (Table 7)
@@ -59,8 +60,8 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:
     """The data of the six panels: Fig. 2 (learning rate, momentum, lengths), then Fig. 3 (magnitude, resolutions)."""
-    epochs, magnitude = recipe.training.num_train_epochs, Curriculum.from_args(recipe.views, recipe.training).magnitude
-    linear = _series("linear", lambda t: magnitude(t / epochs), epochs, own=True)
+    magnitude = Curriculum.from_args(recipe.views, recipe.training).magnitude
+    linear = _by_progress("linear", magnitude, recipe.training.num_train_epochs, own=True)
     return (
         *_curve_panels(recipe),
         _lengths_panel(recipe),
@@ -80,51 +81,46 @@ def draw_preview(recipe: Recipe) -> Figure:
     return figure
 
 
-def _series(label: str, function: Callable[[float], float], length: float, own: bool = False) -> Series:
+def _series(label: str, function: Callable[[float], float], length: float, own: bool, scale: float = 1.0) -> Series:
     x = np.linspace(0, length, POINTS)
-    return Series(label, x, np.array([function(t) for t in x]), own)
+    return Series(label, x, scale * np.array([function(t) for t in x]), own)
+
+
+def _by_progress(label: str, function: Callable[[float], float], length: float, own: bool) -> Series:
+    return _series(label, lambda t: function(t / length), length, own)
 
 
 def _curve_panels(recipe: Recipe) -> tuple[Panel, Panel]:
     """Learning rate and momentum over the epochs, next to cosine annealing."""
     training = recipe.training
     name, peak, epochs = training.lr_schedule, training.learning_rate, training.num_train_epochs
-    rest = training.momentum if training.optim == "sgd" else training.adam_beta1
-    own, cosine = curve_from_args(training, epochs), Cosine(epochs)
+    fixed = training.momentum if training.optim == "sgd" else training.adam_beta1
 
-    def momentum(t: float) -> float:
-        position = own.momentum(t)
-        span = training.max_momentum - training.min_momentum
-        return rest if position is None else training.min_momentum + span * position
+    def momentum(curve: Curve, t: float) -> float:
+        position, span = curve.momentum(t), training.max_momentum - training.min_momentum
+        return fixed if position is None else training.min_momentum + span * position
 
-    rates = [_series("cosine", lambda t: peak * cosine.lr(t), epochs)]
-    momenta = [_series("cosine", lambda t: rest, epochs)]
-    if name == "cosine":
-        rates, momenta = [], []
-    rates.append(_series(name, lambda t: peak * own.lr(t), epochs, own=True))
-    momenta.append(_series(name, momentum, epochs, own=True))
+    curves = {"cosine": Cosine(epochs), name: curve_from_args(training, epochs)}
+    rates = [_series(label, curve.lr, epochs, label == name, peak) for label, curve in curves.items()]
+    momenta = [_series(label, partial(momentum, curve), epochs, label == name) for label, curve in curves.items()]
     return Panel("Learning rate", "learning rate", tuple(rates)), Panel("Momentum", "momentum", tuple(momenta))
 
 
 def _lengths_panel(recipe: Recipe) -> Panel:
     training = recipe.training
-    epochs, warmup = training.num_train_epochs, _warmup_fraction(recipe) * training.num_train_epochs
-    curves = [F1CLR(share * epochs, warmup) for share in LENGTHS if share * epochs > warmup]
-    series = [
-        _series(
-            f"{curve.length:.4g} epochs",
-            lambda t, curve=curve: training.learning_rate * curve.lr(t),  # type: ignore[misc]
-            curve.length,
-            own=training.lr_schedule == "f1_clr" and curve.length == epochs,
-        )
-        for curve in curves
-    ]
+    warmup = _warmup_fraction(recipe) * training.num_train_epochs
+    series = []
+    for length in (share * training.num_train_epochs for share in LENGTHS):
+        if length > warmup:
+            own = CURVES[training.lr_schedule] is F1CLR and length == training.num_train_epochs
+            curve = F1CLR(length, warmup)
+            series.append(_series(f"{length:.4g} epochs", curve.lr, length, own, training.learning_rate))
     return Panel(f"{F1CLR.title} by length, warm-up {warmup:.4g} epochs", "learning rate", tuple(series))
 
 
 def _resolution_panel(recipe: Recipe, name: str, title: str) -> Panel:
     """The resolution under schedule `name`, and the recipe's own if that is constant."""
-    views, epochs = recipe.views, recipe.training.num_train_epochs
+    views = recipe.views
     names = ["constant"] if views.resolution_schedule == "constant" else []
     names += [name] if views.min_resolution is not None else []
     series = []
@@ -132,7 +128,7 @@ def _resolution_panel(recipe: Recipe, name: str, title: str) -> Panel:
         changed: Any = {"resolution_schedule": shown}
         resolution = Curriculum.with_warmup(replace(views, **changed), _warmup_fraction(recipe)).resolution
         own = shown == views.resolution_schedule
-        series.append(_series(shown, lambda t, at=resolution: at(t / epochs), epochs, own))  # type: ignore[misc]
+        series.append(_by_progress(shown, resolution, recipe.training.num_train_epochs, own))
     return Panel(title, "resolution (px)", tuple(series), steps=True)
 
 

@@ -129,7 +129,7 @@ def test_a_data_set_of_the_hub_is_named_and_a_folder_is_not(run):
     card = card_of_run(run)
     assert "datasets" not in metadata_load(card)
     training = rows(card.read_text(), "What was trained")
-    assert training["Terms of its images"] == ["the run did not record their license"]
+    assert training["Terms of the images"] == ["the run did not record their license"]
 
 
 def test_its_numbers_are_those_of_the_run(run):
