@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_essl.common import Diverged
+from hf_essl.common import Diverged, table
 from hf_essl.config.files import SWEEP_KEYS, read_yaml
 from hf_essl.config.values import RecipeError
 from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
-from hf_essl.reporting.markdown import table
 from hf_essl.run_folder import last_complete_checkpoint
 
 
@@ -47,8 +46,7 @@ class Cell:
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
     """The runs that a file describes; a single one for a plain recipe.
 
-    Raises:
-        RecipeError: for a mistake in the file, in any of its cells, or in the overrides.
+    Raises RecipeError for a mistake in the file, in any of its cells, or in the overrides.
     """
     content = read_yaml(Path(path))
     if not any(key in content for key in SWEEP_KEYS):

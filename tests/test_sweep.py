@@ -70,16 +70,16 @@ def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
     checkpoint.mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         (checkpoint / name).write_text("{}")
-    trained, told = [], []
+    trained, reported = [], []
 
     def train(recipe):
         trained.append((Path(recipe.training.output_dir).name, recipe.training.resume_from_checkpoint))
         if len(trained) == 1:
             raise Diverged("stopped at step 3: the loss is nan")
 
-    run_sweep(cells, train, told.append)
+    run_sweep(cells, train, reported.append)
     assert trained == [(cells[0].name, None), (cells[2].name, str(checkpoint)), (cells[3].name, None)]
-    assert any("the loss is nan" in line for line in told) and "[2/4]" in told[2]
+    assert any("the loss is nan" in line for line in reported) and "[2/4]" in reported[2]
 
 
 def test_the_table_by_hand(sweep):

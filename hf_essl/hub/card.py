@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_essl.common import write_text
-from hf_essl.hub.card_facts import Result, hub_dataset, read_evaluations, results, strategies
+from hf_essl.hub.card_facts import Result, read_evaluations, results, strategies
 from hf_essl.hub.card_sections import loading, sections
 from hf_essl.recipe import Recipe, read_recipe
 from hf_essl.reporting.metrics import Metrics, read_metrics
@@ -32,8 +32,7 @@ def write_card(
 ) -> Path:
     """Writes README.md into the folder of an exported backbone, and copies the pictures of its run there.
 
-    The card includes results that `hf-essl evaluate --output RUN/NAME.json` found for these weights. It leaves out
-    what was not measured.
+    It includes the results of `hf-essl evaluate --output RUN/NAME.json` for these weights, and no unmeasured values.
 
     Args:
         folder: contains config.json and model.safetensors, and is in the folder of the run.
@@ -42,19 +41,13 @@ def write_card(
         baseline: metrics of another run on the same dataset and backbone, for the speed-up over it.
         license: of the weights, by its name on the Hub such as apache-2.0; by default the card names none.
 
-    Returns:
-        The path of the card.
+    Returns the path of the card.
 
     Raises:
         ValueError: for a folder without a backbone, an unknown schedule, or a baseline on another dataset or backbone.
     """
     folder = Path(folder)
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder} does not contain {file}; pass the backbone/ of a finished run")
-    check_schedule(recipe.training)
-    if baseline is not None:
-        _check_baseline(metrics, baseline)
+    _check(folder, metrics, recipe, metrics if baseline is None else baseline)
     found = results(metrics, recipe, read_evaluations(folder.parent, folder))
     pictures = [name for name in PICTURES if (folder.parent / name).is_file()]
     for name in pictures:
@@ -116,7 +109,7 @@ def _metadata(
         if result.dataset
     ]
     used = [name.lower().replace(" ", "-") for name, is_used in strategies(recipe).items() if is_used]
-    dataset, co2e = hub_dataset(metrics["dataset"]), metrics.get("co2e_kg")
+    dataset, co2e = metrics["dataset"], metrics.get("co2e_kg")
     emissions = {
         "emissions": float(f"{1000 * (co2e or 0):.3g}"),  # in grams
         "source": "codecarbon",
@@ -128,7 +121,7 @@ def _metadata(
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=["image-feature-extraction", "timm", "self-supervised-learning", metrics["method"], "hf_essl", *used],
-        datasets=[dataset] if dataset else None,
+        datasets=[dataset] if dataset.count("/") == 1 else None,  # a Hub id; names of folders contain no slash
         metrics=["accuracy"] if accuracies else None,
         co2_eq_emissions=None if co2e is None else emissions,
         model_name=(repo_id or metrics.get("run") or metrics["method"]).rsplit("/", 1)[-1] if accuracies else None,
@@ -136,7 +129,11 @@ def _metadata(
     )
 
 
-def _check_baseline(metrics: Metrics, baseline: Metrics) -> None:
+def _check(folder: Path, metrics: Metrics, recipe: Recipe, baseline: Metrics) -> None:
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} does not contain {file}; pass the backbone/ of a finished run")
+    check_schedule(recipe.training)
     for key in ("dataset", "backbone", "train_images"):
         ours, theirs = metrics.get(key), baseline.get(key)
         if ours != theirs:

@@ -77,11 +77,6 @@ def strategies(recipe: Recipe) -> dict[str, bool]:
     }
 
 
-def hub_dataset(dataset: str) -> str | None:
-    """The Hub id of a dataset, if its name is one: names of folders contain no slash."""
-    return dataset if dataset.count("/") == 1 else None
-
-
 def _evaluated(facts: Metrics) -> Result:
     protocol = PROTOCOLS[facts["protocol"]]
     own = {key.replace("_", " "): facts.get(key) for key in protocol.settings}

@@ -8,21 +8,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_essl.common import write_text
+from hf_essl.common import table, write_text
 from hf_essl.config.redact import without_paths
 from hf_essl.hub.card import CARD, PICTURES
 from hf_essl.reporting.compare import COLUMNS
-from hf_essl.reporting.markdown import table
 from hf_essl.reporting.metrics import read_metrics
 
 START, END = "<!-- index of runs -->", "<!-- end of the index -->"
 
 
 def add_card(run: str | Path, folder: str | Path) -> Path:
-    """Copies a run's card, pictures, metrics and evaluations, but no weights, into a sub-folder, and returns it.
+    """Copies a run's card, pictures and numbers, but no weights, into a sub-folder, and returns the sub-folder.
 
-    Raises:
-        ValueError: for a run without a card.
+    Raises ValueError for a run without a card.
     """
     backbone, target = Path(run) / "backbone", Path(folder) / Path(run).resolve().name
     if not (backbone / CARD).is_file():
@@ -42,8 +40,7 @@ def add_card(run: str | Path, folder: str | Path) -> Path:
 def write_index(folder: str | Path) -> Path:
     """Writes the table of all runs in a folder into its README.md, between two marks; other text stays.
 
-    Raises:
-        ValueError: for a folder without runs.
+    Raises ValueError for a folder without runs.
     """
     path = Path(folder) / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Results and model cards\n"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_essl.common import table
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.hub.card_facts import Result, strategies
 from hf_essl.methods import METHODS
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.markdown import Row, table
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import CONFIG
 from hf_essl.schedules import CURVES, Curriculum, warmup_fraction
@@ -89,7 +89,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
     epochs = show(metrics, "epochs")
     if epochs and training.max_steps > 0:
         epochs += f" (set by max_steps: {training.max_steps}; the recipe has {training.num_train_epochs:g} epochs)"
-    rows: list[Row] = [
+    rows: list[tuple[str, str | None]] = [
         ("Method", method),
         ("Backbone", f"`{metrics['backbone']}`"),
         ("Parameters", show(metrics, "parameters")),
@@ -190,7 +190,7 @@ def _comparison(metrics: Metrics, baseline: Metrics) -> str:
 def _machine(metrics: Metrics, recipe: Recipe) -> str:
     training = recipe.training
     versions = ", ".join(f"{name} {number}" for name, number in (metrics.get("versions") or {}).items())
-    rows: list[Row] = [
+    rows: list[tuple[str, str | None]] = [
         ("Hardware", metrics.get("device")),
         ("Processes", show(metrics, "processes")),
         ("Precision", "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"),

@@ -44,8 +44,7 @@ def push_backbone(
         revision: a branch; by default main.
         full_state: also push the weights of the last complete checkpoint with heads, teacher and queue, in `ssl/`.
 
-    Returns:
-        The URL of the repository.
+    Returns the URL of the repository.
 
     Raises:
         ValueError: if there is no exported backbone, or no checkpoint for full_state, and for a text file that
@@ -70,8 +69,7 @@ def push_backbone(
 def push_finished_run(args: SSLTrainingArguments) -> str | None:
     """Pushes the files of a finished run, as its arguments say.
 
-    Returns:
-        The URL; None with a warning if the push failed, since the run is already finished and saved.
+    Returns the URL; None with a warning if the push failed, since the run is already finished and saved.
     """
     try:
         return push_backbone(
@@ -97,8 +95,7 @@ def check_access(args: SSLTrainingArguments) -> None:
 def open_repository(repo_id: str, private: bool | None = None, revision: str | None = None) -> RepoUrl:
     """Creates the repository and the branch if they are missing, and checks that the token may write there.
 
-    Raises:
-        HubError: if it may not, or if a repository that should be private exists and is public.
+    Raises HubError if it may not, or if a repository that should be private exists and is public.
     """
     api = _api()
     with plain_errors(repo_id):

@@ -53,14 +53,13 @@ class HubTrainer(BaseTrainer):
     def init_hf_repo(self) -> None:  # type: ignore[override]  # without a token
         """Opens the repository before training; Trainer's constructor calls this if `push_to_hub` is set.
 
-        Raises:
-            HubError: for a wrong token or a forbidden name; a Hub that cannot be reached is only a warning.
+        Raises HubError for a wrong token or a forbidden name; if the Hub cannot be reached, it only warns.
         """
         if not self.is_world_process_zero():
             return
         private, revision = self.args.hub_private_repo, self.args.hub_revision
         try:
-            self.hub_model_id = open_repository(self._repository, private, revision).repo_id
+            self.hub_model_id = open_repository(repository_name(self.args), private, revision).repo_id
         except HubUnreachable as error:
             logger.warning("%s; training continues, and each push tries again", error)
 
@@ -78,11 +77,7 @@ class HubTrainer(BaseTrainer):
             revision, private: by default `hub_revision` and `hub_private_repo`.
             full_state: also push the last complete checkpoint's weights; by default if `hub_strategy` is checkpoint.
 
-        Returns:
-            The URL of the repository, on the main process.
-
-        Raises:
-            ValueError, HubError: as `push_backbone`.
+        Returns the URL of the repository, on the main process. Raises ValueError and HubError as `push_backbone`.
         """
         self._finish_current_push()
         with unsharded(self.model):
@@ -94,7 +89,7 @@ class HubTrainer(BaseTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         return push_backbone(
             self.args.folder,
-            self._repository,
+            repository_name(self.args),
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             commit_message=commit_message,
@@ -146,7 +141,7 @@ class HubTrainer(BaseTrainer):
             self._upload.exception()  # waits; `_warn_if_failed` reports the error
 
     def _push_in_background(self, files: Files, scratch: TemporaryDirectory, message: str) -> None:
-        target = self._repository, self.args.hub_private_repo, self.args.hub_revision
+        target = repository_name(self.args), self.args.hub_private_repo, self.args.hub_revision
 
         def push() -> None:
             with scratch:
@@ -163,11 +158,10 @@ class HubTrainer(BaseTrainer):
     def report(self, recipe: Recipe, plain_step_seconds: float | None = None) -> tuple[Metrics, list[Path]]:
         """Writes metrics.json, pictures, the backbone and its card; call it on all processes.
 
+        Returns the content of `metrics.json` and, on the main process, the written files.
+
         Args:
             plain_step_seconds: measured seconds per step of the plain recipe, for the measured speed-up.
-
-        Returns:
-            The content of `metrics.json`, and the written files (on the main process only).
         """
         facts = RunFacts(
             recipe=recipe,
@@ -210,10 +204,6 @@ class HubTrainer(BaseTrainer):
     def was_stopped(self) -> bool:
         """Whether the run ended early; its weights are then not pushed."""
         return False
-
-    @property
-    def _repository(self) -> str:
-        return self.hub_model_id or repository_name(self.args)
 
     @property
     def _pushes_state(self) -> bool:

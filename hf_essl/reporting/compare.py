@@ -9,8 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from hf_essl.common import table
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
-from hf_essl.reporting.markdown import table
 from hf_essl.reporting.metrics import Metrics, read_metrics
 
 COLUMNS = (
@@ -65,10 +65,9 @@ def without_seed(name: str) -> str:
 
 
 def load_groups(folders: Sequence[str | Path]) -> list[Group]:
-    """The runs in these folders, grouped if their names differ in a trailing `-seedN` only, in the given order.
+    """The runs in these folders, in order; those whose names differ in a trailing `-seedN` only are one group.
 
-    Raises:
-        ValueError: for a folder without a readable metrics.json.
+    Raises ValueError for a folder without a readable metrics.json.
     """
     groups: dict[str, list[Metrics]] = {}
     for folder in map(Path, folders):

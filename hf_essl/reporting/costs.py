@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hf_essl.common import table
 from hf_essl.config import ModelArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
 from hf_essl.data.count import count_training_images
 from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.markdown import table
 from hf_essl.reporting.metrics import petaflops_by_part
 from hf_essl.schedules import Curriculum
 

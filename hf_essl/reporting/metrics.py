@@ -46,28 +46,20 @@ COUNTED = tuple("parameters dataset train_images bank_images eval_images unreada
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The facts of a finished run that its report needs.
-
-    Args:
-        cost: the prediction for the whole run.
-        state: step, epoch, FLOPs and log.
-        seconds: training time, without evaluation and saving.
-        plain_step_seconds: measured seconds per step of the plain recipe; None if it was not measured.
-        energy: `energy_kwh` and `co2e_kg`; empty if they were not measured.
-    """
+    """The facts of a finished run that its report needs; None for what is not known."""
 
     recipe: Recipe
-    cost: Cost
+    cost: Cost  # predicted for the whole run
     state: TrainerState
-    seconds: float
-    plain_step_seconds: float | None
+    seconds: float  # of training, without evaluation and saving
+    plain_step_seconds: float | None  # measured, of the plain recipe
     parameters: int
     dataset: str
     train_images: int | None
     bank_images: int | None
     eval_images: int | None
     unreadable_images: int
-    energy: dict[str, float]
+    energy: dict[str, float]  # energy_kwh and co2e_kg; empty if they were not measured
     device: torch.device
     processes: int
 
@@ -131,8 +123,7 @@ def petaflops_by_part(cost: Cost) -> dict[str, float]:
 def read_metrics(run: str | Path) -> Metrics:
     """The `metrics.json` in the folder of a finished run; the log of an older run gets today's names.
 
-    Raises:
-        ValueError: if the file is missing or does not describe a run.
+    Raises ValueError if the file is missing or does not describe a run.
     """
     path = Path(run) / "metrics.json"
     try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,8 +22,7 @@ LENGTHS = (1 / 3, 2 / 3, 1, 4 / 3, 5 / 3)  # of the recipe's own: 160 to 800 epo
 PAPER_WARMUP = 80 / 480  # for recipes without a warm-up
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """One line of a panel: `y` over `x` in epochs. `own` marks the recipe's own schedule."""
 
     label: str
@@ -32,8 +31,7 @@ class Series:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One of the six plots; `steps` if its lines are step functions."""
 
     title: str
@@ -50,8 +48,7 @@ def preview(recipe: Recipe, path: str | Path) -> Path:
 def preview_views(recipe: Recipe, path: str | Path) -> Path:
     """Writes views of three training images to `path`: at the start, the middle and the end of the curriculum.
 
-    Raises:
-        ValueError: for a path that is not a PNG, and for images that cannot be loaded.
+    Raises ValueError for a path that is not a PNG, and for images that cannot be loaded.
     """
     path = png_path(path)
     train = load_images(replace(recipe.data, cache="none"), "cpu").train

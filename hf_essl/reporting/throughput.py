@@ -11,9 +11,8 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_essl.common import write_text
+from hf_essl.common import table, write_text
 from hf_essl.reporting.figures import BLUE, GREY, PALETTE, RED, save_figure
-from hf_essl.reporting.markdown import table
 
 PARTS = ("decode", "views", "selection", "forward", "backward", "optimizer")
 """Parts of a step, timed one after the other; a GPU overlaps them, so their sum is more than a step. `views` are both
@@ -115,8 +114,7 @@ def draw_speeds(found: Benchmark) -> Figure:
     """Two panels by resolution: images/s of the whole step next to the limit, and milliseconds per image by part."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     rates, times = figure.subplots(1, 2)
-    title = f"{found.recipe}  ·  {found.method}  ·  {found.backbone}  ·  batch size {found.batch_size}"
-    figure.suptitle(f"{title}  ·  {found.device}, {found.threads} threads", fontsize=11)
+    figure.suptitle(found.describe(), fontsize=10)
     _draw_rates(rates, found)
     _draw_times(times, found)
     for axis in (rates, times):

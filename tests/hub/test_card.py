@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of that run, with metrics of every kind; `edit` changes them and makes the card anew."""
+    """A copy of that run, with metrics of every kind; `edit` changes them."""
     folder = shutil.copytree(finished[1], tmp_path / "efficient")
     edit(folder, measured_speedup=1.31, plain_step_seconds=0.5, energy_kwh=0.00213, co2e_kg=0.000125)
     return folder
@@ -236,7 +236,7 @@ def test_no_heading_is_empty(run):
         assert "\n\n\n" not in text and "{{" not in text and "{%" not in text
 
 
-def test_pictures_have_texts_and_lie_beside_it(run):
+def test_pictures_have_texts_and_are_next_to_it(run):
     pictures = dict(re.findall(r"!\[(.+?)\]\((\S+)\)", card_of_run(run).read_text()))
     assert sorted(pictures.values()) == ["curves.png", "views.png"] and all(len(text) > 40 for text in pictures)
     for name in pictures.values():
@@ -315,7 +315,7 @@ def test_an_evaluation_of_other_weights_is_left_out(run, caplog):
     assert "1,234 labeled training images, 567 evaluation images" in card_of_run(run).read_text()
 
 
-def test_an_evaluation_that_repeats_the_runs_own_is_told_once(run):
+def test_an_evaluation_that_repeats_the_runs_own_is_listed_once(run):
     knn = {"protocol": "knn", "k": 20, "temperature": 0.07, "dataset": "photo-patches"}
     evaluation(run, accuracy=edit(run)["knn_accuracy"], **knn)
     assert card_of_run(run).read_text().count("| kNN accuracy |") == 1

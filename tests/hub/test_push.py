@@ -2,7 +2,6 @@
 
 import base64
 import getpass
-import json
 import re
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def check_nothing_leaked(hub):
 
 
 def unpacked(body):
-    """A request's body, and what a commit or a preupload holds in base64."""
+    """A request's body, and the decoded base64 in a commit or a preupload."""
     yield body
     if is_text(body):
         for packed in re.findall(rb'"(?:content|sample)": ?"([A-Za-z0-9+/=]+)"', body):
@@ -100,7 +99,7 @@ def is_text(content):
         return False
 
 
-def test_a_push_is_one_commit_of_the_backbone_alone(hub, run):
+def test_a_push_is_one_commit_of_only_the_backbone(hub, run):
     url = push_backbone(run, "ada/net", commit_message="First")
     assert url == f"{hub.url}/ada/net"
     assert sorted(stored(hub)) == ["README.md", "config.json", "curves.png", "model.safetensors"]
@@ -152,7 +151,7 @@ def test_the_full_state_comes_as_safetensors_and_a_recipe_without_paths(hub, run
     check_nothing_leaked(hub)
     for name in ("model.safetensors", "recipe.yaml"):
         (tmp_path / name).write_bytes(stored(hub)[f"ssl/{name}"])
-    teacher = load_backbone(tmp_path, which="teacher")  # by the recipe beside it
+    teacher = load_backbone(tmp_path, which="teacher")  # by the recipe next to it
     assert torch.equal(teacher.backbone.conv1[0].weight, state["teacher.backbone.conv1.0.weight"])
 
 
@@ -241,7 +240,7 @@ def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, stat
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_tokens_that_may_not_write_are_told_before_anything_is_sent(hub, run, monkeypatch):
+def test_tokens_without_write_access_are_reported_before_anything_is_sent(hub, run, monkeypatch):
     with pytest.raises(HubError, match=r"write to eve/net \(403, You don't have the rights"):
         push_backbone(run, "eve/net")
     push_backbone(run, "ada/net")
@@ -285,7 +284,7 @@ def test_where_there_is_nothing_to_push(hub, run, tmp_path):
 
 
 @pytest.mark.parametrize("leak", ["{token}", "made in {folder}/images"])
-def test_a_card_that_tells_too_much_is_not_pushed(hub, tmp_path, leak):
+def test_a_card_with_a_token_or_a_path_is_not_pushed(hub, tmp_path, leak):
     backbone = export_backbone(timm.create_model("test_resnet", num_classes=0), tmp_path / "backbone", input_size=32)
     (backbone / "README.md").write_text(CARD + leak.format(token=hub.token, folder=tmp_path))
     with pytest.raises(ValueError, match=r"README.md (holds the Hub token|names .*); take it out") as caught:
@@ -293,7 +292,7 @@ def test_a_card_that_tells_too_much_is_not_pushed(hub, tmp_path, leak):
     assert hub.token not in str(caught.value) and not hub.received
 
 
-def test_values_that_name_folders_keep_their_last_component_alone():
+def test_values_that_name_folders_keep_only_their_last_component():
     given = {
         "dataset": "/data/ada/birds/",
         "output_dir": "../../ada/runs/one",
@@ -318,8 +317,3 @@ def test_an_error_of_another_kind_keeps_its_own_words():
     assert str(explain(ValueError("Invalid metadata in README.md.\n- a key"), "ada/net")) == (
         "ada/net was not pushed: Invalid metadata in README.md. - a key"
     )
-
-
-def test_the_exported_config_prepares_images_as_the_evaluation_does(run):
-    config = json.loads((run / "backbone" / "config.json").read_text())["pretrained_cfg"]
-    assert (config["crop_pct"], config["interpolation"], config["input_size"]) == (1.0, "bicubic", [3, 48, 48])
