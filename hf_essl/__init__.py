@@ -25,9 +25,9 @@ _HOMES = {
     "export_backbone": "hf_essl.hub",
     "push_backbone": "hf_essl.hub",
     "load_backbone": "hf_essl.evaluation.backbone",
-    "draw_neighbours": "hf_essl.reporting.neighbours",
+    "draw_neighbors": "hf_essl.reporting.neighbors",
     "write_card": "hf_essl.hub.card",
-    "CardCallback": "hf_essl.hub.card_callback",
+    "CardCallback": "hf_essl.hub.trainer",
     "load_recipe": "hf_essl.recipe",
 }
 __all__ = list(_HOMES)
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from hf_essl.evaluation.linear_probe import linear_probe
     from hf_essl.hub import export_backbone, push_backbone
     from hf_essl.hub.card import write_card
-    from hf_essl.hub.card_callback import CardCallback
+    from hf_essl.hub.trainer import CardCallback
     from hf_essl.lr_finder import lr_range_test
     from hf_essl.methods import SSLModel
     from hf_essl.recipe import load_recipe
-    from hf_essl.reporting.neighbours import draw_neighbours
+    from hf_essl.reporting.neighbors import draw_neighbors
     from hf_essl.schedules import F1CLR, Curriculum, CurveScheduler, SuperProgressiveCallback
     from hf_essl.selection import HardAugment
     from hf_essl.trainer import SSLTrainer

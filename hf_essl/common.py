@@ -1,10 +1,10 @@
-"""Small helpers that every layer shares: exceptions that end a run, messages in one line, files written whole."""
+"""Small helpers that every layer shares: exceptions that end a run, messages in one line, files, Markdown tables."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -47,3 +47,11 @@ def write_text(path: Path, text: str) -> Path:
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
     return path
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """A Markdown table of the rows without a None; empty text if there are none."""
+    kept = [row for row in rows if None not in row]
+    lines = [[cell.replace("|", "\\|") for cell in row if cell is not None] for row in (header, *kept)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if kept else ""

@@ -15,7 +15,7 @@ import yaml
 from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.fields import default_of, fields_of
-from hf_essl.config.files import merge, read_file
+from hf_essl.config.files import merge, read_file, read_yaml
 from hf_essl.config.redact import without_paths
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
@@ -122,10 +122,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe.yaml of a run, to report on it on any machine: nothing is checked, and no device is set up.
 
+    It skips fields that only older versions had.
+
     Raises:
         RecipeError: for a file that is not a recipe.
     """
-    given = read_file(Path(path))
+    content = read_yaml(Path(path))
+    given = {key: convert(key, value, str(path)) for key, value in content.items() if key in all_fields()}
     by_group = _split(given)
     training = unbuilt_training(by_group.pop("training"))
     groups = {name: GROUPS[name](**values) for name, values in by_group.items()}

@@ -1,12 +1,12 @@
-"""A sweep: one file that describes several runs, a table of the paper for instance, run cell by cell.
+"""A sweep: one file that describes several runs, such as a table of the paper.
 
     title: "Table 5: warm-up of F1-CLR"
     extends: ../imagenette/simsiam_resnet50_efficient.yaml
-    rows:                                   # named sets of fields; `columns` says how the table shows them
+    rows:                                   # named sets of fields; `columns` are their cells in the table
       - {name: cosine, columns: {LR schedule: CA}, lr_schedule: cosine, warmup_epochs: 0}
-    grid: {warmup_epochs: [40, 80], seed: [0, 1]}   # every combination, of every row; seeds are averaged
+    grid: {warmup_epochs: [40, 80], seed: [0, 1]}   # every combination, for every row; seeds are averaged
 
-Each cell is a run of its own under `output_dir`, which is finished, resumed or begun as it finds it.
+Each cell is a run in its own folder under `output_dir`. A finished one is skipped, an interrupted one is resumed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_essl.common import Diverged
+from hf_essl.common import Diverged, table
 from hf_essl.config.files import SWEEP_KEYS, read_yaml
 from hf_essl.config.values import RecipeError
 from hf_essl.recipe import Recipe, load_recipe
-from hf_essl.reporting.compare import Group
-from hf_essl.reporting.markdown import table
+from hf_essl.reporting.compare import Group, without_seed
 from hf_essl.run_folder import last_complete_checkpoint
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep."""
+    """One run of a sweep.
+
+    Args:
+        columns: what distinguishes it from other runs except the seed, by the table's headings.
+    """
 
     name: str
     columns: dict[str, str]
-    """What tells it from the other cells, by the headings of the table; the seed is no column."""
     recipe: Recipe
 
     @property
@@ -42,10 +44,9 @@ class Cell:
 
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
-    """The runs that a file describes; one, for a plain recipe.
+    """The runs that a file describes; a single one for a plain recipe.
 
-    Raises:
-        RecipeError: for whatever is wrong with the file, any of its cells, or the overrides.
+    Raises RecipeError for a mistake in the file, in any of its cells, or in the overrides.
     """
     content = read_yaml(Path(path))
     if not any(key in content for key in SWEEP_KEYS):
@@ -54,31 +55,36 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
     _check(path, rows, grid)
     base = load_recipe(path, overrides, cell={}).training.folder
     cells = []
-    for row in rows:
-        for values in itertools.product(*grid.values()):
-            chosen = dict(zip(grid, values, strict=True))
-            fields = {key: value for key, value in row.items() if key not in ("name", "columns")} | chosen
-            name = _name(row, chosen)
-            recipe = load_recipe(path, [*overrides, "--output_dir", f"{base}/{name}"], cell=fields)
-            cells.append(Cell(name, _columns(row, chosen), recipe))
+    for row, values in itertools.product(rows, itertools.product(*grid.values())):
+        chosen = dict(zip(grid, values, strict=True))
+        fields = {key: value for key, value in row.items() if key not in ("name", "columns")} | chosen
+        name = _name(row, chosen)
+        shown = (row.get("columns") or ({"run": row["name"]} if "name" in row else {})) | chosen
+        columns = {str(key): str(value) for key, value in shown.items() if key != "seed"}
+        recipe = load_recipe(path, [*overrides, "--output_dir", f"{base}/{name}"], cell=fields)
+        cells.append(Cell(name, columns, recipe))
     return cells
 
 
 def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
-    """Runs the cells that are not finished, in order; a cell that diverges is told and the others go on.
+    """Runs the unfinished cells in order; if one diverges, it is reported and the next one runs.
 
     Args:
         train: `hf_essl.pretrain.pretrain`.
     """
     for number, cell in enumerate(cells, 1):
-        state = _state(cell)
+        training = cell.recipe.training
+        try:
+            checkpoint = last_complete_checkpoint(cell.folder)
+        except ValueError:
+            checkpoint = None
+        finished = (cell.folder / "metrics.json").exists()
+        state = "finished" if finished else "resumed" if checkpoint else "started"
         report(f"\n[{number}/{len(cells)}] {cell.name}: {state}")
-        if state == "finished":
+        if finished:
             continue
-        if state == "resumed":
-            cell.recipe.training.resume_from_checkpoint = last_complete_checkpoint(cell.folder)
-        else:
-            cell.recipe.training.overwrite_output_dir = True  # of a start that was cut before it saved anything
+        training.resume_from_checkpoint = checkpoint
+        training.overwrite_output_dir = checkpoint is None  # of a run that stopped before its first checkpoint
         try:
             train(cell.recipe)
         except Diverged as error:
@@ -86,57 +92,33 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], report: Cal
 
 
 def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
-    """The table in Markdown: what varies, accuracy with its spread over seeds, cost, and speed-ups over the first row.
+    """A Markdown table: what varies, accuracy, cost, and speed-ups over the first row; means and spread over seeds.
 
     Args:
-        finished: `metrics.json` of the finished cells, by their names.
+        finished: the content of `metrics.json` of the finished cells, by name.
     """
-    groups = [
-        (columns, Group(name, tuple(finished[cell.name] for cell in members if cell.name in finished)))
-        for name, columns, members in _by_row(cells)
-    ]
-    first = groups[0][1]
-    header = [*groups[0][0], "seeds", "kNN-Acc. (%)", "petaFLOPs", "Speedup", "training (s)", "Speedup in wall-clock"]
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(without_seed(cell.name), []).append(cell)
+    groups = [Group(name, tuple(finished[c.name] for c in row if c.name in finished)) for name, row in rows.items()]
+    first, columns = groups[0], cells[0].columns
+    header = [*columns, "seeds", "kNN-Acc. (%)", "petaFLOPs", "Speedup", "training (s)", "Speedup in wall-clock"]
     lines = []
-    for columns, group in groups:
-        accuracy = group.show("knn_accuracy", ".1f")
-        gain = _difference(group.mean("knn_accuracy"), first.mean("knn_accuracy"))
-        lines.append(
-            [
-                *columns.values(),
-                str(len(group.runs)),
-                accuracy if group is first or not gain else f"{accuracy} ({gain})",
-                _petaflops(group),
-                _ratio(first.mean("petaflops"), group.mean("petaflops")),
-                group.show("train_seconds", ".0f"),
-                _ratio(first.mean("train_seconds"), group.mean("train_seconds")),
-            ]
-        )
+    for group, row in zip(groups, rows.values(), strict=True):
+        accuracy, petaflops = group.show("knn_accuracy", ".1f"), group.mean("petaflops")
+        ours, baseline = group.mean("knn_accuracy"), first.mean("knn_accuracy")
+        if group is not first and ours is not None and baseline is not None:
+            accuracy += f" ({ours - baseline:+.1f})"
+        line = [*row[0].columns.values(), str(len(group.runs)), accuracy]
+        line += ["not measured" if petaflops is None else f"{petaflops:.4g}", _speedup(first, group, "petaflops")]
+        line += [group.show("train_seconds", ".0f"), _speedup(first, group, "train_seconds")]
+        lines.append(line)
     return table(header, lines)
 
 
-def _petaflops(group: Group) -> str:
-    """The mean alone: seeds cost the same."""
-    mean = group.mean("petaflops")
-    return "not measured" if mean is None else f"{mean:.4g}"
-
-
-def _state(cell: Cell) -> str:
-    if (cell.folder / "metrics.json").exists():
-        return "finished"
-    try:
-        last_complete_checkpoint(cell.folder)
-    except ValueError:
-        return "begun"
-    return "resumed"
-
-
-def _by_row(cells: Sequence[Cell]) -> list[tuple[str, dict[str, str], list[Cell]]]:
-    """Cells that differ in their seed alone, together."""
-    rows: dict[str, list[Cell]] = {}
-    for cell in cells:
-        rows.setdefault(cell.name.split("-seed")[0], []).append(cell)
-    return [(name, members[0].columns, members) for name, members in rows.items()]
+def _speedup(first: Group, group: Group, key: str) -> str:
+    reference, value = first.mean(key), group.mean(key)
+    return f"{reference / value:.2f}x" if reference and value else "not measured"
 
 
 def _name(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
@@ -146,27 +128,16 @@ def _name(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.+-]+", "-", name) + seed
 
 
-def _columns(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, str]:
-    shown = row.get("columns") or ({"run": row["name"]} if "name" in row else {})
-    return {str(key): str(value) for key, value in {**shown, **chosen}.items() if key != "seed"}
-
-
 def _check(path: str | Path, rows: Any, grid: Any) -> None:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RecipeError(f"rows is {type(rows).__name__} in {path}; it takes a list of mappings of fields")
+        raise RecipeError(f"rows is {type(rows).__name__} in {path}; expected a list of mappings of fields")
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise RecipeError(f"grid is {grid!r} in {path}; it takes a list of values for each field, seed: [0, 1]")
+        raise RecipeError(
+            f"grid is {grid!r} in {path}; expected a list of values for each field, such as seed: [0, 1]"
+        )
     names = [row.get("name") for row in rows]
     if len(rows) > 1 and (None in names or len(set(names)) < len(names)):
-        raise RecipeError(f"rows in {path} have the names {names}; give each its own `name`")
+        raise RecipeError(f"rows in {path} have the names {names}; give each row its own `name`")
     headings = [list(row.get("columns") or {"run": None}) for row in rows]
     if any(heading != headings[0] for heading in headings):
-        raise RecipeError(f"rows in {path} have different columns; give all the same headings")
-
-
-def _difference(value: float | None, reference: float | None) -> str:
-    return "" if value is None or reference is None else f"{value - reference:+.1f}"
-
-
-def _ratio(reference: float | None, value: float | None) -> str:
-    return f"{reference / value:.2f}x" if reference and value else "not measured"
+        raise RecipeError(f"rows in {path} have different columns; give all rows the same headings")

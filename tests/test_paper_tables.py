@@ -1,7 +1,7 @@
 """The paper's printed costs and speed-ups against what comes out of the recipes: no figure of ours is typed in.
 
-A figure agrees where it lies within 2 % of the printed one, or rounds to it. What does not is in NOT_EXPLAINED, one
-place, and must stay unexplained: a change that explains it has to move it out.
+A figure agrees if it is within 2 % of the printed one, or rounds to it. The others are in NOT_EXPLAINED, and must stay
+unexplained: a change that explains one has to remove it there.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ import hf_essl
 
 NAMES = """
     SSLTrainer SSLTrainingArguments SSLModel Views SuperProgressiveCallback HardAugment F1CLR knn_accuracy linear_probe
-    lr_range_test estimate_cost export_backbone push_backbone load_backbone draw_neighbours write_card CardCallback
+    lr_range_test estimate_cost export_backbone push_backbone load_backbone draw_neighbors write_card CardCallback
 """.split()
 
 

@@ -70,16 +70,16 @@ def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
     checkpoint.mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
         (checkpoint / name).write_text("{}")
-    trained, told = [], []
+    trained, reported = [], []
 
     def train(recipe):
         trained.append((Path(recipe.training.output_dir).name, recipe.training.resume_from_checkpoint))
         if len(trained) == 1:
             raise Diverged("stopped at step 3: the loss is nan")
 
-    run_sweep(cells, train, told.append)
+    run_sweep(cells, train, reported.append)
     assert trained == [(cells[0].name, None), (cells[2].name, str(checkpoint)), (cells[3].name, None)]
-    assert any("the loss is nan" in line for line in told) and "[2/4]" in told[2]
+    assert any("the loss is nan" in line for line in reported) and "[2/4]" in reported[2]
 
 
 def test_the_table_by_hand(sweep):
@@ -102,8 +102,8 @@ def test_the_table_by_hand(sweep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("name: f1", "name: ca"), r"rows in .* have the names \['ca', 'ca'\]; give each its own `name`"),
-        (("[0.1, 0.2]", "0.1"), r"grid is .*; it takes a list of values for each field"),
+        (("name: f1", "name: ca"), r"rows in .* have the names \['ca', 'ca'\]; give each row its own `name`"),
+        (("[0.1, 0.2]", "0.1"), r"grid is .*; expected a list of values for each field"),
         (("{Schedule: F1-CLR}", "{LR: F1-CLR}"), r"rows in .* have different columns"),
         (("weight_decay: [", "weight_decya: ["), r"unknown key 'weight_decya' in .*; did you mean 'weight_decay'"),
         (("warmup_epochs: 1", "warmup_epochs: 999"), r"warmup_epochs is 999, not shorter than num_train_epochs"),
@@ -136,7 +136,7 @@ output_dir: {tmp_path / "runs"}
     )
     assert cli.main(["sweep", str(path)]) == 0
     first = capsys.readouterr().out
-    assert first.count("begun") == 2 and "| learning_rate | seeds |" in first
+    assert first.count("started") == 2 and "| learning_rate | seeds |" in first
     assert cli.main(["sweep", str(path)]) == 0
     again = capsys.readouterr().out
     assert again.count("finished") == 2

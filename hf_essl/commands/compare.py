@@ -7,13 +7,12 @@ from hf_essl.commands.parser import Parser
 
 def run(argv: list[str]) -> None:
     """Prints the table in Markdown and writes the picture."""
-    parser = Parser("compare", "Compare finished runs; folders that differ in a trailing -seedN alone are averaged.")
+    parser = Parser("compare", "Compare finished runs; runs that differ in a trailing -seedN only are averaged.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run; the first is the baseline")
-    parser.add_argument("--output", default="compare.png", metavar="PNG", help="where to draw it [compare.png]")
+    parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")
     options = parser.parse_args(argv)
 
     from hf_essl.reporting.compare import comparison_table, draw_comparison, load_groups
 
     groups = load_groups(options.runs)
-    print(comparison_table(groups))
-    print(f"\nwrote {draw_comparison(groups, options.output)}")
+    print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, options.output)}")

@@ -9,19 +9,20 @@ from hf_essl.commands.parser import Parser
 
 
 def run(argv: list[str]) -> None:
-    """Prints a table in Markdown, and writes JSON where asked."""
+    """Prints a table in Markdown; `--json` also writes the figures to a file."""
     parser = Parser(
         "cost",
-        "Price recipes without training: petaFLOPs in the paper's convention (2 a MAC, a backward pass as\n"
-        "one forward pass) and as torch counts them, with speed-ups over a baseline.",
-        "Every field of a recipe can be overridden, for all of them alike.",
+        "Estimate the cost of recipes without training: petaFLOPs in the paper's convention (2 per MAC, a backward\n"
+        "pass as one forward pass) and as counted by torch, with speed-ups over a baseline.",
+        "Every field of a recipe can be overridden, for all recipes at once.",
         usage="hf-essl cost RECIPE… [OPTIONS] [--FIELD VALUE …]",
     )
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="a YAML recipe; a grid counts cell by cell")
-    parser.add_argument("--baseline", metavar="RECIPE", help="what speed-ups are over [the first recipe]")
-    parser.add_argument("--images", type=int, metavar="N", help="training images [those of the data set]")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="GPUs that train together [1]")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    add = parser.add_argument
+    add("recipes", nargs="+", metavar="RECIPE", help="path of a YAML recipe, or of a sweep for each of its cells")
+    add("--baseline", metavar="RECIPE", help="baseline of the speed-ups [the first recipe]")
+    add("--images", type=int, metavar="N", help="number of training images [that of the dataset]")
+    add("--processes", type=int, default=1, metavar="N", help="GPUs that train together [1]")
+    add("--json", metavar="FILE", help="also write the figures to this file")
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.common import write_text

@@ -1,4 +1,4 @@
-"""`hf-essl preview RECIPE`: draws a recipe's schedules into one picture, and its views into another."""
+"""`hf-essl preview RECIPE`: draws the schedules of a recipe, and on request its views."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from hf_essl.commands.parser import RecipeParser
 
 def run(argv: list[str]) -> None:
     """Writes the pictures and prints their paths."""
-    parser = RecipeParser(
-        "preview", "Draw the learning rate, momentum, magnitude and resolution of a recipe (Fig. 2, 3)."
-    )
-    parser.add_argument("--output", default="preview.png", metavar="PNG", help="where to write it [preview.png]")
-    parser.add_argument("--views", metavar="PNG", help="draw views of the recipe's own images there as well")
+    parser = RecipeParser("preview", "Draw learning rate, momentum, magnitude and resolution of a recipe (Fig. 2, 3).")
+    parser.add_argument("--output", default="preview.png", metavar="PNG", help="path of the picture [preview.png]")
+    parser.add_argument("--views", metavar="PNG", help="also draw views of the recipe's own images to this path")
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""`hf-essl push RUN --repo_id user/name`: puts the backbone of a finished run on the Hub."""
+"""`hf-essl push RUN --repo_id user/name`: pushes the backbone of a finished run to the Hub."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ def run(argv: list[str]) -> None:
     """Pushes it and prints the URL."""
     parser = Parser(
         "push",
-        "Put the backbone of a finished run on the Hub, in one commit.",
-        "The token is that of HF_TOKEN or of `hf auth login`; the repository is made where it is missing.",
+        "Push the backbone of a finished run to the Hub, in one commit.",
+        "It uses the token of HF_TOKEN or of `hf auth login`, and creates a missing repository.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a finished run, or of an exported backbone")
+    add("source", metavar="RUN", help="folder of a finished run, or of an exported backbone")
     add("--repo_id", "--repo-id", required=True, metavar="USER/NAME", help="repository on the Hub")
-    add("--private", action="store_true", default=None, help="make the repository a private one")
+    add("--private", action="store_true", default=None, help="make a new repository private")
     add("--revision", metavar="BRANCH", help="branch to push to [main]")
-    add("--message", metavar="TEXT", help="of the commit")
-    add("--full_state", "--full-state", action="store_true", help="heads, teacher and queue as well, under ssl/")
+    add("--message", dest="commit_message", metavar="TEXT", help="commit message")
+    add("--full_state", "--full-state", action="store_true", help="also push heads, teacher and queue, in ssl/")
     options = parser.parse_args(argv)
 
     from hf_essl.hub import push_backbone
 
-    url = push_backbone(
-        options.run,
-        options.repo_id,
-        private=options.private,
-        revision=options.revision,
-        commit_message=options.message,
-        full_state=options.full_state,
-    )
-    print(f"pushed to {url}")
+    print(f"pushed to {push_backbone(**vars(options))}")

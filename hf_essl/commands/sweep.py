@@ -1,4 +1,4 @@
-"""`hf-essl sweep FILE`: runs the table that a file describes, cell by cell, and prints it."""
+"""`hf-essl sweep FILE`: runs every cell of a sweep and prints its table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Runs what is not finished; what was interrupted goes on where it stopped."""
+    """Runs the unfinished cells, resumes interrupted ones, and prints the table."""
     parser = RecipeParser("sweep", "Run every cell of a sweep and print its table; the same command resumes it.")
-    parser.add_argument("--table", action="store_true", help="print the table of what is finished, and run nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of the finished cells")
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.common import write_text
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> None:
     files = {cell.name: cell.folder / "metrics.json" for cell in cells}
     finished = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
     title = read_yaml(Path(options.recipe)).get("title", Path(options.recipe).stem)
-    table = f"{title}\n\n{sweep_table(cells, finished)}"
-    print(f"\n{table}")
+    text = f"{title}\n\n{sweep_table(cells, finished)}\n"
+    print(f"\n{text}")
     if finished:
-        print(f"\nwrote {write_text(cells[0].folder.parent / 'table.md', table + chr(10))}")
+        print(f"wrote {write_text(cells[0].folder.parent / 'table.md', text)}")

@@ -1,32 +1,24 @@
-"""The model card of a run: README.md beside the exported backbone, from the run's own files alone."""
+"""The model card of a run: README.md next to the exported backbone, made from the run's own files."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_essl.common import write_text
-from hf_essl.hub import card_tables
-from hf_essl.hub.card_facts import Result, hub_dataset, read_evaluations, results
-from hf_essl.hub.card_limits import limits
-from hf_essl.hub.card_loading import loading
-from hf_essl.hub.citation import citations, method_title
+from hf_essl.hub.card_facts import Result, read_evaluations, results, strategies
+from hf_essl.hub.card_sections import loading, sections
 from hf_essl.recipe import Recipe, read_recipe
 from hf_essl.reporting.metrics import Metrics, read_metrics
+from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS
+from hf_essl.schedules import check_schedule
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD = "README.md"
-PICTURES = {
-    "curves.png": "Curves of the run against the optimizer step: loss, kNN accuracy, standard deviation of the "
-    "embedding, learning rate with momentum, resolution with magnitude, and throughput with petaFLOPs",
-    "views.png": "Augmented views of training images at the start, the middle and the end of the run, each row beside "
-    "its original",
-}
-"""The pictures of a run by their names, with their alternative texts."""
+PICTURES = ("curves.png", "views.png")
 
 
 def write_card(
@@ -38,37 +30,35 @@ def write_card(
     baseline: Metrics | None = None,
     license: str | None = None,
 ) -> Path:
-    """Writes README.md into an exported backbone's folder, with the pictures of the run that it lies in.
+    """Writes README.md into the folder of an exported backbone, and copies the pictures of its run there.
 
-    Results of `hf-essl evaluate --output RUN/NAME.json` on these weights are told as well. What was not measured is
-    left out.
+    It includes the results of `hf-essl evaluate --output RUN/NAME.json` for these weights, and no unmeasured values.
 
     Args:
-        folder: config.json and model.safetensors, in the folder of the run.
-        metrics: what the run's metrics.json holds.
-        repo_id: user/name on the Hub, for the code that loads it; without it the code loads the folder.
-        baseline: metrics of another run on the same data set and backbone, for the speed-up over it.
-        license: of the weights, by the Hub's name such as apache-2.0; the card names none by itself.
+        folder: contains config.json and model.safetensors, and is in the folder of the run.
+        metrics: the content of the run's metrics.json.
+        repo_id: user/name on the Hub, from which the card's code loads the backbone; by default it loads the folder.
+        baseline: metrics of another run on the same dataset and backbone, for the speed-up over it.
+        license: of the weights, by its name on the Hub such as apache-2.0; by default the card names none.
 
-    Returns its path.
+    Returns the path of the card.
 
     Raises:
-        ValueError: for a baseline on other images or another backbone, and for a folder without a backbone.
+        ValueError: for a folder without a backbone, an unknown schedule, or a baseline on another dataset or backbone.
     """
     folder = Path(folder)
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder} holds no {file}; give the backbone/ of a finished run")
-    if baseline is not None:
-        _check_baseline(metrics, baseline)
+    _check(folder, metrics, recipe, metrics if baseline is None else baseline)
     found = results(metrics, recipe, read_evaluations(folder.parent, folder))
+    pictures = [name for name in PICTURES if (folder.parent / name).is_file()]
+    for name in pictures:
+        shutil.copyfile(folder.parent / name, folder / name)
     card = ModelCard.from_template(
-        card_metadata(metrics, recipe, found, repo_id, license),
+        _metadata(metrics, recipe, found, repo_id, license),
         template_path=str(TEMPLATE),
-        **_sections(folder, metrics, recipe, found, baseline),
-        **_pictures(folder),
+        **sections(folder, metrics, recipe, found, baseline),
         loading=loading(folder, repo_id),
-        licence=_licence(metrics, license),
+        pictures=pictures,
+        license=license,
     )
     return write_text(folder / CARD, str(card).rstrip() + "\n")
 
@@ -76,14 +66,18 @@ def write_card(
 def card_of_run(
     run: str | Path, *, repo_id: str | None = None, baseline: str | Path | None = None, license: str | None = None
 ) -> Path:
-    """Writes the card of a finished run anew, from the files in its folder, into its `backbone/`.
+    """Writes the card of a finished run into its `backbone/` again, from the files in its folder.
 
-    Raises ValueError as `write_card` does, and where the folder holds no finished run.
+    Args:
+        baseline: folder of another finished run.
+
+    Raises:
+        ValueError: as `write_card`, and for a folder without a finished run.
     """
     return write_card(
         Path(run) / "backbone",
         read_metrics(run),
-        read_recipe(Path(run) / "recipe.yaml"),
+        read_recipe(Path(run) / RECIPE),
         repo_id=repo_id,
         baseline=None if baseline is None else read_metrics(baseline),
         license=license,
@@ -91,123 +85,56 @@ def card_of_run(
 
 
 def card_on_hub(folder: str | Path, repo_id: str) -> bytes:
-    """The card in an exported folder as its repository shows it: the code loads `repo_id` in place of the folder."""
+    """The card of an exported folder for its repository: the code loads `repo_id` instead of the folder."""
     folder = Path(folder)
     text = (folder / CARD).read_text(encoding="utf-8")
     return text.replace(loading(folder, None), loading(folder, repo_id)).encode()
 
 
-def card_metadata(
-    metrics: Metrics, recipe: Recipe, found: Sequence[Result], repo_id: str | None = None, license: str | None = None
+def _metadata(
+    metrics: Metrics, recipe: Recipe, found: Sequence[Result], repo_id: str | None, license: str | None
 ) -> ModelCardData:
-    """The YAML head of the card; its model-index holds the accuracies as they were measured."""
+    """The YAML head of the card; its model-index contains the measured accuracies."""
     accuracies = [
         EvalResult(
             task_type="image-classification",
-            task_name="Image classification by the backbone's features",
+            task_name="Image classification on the backbone's features",
             dataset_type=result.dataset,
             dataset_name=result.dataset,
             metric_type="accuracy",
             metric_name=f"{result.name} (%)",
-            metric_value=result.value,
+            metric_value=round(result.value, 2),
         )
         for result in found
         if result.dataset
     ]
-    name = repo_id.rsplit("/", 1)[-1] if repo_id else metrics.get("run") or metrics["method"]
-    on_hub = hub_dataset(metrics["dataset"])
-    return ModelCardData(
-        license=license,
-        library_name="timm",
-        pipeline_tag="image-feature-extraction",
-        tags=_tags(metrics, recipe),
-        datasets=[on_hub] if on_hub else None,
-        metrics=["accuracy"] if accuracies else None,
-        co2_eq_emissions=_emissions(metrics),
-        model_name=name if accuracies else None,
-        eval_results=accuracies or None,
-    )
-
-
-def _sections(
-    folder: Path, metrics: Metrics, recipe: Recipe, found: Sequence[Result], baseline: Metrics | None
-) -> dict[str, Any]:
-    method = method_title(metrics["method"])
-    return {
-        "title": f"{method} {metrics['backbone']}, pretrained on {metrics['dataset']}",
-        "summary": _summary(method, metrics, recipe),
-        "training": card_tables.training_table(folder, metrics, recipe),
-        "strategies": card_tables.strategy_table(recipe),
-        "results": card_tables.result_table(found),
-        "cost": card_tables.cost_table(metrics, recipe),
-        "baseline": baseline and card_tables.baseline_table(metrics, baseline),
-        "baseline_name": baseline and card_tables.baseline_name(baseline),
-        "machine": card_tables.machine_table(metrics, recipe),
-        "command": metrics.get("command"),
-        "recipe": recipe.redacted().to_yaml().strip(),
-        "limits": limits(metrics, recipe, found),
-        "citations": citations(metrics["method"]),
-    }
-
-
-def _summary(method: str, metrics: Metrics, recipe: Recipe) -> str:
-    strategies = [name for name, is_on in _strategies(recipe).items() if is_on]
-    listed = " and ".join([", ".join(strategies[:-1]), strategies[-1]] if len(strategies) > 1 else strategies)
-    start = " with the weights that timm publishes" if recipe.model.pretrained else ""
-    return (
-        f"An image backbone, timm's `{metrics['backbone']}`{start}, pretrained without labels by {method} on "
-        f"{metrics['dataset']}, with {listed or 'the plain recipe'} of `hf_essl`. It turns an image into a vector of "
-        f"features."
-    )
-
-
-def _strategies(recipe: Recipe) -> dict[str, bool]:
-    return {
-        "F1-CLR": recipe.training.lr_schedule == "f1_clr",
-        "Super Progressive Learning": recipe.views.resolution_schedule == "super_progressive",
-        "Hard Augment": recipe.views.selection == "hard",
-    }
-
-
-def _tags(metrics: Metrics, recipe: Recipe) -> list[str]:
-    on = [name.lower().replace(" ", "-") for name, is_on in _strategies(recipe).items() if is_on]
-    return ["image-feature-extraction", "timm", "self-supervised-learning", metrics["method"], "hf_essl", *on]
-
-
-def _emissions(metrics: Metrics) -> dict[str, Any] | None:
-    """In grams, as the Hub has it."""
-    if metrics.get("co2e_kg") is None:
-        return None
-    return {
-        "emissions": 1000 * metrics["co2e_kg"],
+    used = [name.lower().replace(" ", "-") for name, is_used in strategies(recipe).items() if is_used]
+    dataset, co2e = metrics["dataset"], metrics.get("co2e_kg")
+    emissions = {
+        "emissions": float(f"{1000 * (co2e or 0):.3g}"),  # in grams
         "source": "codecarbon",
         "training_type": "pre-training",
         "hardware_used": metrics.get("device"),
     }
-
-
-def _pictures(folder: Path) -> dict[str, str]:
-    """Copies the run's pictures beside the card, and names those that there are."""
-    named: dict[str, str] = {}
-    for name, text in PICTURES.items():
-        if (folder.parent / name).is_file():
-            shutil.copyfile(folder.parent / name, folder / name)
-            stem = Path(name).stem
-            named |= {f"{stem}_picture": name, f"{stem}_alt": text}
-    return named
-
-
-def _licence(metrics: Metrics, license: str | None) -> str:
-    weights = (
-        f"The weights are under {license}."
-        if license
-        else "This card names no licence of the weights: that is for whoever publishes them."
+    return ModelCardData(
+        license=license,
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["image-feature-extraction", "timm", "self-supervised-learning", metrics["method"], "hf_essl", *used],
+        datasets=[dataset] if dataset.count("/") == 1 else None,  # a Hub id; names of folders contain no slash
+        metrics=["accuracy"] if accuracies else None,
+        co2_eq_emissions=None if co2e is None else emissions,
+        model_name=(repo_id or metrics.get("run") or metrics["method"]).rsplit("/", 1)[-1] if accuracies else None,
+        eval_results=accuracies or None,
     )
-    return f"{weights} The images of {metrics['dataset']} have terms of their own, which the table above states."
 
 
-def _check_baseline(metrics: Metrics, baseline: Metrics) -> None:
+def _check(folder: Path, metrics: Metrics, recipe: Recipe, baseline: Metrics) -> None:
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} does not contain {file}; pass the backbone/ of a finished run")
+    check_schedule(recipe.training)
     for key in ("dataset", "backbone", "train_images"):
         ours, theirs = metrics.get(key), baseline.get(key)
         if ours != theirs:
-            raise ValueError(f"{key} of the baseline is {theirs}, of the run {ours}; give a baseline of the same")
+            raise ValueError(f"{key} of the baseline is {theirs}, of the run {ours}; choose a baseline with the same")

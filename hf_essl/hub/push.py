@@ -1,4 +1,4 @@
-"""Puts an exported backbone on the Hub, in one commit: safetensors, JSON, YAML, Markdown and PNG, nothing else."""
+"""Pushes an exported backbone to the Hub in one commit: only safetensors, JSON, YAML, Markdown and PNG files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from transformers.trainer_utils import HubStrategy
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.redact import check_public, public_recipe
 from hf_essl.hub.card import CARD, card_on_hub
-from hf_essl.hub.hub_errors import HubError, HubUnreachable, plain_errors
+from hf_essl.hub.errors import HubError, HubUnreachable, plain_errors
 from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
 SSL_STATE = "ssl"
-"""The folder of a repository that holds the whole SSL state, heads, teacher and queue, beside the backbone."""
-
+"""Folder of a repository for the weights of the whole method: backbone, heads, teacher and queue."""
 Files = dict[str, Path | bytes]
-"""What a commit holds, by path in the repository."""
+"""The files of a commit, by path in the repository."""
 
 
 def push_backbone(
@@ -34,24 +33,23 @@ def push_backbone(
     commit_message: str | None = None,
     full_state: bool = False,
 ) -> str:
-    """Pushes the backbone of a finished run; repeated after it was cut off, it goes on and ends whole.
+    """Pushes the backbone of a finished run. After an interruption, call it again: it uploads what is missing.
 
-    The token is that of HF_TOKEN or of `hf auth login`. The repository and the branch are made where they are missing.
+    It uses the token of HF_TOKEN or of `hf auth login`, and creates the repository and the branch if they are missing.
 
     Args:
         source: the folder of a run, or of an exported backbone.
-        repo_id: user/name; a bare name is one of your own.
-        private: for a repository that is made; by default as the account has it.
+        repo_id: user/name; a name without a user belongs to the owner of the token.
+        private: make a new repository private; by default the account's setting.
         revision: a branch; by default main.
-        full_state: push the last complete checkpoint's weights as well, under `ssl/`: heads, teacher and queue.
+        full_state: also push the weights of the last complete checkpoint with heads, teacher and queue, in `ssl/`.
 
-    Returns:
-        The URL of the repository.
+    Returns the URL of the repository.
 
     Raises:
-        ValueError: where there is no exported backbone, or no checkpoint for full_state, and for a text that names
-            folders of this machine.
-        HubError: where the Hub does not take it; a `HubUnreachable` where trying again later may help.
+        ValueError: if there is no exported backbone, or no checkpoint for full_state, and for a text file that
+            contains the token or names folders of this machine.
+        HubError: if the Hub does not accept the push; `HubUnreachable` if a later attempt may succeed.
     """
     folder = find_export(source)
     files = backbone_files(folder)
@@ -61,18 +59,17 @@ def push_backbone(
     try:
         return commit(files, repo_id, private, revision, commit_message or "Push a backbone of hf_essl")
     except HubError as error:
-        command = ["hf-essl", "push", str(source), "--repo_id", repo_id]
-        command += ["--revision", revision] if revision else []
-        command += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
-        again = shlex.join(command)
-        raise type(error)(f"{error}; the backbone is safe in {folder}, and `{again}` pushes it then") from error
+        words = ["hf-essl", "push", str(source), "--repo_id", repo_id]
+        words += ["--revision", revision] if revision else []
+        words += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
+        later = f"the backbone is safe in {folder}, push it later with `{shlex.join(words)}`"
+        raise type(error)(f"{error}; {later}") from error
 
 
 def push_finished_run(args: SSLTrainingArguments) -> str | None:
-    """Pushes what a finished run has written, as its arguments say.
+    """Pushes the files of a finished run, as its arguments say.
 
-    Returns:
-        The URL; or None, with a warning that says how to push it by hand: the run is finished and saved.
+    Returns the URL; None with a warning if the push failed, since the run is already finished and saved.
     """
     try:
         return push_backbone(
@@ -89,24 +86,25 @@ def push_finished_run(args: SSLTrainingArguments) -> str | None:
 
 
 def check_access(args: SSLTrainingArguments) -> None:
-    """Raises HubError for what would stop every push of a run; not where the Hub alone is in trouble."""
+    """Raises HubError if no push of a run can succeed; a Hub that is only unreachable now raises nothing."""
     if args.push_to_hub and args.process_index == 0:
         with suppress(HubUnreachable):
             open_repository(repository_name(args), args.hub_private_repo, args.hub_revision)
 
 
 def open_repository(repo_id: str, private: bool | None = None, revision: str | None = None) -> RepoUrl:
-    """Makes the repository and the branch where they are missing, and makes sure that the token may write there.
+    """Creates the repository and the branch if they are missing, and checks that the token may write there.
 
-    Raises HubError.
+    Raises HubError if it may not, or if a repository that should be private exists and is public.
     """
     api = _api()
     with plain_errors(repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.auth_check(url.repo_id, write=True)  # a token that may only read finds a repository that is there
+        api.auth_check(url.repo_id, write=True)  # create_repo accepts a read-only token for an existing repository
         if private and not api.model_info(url.repo_id).private:
             raise HubError(
-                f"{url.repo_id} is there already and public; make it private in its settings, or take another repo_id"
+                f"{url.repo_id} already exists and is public; make it private in its settings, or choose another "
+                f"repo_id"
             )
         if revision is not None and revision != "main" and not revision.startswith("refs/"):
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
@@ -114,9 +112,9 @@ def open_repository(repo_id: str, private: bool | None = None, revision: str | N
 
 
 def commit(files: Files, repo_id: str, private: bool | None, revision: str | None, message: str) -> str:
-    """Uploads the files in one commit, those that the Hub has already left out; the card's code loads them from there.
+    """Uploads the files in one commit, except those that the Hub already has; returns the URL.
 
-    Returns the URL. Raises HubError.
+    The code of the card loads the backbone from this repository. Raises HubError.
     """
     url = open_repository(repo_id, private, revision)
     card = files.get(CARD)
@@ -129,33 +127,32 @@ def commit(files: Files, repo_id: str, private: bool | None, revision: str | Non
 
 
 def backbone_files(folder: Path) -> Files:
-    """What of an exported folder goes into the root of the repository."""
-    names = [CONFIG, WEIGHTS, CARD]
+    """The files of an exported folder for the root of the repository."""
     pictures = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
-    return {name: folder / name for name in [*names, *pictures] if (folder / name).is_file()}
+    return {name: folder / name for name in (CONFIG, WEIGHTS, CARD, *pictures) if (folder / name).is_file()}
 
 
 def ssl_files(checkpoint: Path) -> Files:
-    """The SSL state of a checkpoint and the recipe of its run, for the repository; no optimizer, no pickle."""
-    files: Files = {f"{SSL_STATE}/{WEIGHTS}": checkpoint / WEIGHTS}
+    """The weights of a checkpoint and the recipe of its run; without the optimizer and pickles."""
     recipe = checkpoint.parent / RECIPE
+    files: Files = {f"{SSL_STATE}/{WEIGHTS}": checkpoint / WEIGHTS}
     return files | ({f"{SSL_STATE}/{RECIPE}": public_recipe(recipe)} if recipe.is_file() else {})
 
 
 def find_export(source: str | Path) -> Path:
-    """The exported folder of a run, or the folder itself. Raises ValueError where there is none."""
+    """The exported folder of a run, or the folder itself. Raises ValueError if there is none."""
     folder = Path(source).expanduser()
     for place in (folder / "backbone", folder):
         if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():
             return place
     raise ValueError(
-        f"{folder} holds no exported backbone; give the folder of a finished run or its backbone/ (a run that was "
-        f"interrupted has none until it is resumed to its end)"
+        f"{folder} does not contain an exported backbone; pass the folder of a finished run or its backbone/ (an "
+        f"interrupted run has none until it is resumed and finished)"
     )
 
 
 def repository_name(args: SSLTrainingArguments) -> str:
-    """`hub_model_id`, or else the name of the output folder, as transformers has it."""
+    """`hub_model_id`, or as in transformers the name of the output folder."""
     return args.hub_model_id or args.folder.absolute().name
 
 
@@ -163,9 +160,9 @@ def _last_checkpoint(run: Path) -> Path:
     try:
         return Path(last_complete_checkpoint(run))
     except ValueError as error:
-        raise ValueError(f"full_state is set, but {run} holds no complete checkpoint; drop full_state") from error
+        raise ValueError(f"full_state is set, but {run} has no complete checkpoint; drop full_state") from error
 
 
 def _api() -> HfApi:
-    """A client that takes the token of HF_TOKEN or of the login, and raises LocalTokenNotFoundError without one."""
+    """A client with the token of HF_TOKEN or of the login; without a token it raises LocalTokenNotFoundError."""
     return HfApi(token=True, library_name="hf_essl")

@@ -1,1 +1,1 @@
-"""What a run shows: its pictures, its report, and runs beside each other."""
+"""What a run shows: its pictures, its report, and comparisons of several runs."""

@@ -1,4 +1,4 @@
-"""What recipes cost, worked out without training: petaFLOPs in both conventions, their parts, and speed-ups."""
+"""What recipes cost without training them: petaFLOPs in both conventions, their parts, and speed-ups."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hf_essl.common import table
 from hf_essl.config import ModelArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
 from hf_essl.data import count_training_images
 from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.markdown import table
+from hf_essl.reporting.metrics import petaflops_by_part
 from hf_essl.schedules import Curriculum
 
 
 @dataclass(frozen=True)
 class CostRow:
-    """A recipe's cost, and what it saves over a chosen baseline."""
+    """The cost of a recipe, and its speed-ups over a chosen baseline, whose epochs may differ."""
 
     name: str
     epochs: float
@@ -27,16 +28,16 @@ class CostRow:
     counted_speedup: float
 
     def to_dict(self) -> dict:
-        """For JSON; `over_baseline_*` are the speed-ups over the chosen baseline, whose epochs may differ."""
+        """For JSON; `over_baseline_*` are the speed-ups over the baseline, the others are over the plain recipe."""
         over = {"over_baseline_paper": self.paper_speedup, "over_baseline_counted": self.counted_speedup}
         return {"recipe": self.name, "epochs": self.epochs, **dataclasses.asdict(self.cost), **over}
 
 
 class CostEstimator:
-    """Prices recipes; those of one model are counted once.
+    """Estimates the costs of recipes; recipes of the same model share one FLOP counter.
 
     Args:
-        images: training images; by default those of each recipe's data set.
+        images: training images; by default those of each recipe's dataset.
         processes: GPUs that train together.
     """
 
@@ -45,7 +46,7 @@ class CostEstimator:
         self._models: dict[str, tuple[SSLModel, FlopCounter]] = {}
 
     def estimate(self, recipe: Recipe) -> tuple[float, Cost]:
-        """Epochs and cost of a recipe. Raises ValueError for an unknown backbone, or images that fill no step."""
+        """Epochs and cost of a recipe. Raises ValueError for an unknown backbone, or too few images for one step."""
         args = recipe.training
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes
         images = self.images or count_training_images(recipe.data)
@@ -68,40 +69,32 @@ class CostEstimator:
 def compare_costs(
     recipes: Mapping[str, Recipe], estimator: CostEstimator, baseline: Recipe | None = None
 ) -> list[CostRow]:
-    """The cost of each recipe, by name, and its speed-up over `baseline`, by default the first of them."""
-    priced = {name: estimator.estimate(recipe) for name, recipe in recipes.items()}
-    reference = next(iter(priced.values()))[1] if baseline is None else estimator.estimate(baseline)[1]
+    """The cost of each recipe, by name, and its speed-ups over `baseline`, by default the first recipe."""
+    estimates = {name: estimator.estimate(recipe) for name, recipe in recipes.items()}
+    _, reference = next(iter(estimates.values())) if baseline is None else estimator.estimate(baseline)
     return [
         CostRow(
-            name=name,
-            epochs=epochs,
-            cost=cost,
+            name,
+            epochs,
+            cost,
             paper_speedup=reference.paper_petaflops / cost.paper_petaflops,
             counted_speedup=reference.counted_petaflops / cost.counted_petaflops,
         )
-        for name, (epochs, cost) in priced.items()
+        for name, (epochs, cost) in estimates.items()
     ]
 
 
 def cost_table(rows: Sequence[CostRow]) -> str:
-    """A Markdown table: the paper's convention first, then what torch counts, in petaFLOPs with its parts."""
+    """A Markdown table in petaFLOPs: the paper's convention, then what torch counts, with its parts."""
     header = ["recipe", "epochs", "steps", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
-    header += ["forward", "backward", "teacher", "selection"]
     lines = []
     for row in rows:
-        cost = row.cost
-        parts = [cost.counted_forward_petaflops, cost.counted_backward_petaflops]
-        parts += [cost.counted_teacher_petaflops, cost.counted_selection_petaflops]
-        lines.append(
-            [
-                *(row.name, f"{row.epochs:g}", f"{cost.steps:,}"),
-                *(_petaflops(cost.paper_petaflops), f"{row.paper_speedup:.2f} x"),
-                f"{cost.paper_selection_overhead:.1f} %",
-                *(_petaflops(cost.counted_petaflops), f"{row.counted_speedup:.2f} x"),
-                *(_petaflops(part) for part in parts),
-            ]
-        )
-    return table(header, lines)
+        cost, parts = row.cost, petaflops_by_part(row.cost)
+        line = [row.name, f"{row.epochs:g}", f"{cost.steps:,}", _petaflops(cost.paper_petaflops)]
+        line += [f"{row.paper_speedup:.2f} x", f"{cost.paper_selection_overhead:.1f} %"]
+        line += [_petaflops(cost.counted_petaflops), f"{row.counted_speedup:.2f} x", *map(_petaflops, parts.values())]
+        lines.append(line)
+    return table([*header, *parts], lines)
 
 
 def _petaflops(value: float) -> str:

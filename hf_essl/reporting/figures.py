@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from hf_essl.config import ViewArguments
 from hf_essl.schedules import Curriculum
-from hf_essl.views import Views
+from hf_essl.views.tiles import tile_views
 
 RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a PNG beside its place and moves it there whole."""
+    """Writes a PNG next to its destination, then moves it there, so that readers never see half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as scratch:
@@ -30,7 +31,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def png_path(path: str | Path) -> Path:
-    """The path of a picture. Raises ValueError where it is no PNG."""
+    """The path of a picture. Raises ValueError if it is not a PNG."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
@@ -38,7 +39,7 @@ def png_path(path: str | Path) -> Path:
 
 
 def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> Path:
-    """Six panels against the step: loss, kNN accuracy, feature std, LR with momentum, the curriculum, throughput.
+    """Draws six panels over the steps: loss, kNN accuracy, embedding std, LR with momentum, curriculum, throughput.
 
     Args:
         history: `trainer.state.log_history`.
@@ -59,10 +60,10 @@ def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> P
     return save_figure(figure, path)
 
 
-def _line(axis, history: Sequence[dict], key: str, label: str, color: str, **style) -> None:
+def _line(axis: Axes, history: Sequence[dict], key: str, label: str, color: str, **style: Any) -> None:
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
     if points and "drawstyle" in style:
-        points.insert(0, (0, points[0][1]))  # a value holds for the steps before its entry
+        points.insert(0, (0, points[0][1]))  # an entry describes the steps before it
     axis.set_xlabel("step")
     axis.set_ylabel(label, color=color)
     axis.tick_params(axis="y", colors=color)
@@ -75,29 +76,17 @@ def _line(axis, history: Sequence[dict], key: str, label: str, color: str, **sty
 def draw_views(
     images: Tensor, args: ViewArguments, curriculum: Curriculum, path: str | Path, columns: int = 6, seed: int = 0
 ) -> Path:
-    """A grid of augmented views at the start, the middle and the end of the curriculum, beside their originals.
+    """Draws augmented views at the start, the middle and the end of the curriculum, next to their originals.
 
     Args:
-        images: uint8 N x 3 x H x W, a row each.
+        images: uint8 N x 3 x S x S, one row each.
         columns: views of each image.
     """
-    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
-    rows = len(images)
-    figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * rows * 3 + 1.2), layout="constrained")
-    stages = {"start": 0.0, "middle": 0.5, "end": 1 - 1e-9}
-    blocks: Any = figure.subfigures(3, 1)
-    for block, (name, progress) in zip(blocks, stages.items(), strict=True):
-        views.resolution, views.magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
-        block.suptitle(f"{name}: {views.resolution} px, magnitude {views.magnitude:.2f}", fontsize=10)
-        axes = block.subplots(rows, columns + 1, squeeze=False)
-        _show(axes[:, 0], images.float() / 255)
-        axes[0, 0].set_title("original", fontsize=8)
-        for column in range(columns):
-            _show(axes[:, column + 1], views.render(images, views.sample(images, column % 2)))
-    return save_figure(figure, path)
-
-
-def _show(axes, pictures: Tensor) -> None:
-    for axis, picture in zip(axes, pictures, strict=True):
-        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+    figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * len(images) * 3 + 1.2), layout="constrained")
+    stages = {"start": 0.0, "middle": 0.5, "end": 1.0}
+    for axis, (name, progress) in zip(figure.subplots(3, 1), stages.items(), strict=True):
+        resolution, magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
+        axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed))
+        axis.set_title(f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals on the left", fontsize=10)
         axis.set_axis_off()
+    return save_figure(figure, path)

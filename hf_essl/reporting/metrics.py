@@ -16,80 +16,71 @@ from hf_essl.cost import Cost
 from hf_essl.recipe import Recipe
 
 Metrics = dict[str, Any]
-"""What `metrics.json` holds, or the JSON of `hf-essl evaluate`."""
+"""The content of `metrics.json`, or the JSON of `hf-essl evaluate`."""
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "kornia")
+FORMS = {
+    **dict.fromkeys(("knn_accuracy", "random_init_knn_accuracy", "probe_accuracy"), "{:.1f} %"),
+    **dict.fromkeys(("feature_std", "random_init_feature_std"), "{:.4f}"),
+    **dict.fromkeys(("petaflops", "petaflops_paper_convention"), "{:.4g} petaFLOPs"),
+    **dict.fromkeys(("predicted_speedup", "predicted_speedup_paper_convention", "measured_speedup"), "{:.2f} x"),
+    "rankme": "{:.1f}",
+    "epochs": "{:.4g}",
+    "train_seconds": "{:.0f} s",
+    "images_per_second": "{:.0f} images/s",
+    "energy_kwh": "{:.3g} kWh",
+    "co2e_kg": "{:.3g} kgCO2e",
+}
+"""How the reports round a value of `metrics.json`, with its unit; the others are integers."""
 OLD_NAMES = {
     "feature_std": "embedding_std",
     "feature_spread": "embedding_spread",
     "selection_score": "selection_pair_score",
 }
-"""Names in the log of a training step before and after they were told apart from the evaluation's."""
+"""Older names in the log entries of training steps, and today's; evaluation entries have `eval_*` names."""
+
+
+COUNTED = tuple("parameters dataset train_images bank_images eval_images unreadable_images processes".split())
+"""Facts of a run that `metrics.json` contains unchanged."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a report needs to know of a run that has ended.
-
-    Args:
-        cost: the prediction for the whole run.
-        state: step, epoch, FLOPs and log.
-        seconds: of training, without evaluation and saving.
-        plain_step_seconds: measured seconds of a step of the plain recipe.
-        energy: kWh and kgCO2e by name, if they were measured.
-    """
+    """The facts of a finished run that its report needs; None for what is not known."""
 
     recipe: Recipe
-    cost: Cost
+    cost: Cost  # predicted for the whole run
     state: TrainerState
-    seconds: float
-    plain_step_seconds: float | None
+    seconds: float  # of training, without evaluation and saving
+    plain_step_seconds: float | None  # measured, of the plain recipe
     parameters: int
     dataset: str
     train_images: int | None
     bank_images: int | None
     eval_images: int | None
     unreadable_images: int
-    energy: dict[str, float]
+    energy: dict[str, float]  # energy_kwh and co2e_kg; empty if they were not measured
     device: torch.device
     processes: int
 
 
 def collect_metrics(run: RunFacts) -> Metrics:
-    """The results of a run, as `metrics.json` holds them; None for what was not measured."""
-    history, state, cost, seconds = run.state.log_history, run.state, run.cost, run.seconds
-    evaluations = [entry for entry in history if "eval_feature_std" in entry]
-    last = evaluations[-1] if evaluations else {}
-    first = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}  # of the random initialization
-    images, plain_step = cost.images_per_step * state.global_step, run.plain_step_seconds
+    """The content of `metrics.json` for a finished run; None for what was not measured."""
+    state, cost, seconds, plain_step = run.state, run.cost, run.seconds, run.plain_step_seconds
+    images = cost.images_per_step * state.global_step
     return {
         "run": run.recipe.training.folder.resolve().name,
         "command": run.recipe.command(run.processes),
         "method": run.recipe.model.method,
         "backbone": run.recipe.model.backbone,
-        "parameters": run.parameters,
-        "dataset": run.dataset,
-        "train_images": run.train_images,
-        "bank_images": run.bank_images,
-        "eval_images": run.eval_images,
+        **{name: getattr(run, name) for name in COUNTED},
         "epochs": state.epoch,
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
-        "knn_accuracy": last.get("eval_knn_accuracy"),
-        "probe_accuracy": last.get("eval_probe_accuracy"),
-        "random_init_knn_accuracy": first.get("eval_knn_accuracy"),
-        "feature_std": last.get("eval_feature_std"),
-        "random_init_feature_std": first.get("eval_feature_std"),
-        "embedding_std": next((e["embedding_std"] for e in reversed(history) if "embedding_std" in e), None),
-        "rankme": last.get("eval_rankme"),
+        **_quality(state.log_history),
         "petaflops": state.total_flos / 1e15,
         "petaflops_paper_convention": cost.paper_petaflops,
-        "petaflops_by_part": {
-            "forward": cost.counted_forward_petaflops,
-            "backward": cost.counted_backward_petaflops,
-            "teacher": cost.counted_teacher_petaflops,
-            "selection": cost.counted_selection_petaflops,
-        },
+        "petaflops_by_part": petaflops_by_part(cost),
         "predicted_speedup": cost.counted_speedup,
         "predicted_speedup_paper_convention": cost.paper_speedup,
         "measured_speedup": plain_step * state.global_step / seconds if plain_step and seconds else None,
@@ -98,29 +89,59 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "co2e_kg": run.energy.get("co2e_kg"),
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
-        "unreadable_images": run.unreadable_images,
         "device": describe_device(run.device),
-        "processes": run.processes,
         "versions": {"hf_essl": version("hf-essl"), **{name: version(name) for name in PACKAGES}},
-        "history": history,
+        "history": state.log_history,
+    }
+
+
+def _quality(history: list[dict[str, float]]) -> Metrics:
+    """The results of the last evaluation, and of the one before training."""
+    evaluations = [entry for entry in history if "eval_feature_std" in entry] or [{}]
+    first, last = evaluations[0] if evaluations[0].get("step") == 0 else {}, evaluations[-1]
+    return {
+        "knn_accuracy": last.get("eval_knn_accuracy"),
+        "probe_accuracy": last.get("eval_probe_accuracy"),
+        "random_init_knn_accuracy": first.get("eval_knn_accuracy"),
+        "feature_std": last.get("eval_feature_std"),
+        "random_init_feature_std": first.get("eval_feature_std"),
+        "embedding_std": next((e["embedding_std"] for e in reversed(history) if "embedding_std" in e), None),
+        "rankme": last.get("eval_rankme"),
+    }
+
+
+def petaflops_by_part(cost: Cost) -> dict[str, float]:
+    """The counted petaFLOPs of each part of the steps."""
+    return {
+        "forward": cost.counted_forward_petaflops,
+        "backward": cost.counted_backward_petaflops,
+        "teacher": cost.counted_teacher_petaflops,
+        "selection": cost.counted_selection_petaflops,
     }
 
 
 def read_metrics(run: str | Path) -> Metrics:
-    """The `metrics.json` of a finished run; the log of an older run gets today's names.
+    """The `metrics.json` in the folder of a finished run; the log of an older run gets today's names.
 
-    Raises:
-        ValueError: if there is none.
+    Raises ValueError if the file is missing or does not describe a run.
     """
+    path = Path(run) / "metrics.json"
     try:
-        metrics = json.loads((Path(run) / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run} holds no finished run ({error}); pass folders with a metrics.json") from error
+        raise ValueError(f"{run} is not a finished run ({error}); pass a folder that contains metrics.json") from error
     if not isinstance(metrics, dict) or "method" not in metrics:
-        raise ValueError(f"{run}/metrics.json does not describe a run; `hf-essl pretrain` writes one")
-    if "history" in metrics:
-        metrics["history"] = [_renamed(entry) for entry in metrics["history"]]
+        raise ValueError(f"{path} does not describe a run; `hf-essl pretrain` writes one")
+    for entry in metrics.get("history", ()):
+        if "loss" in entry:
+            entry |= {new: entry.pop(old) for old, new in OLD_NAMES.items() if old in entry}
     return metrics
+
+
+def show(metrics: Metrics, key: str) -> str | None:
+    """A value of `metrics.json`, rounded and with its unit; None if it was not measured."""
+    value = metrics.get(key)
+    return None if value is None else FORMS.get(key, "{:,}").format(value)
 
 
 def describe_device(device: torch.device) -> str:
@@ -128,7 +149,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    return {OLD_NAMES.get(name, name): value for name, value in entry.items()}

@@ -1,10 +1,12 @@
-"""A recipe's schedules in one picture, before anything is trained: the paper's Fig. 2 and Fig. 3."""
+"""A recipe's schedules in one picture, without training: the paper's Fig. 2 and Fig. 3."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,18 +15,15 @@ from matplotlib.figure import Figure
 from hf_essl.data import load_images, sample_images
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, save_figure
-from hf_essl.schedules import F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
-
-Schedule = Literal["constant", "progressive", "super_progressive"]
+from hf_essl.schedules import CURVES, F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
 
 POINTS = 1001
-LENGTHS = (1 / 3, 2 / 3, 1, 4 / 3, 5 / 3)  # of the recipe's own: 160 to 800 epochs where it has 480 (Table 7)
-PAPER_WARMUP = 80 / 480  # drawn where a recipe has no warm-up
+LENGTHS = (1 / 3, 2 / 3, 1, 4 / 3, 5 / 3)  # of the recipe's own: 160 to 800 epochs for the paper's 480 (Table 7)
+PAPER_WARMUP = 80 / 480  # for recipes without a warm-up
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel: `y` against `x`, in epochs. `own` marks what the recipe does."""
+class Series(NamedTuple):
+    """One line of a panel: `y` over `x` in epochs. `own` marks the recipe's own schedule."""
 
     label: str
     x: np.ndarray
@@ -32,9 +31,8 @@ class Series:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One of the six pictures; `steps` where its lines jump."""
+class Panel(NamedTuple):
+    """One of the six plots; `steps` if its lines are step functions."""
 
     title: str
     ylabel: str
@@ -43,31 +41,28 @@ class Panel:
 
 
 def preview(recipe: Recipe, path: str | Path) -> Path:
-    """Writes the picture of a recipe's schedules to `path`, a PNG, whole or not at all.
-
-    Raises ValueError for another suffix.
-    """
+    """Writes the picture of a recipe's schedules to `path`. Raises ValueError if it is not a PNG."""
     return save_figure(draw_preview(recipe), png_path(path))
 
 
 def preview_views(recipe: Recipe, path: str | Path) -> Path:
-    """Writes views of three of the recipe's training images to `path`, a PNG: start, middle and end of the curriculum.
+    """Writes views of three training images to `path`: at the start, the middle and the end of the curriculum.
 
-    Raises ValueError for another suffix, and for images that cannot be had.
+    Raises ValueError for a path that is not a PNG, and for images that cannot be loaded.
     """
     path = png_path(path)
     train = load_images(replace(recipe.data, cache="none"), "cpu").train
-    curriculum = Curriculum.from_args(recipe.views, recipe.training)
-    return draw_views(sample_images(train), recipe.views, curriculum, path)
+    return draw_views(sample_images(train), recipe.views, Curriculum.from_args(recipe.views, recipe.training), path)
 
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:
-    """The data of the six panels, in reading order: Fig. 2 (LR, momentum, lengths), Fig. 3 (magnitude, sizes)."""
+    """The data of the six panels: Fig. 2 (learning rate, momentum, lengths), then Fig. 3 (magnitude, resolutions)."""
+    magnitude = Curriculum.from_args(recipe.views, recipe.training).magnitude
+    linear = _by_progress("linear", magnitude, recipe.training.num_train_epochs, own=True)
     return (
-        _lr_panel(recipe),
-        _momentum_panel(recipe),
+        *_curve_panels(recipe),
         _lengths_panel(recipe),
-        _magnitude_panel(recipe),
+        Panel("Augmentation magnitude", "magnitude", (linear,)),
         _resolution_panel(recipe, "super_progressive", "Super Progressive Learning"),
         _resolution_panel(recipe, "progressive", "Progressive Learning"),
     )
@@ -83,24 +78,29 @@ def draw_preview(recipe: Recipe) -> Figure:
     return figure
 
 
-def _lr_panel(recipe: Recipe) -> Panel:
-    training = recipe.training
-    x, curve = _epochs(recipe), _curve(recipe)
-    cosine = Series("cosine", x, training.learning_rate * _lr(Cosine(training.num_train_epochs), x))
-    own = Series(training.lr_schedule, x, training.learning_rate * _lr(curve, x), own=True)
-    return Panel("Learning rate", "learning rate", (own,) if own.label == "cosine" else (cosine, own))
+def _series(label: str, function: Callable[[float], float], length: float, own: bool, scale: float = 1.0) -> Series:
+    x = np.linspace(0, length, POINTS)
+    return Series(label, x, scale * np.array([function(t) for t in x]), own)
 
 
-def _momentum_panel(recipe: Recipe) -> Panel:
+def _by_progress(label: str, function: Callable[[float], float], length: float, own: bool) -> Series:
+    return _series(label, lambda t: function(t / length), length, own)
+
+
+def _curve_panels(recipe: Recipe) -> tuple[Panel, Panel]:
+    """Learning rate and momentum over the epochs, next to cosine annealing."""
     training = recipe.training
-    x, curve = _epochs(recipe), _curve(recipe)
-    span = training.max_momentum - training.min_momentum
-    rest = training.momentum if training.optim == "sgd" else training.adam_beta1
-    positions = [curve.momentum(t) for t in x]
-    y = np.array([rest if p is None else training.min_momentum + span * p for p in positions])
-    cosine = Series("cosine", x, np.full_like(x, rest))
-    own = Series(training.lr_schedule, x, y, own=True)
-    return Panel("Momentum", "momentum", (own,) if own.label == "cosine" else (cosine, own))
+    name, peak, epochs = training.lr_schedule, training.learning_rate, training.num_train_epochs
+    fixed = training.momentum if training.optim == "sgd" else training.adam_beta1
+
+    def momentum(curve: Curve, t: float) -> float:
+        position, span = curve.momentum(t), training.max_momentum - training.min_momentum
+        return fixed if position is None else training.min_momentum + span * position
+
+    curves = {"cosine": Cosine(epochs), name: curve_from_args(training, epochs)}
+    rates = [_series(label, curve.lr, epochs, label == name, peak) for label, curve in curves.items()]
+    momenta = [_series(label, partial(momentum, curve), epochs, label == name) for label, curve in curves.items()]
+    return Panel("Learning rate", "learning rate", tuple(rates)), Panel("Momentum", "momentum", tuple(momenta))
 
 
 def _lengths_panel(recipe: Recipe) -> Panel:
@@ -109,45 +109,24 @@ def _lengths_panel(recipe: Recipe) -> Panel:
     series = []
     for length in (share * training.num_train_epochs for share in LENGTHS):
         if length > warmup:
-            x = np.linspace(0, length, POINTS)
-            own = training.lr_schedule == "f1_clr" and length == training.num_train_epochs
-            y = training.learning_rate * _lr(F1CLR(length, warmup), x)
-            series.append(Series(f"{length:.4g} epochs", x, y, own))
-    return Panel(f"F1-CLR by length, warm-up {warmup:.4g} epochs", "learning rate", tuple(series))
+            own = CURVES[training.lr_schedule] is F1CLR and length == training.num_train_epochs
+            curve = F1CLR(length, warmup)
+            series.append(_series(f"{length:.4g} epochs", curve.lr, length, own, training.learning_rate))
+    return Panel(f"{F1CLR.title} by length, warm-up {warmup:.4g} epochs", "learning rate", tuple(series))
 
 
-def _magnitude_panel(recipe: Recipe) -> Panel:
-    x, magnitude = _epochs(recipe), Curriculum.from_args(recipe.views, recipe.training).magnitude
-    y = np.array([magnitude(t / x[-1]) for t in x])
-    return Panel("Augmentation magnitude", "magnitude", (Series("linear", x, y, own=True),))
-
-
-def _resolution_panel(recipe: Recipe, name: Schedule, title: str) -> Panel:
-    """The resolution under schedule `name`, blue where the recipe takes another, and the recipe's where constant."""
-    x, views = _epochs(recipe), recipe.views
-    names: list[Schedule] = ["constant"] if views.resolution_schedule == "constant" else []
+def _resolution_panel(recipe: Recipe, name: str, title: str) -> Panel:
+    """The resolution under schedule `name`, and the recipe's own if that is constant."""
+    views = recipe.views
+    names = ["constant"] if views.resolution_schedule == "constant" else []
     names += [name] if views.min_resolution is not None else []
     series = []
     for shown in names:
-        schedule = Curriculum.with_warmup(
-            replace(views, resolution_schedule=shown), _warmup_fraction(recipe)
-        ).resolution
-        y = np.array([schedule(t / x[-1]) for t in x])
-        series.append(Series(shown, x, y, own=shown == views.resolution_schedule))
+        changed: Any = {"resolution_schedule": shown}
+        resolution = Curriculum.with_warmup(replace(views, **changed), _warmup_fraction(recipe)).resolution
+        own = shown == views.resolution_schedule
+        series.append(_by_progress(shown, resolution, recipe.training.num_train_epochs, own))
     return Panel(title, "resolution (px)", tuple(series), steps=True)
-
-
-def _epochs(recipe: Recipe) -> np.ndarray:
-    return np.linspace(0, recipe.training.num_train_epochs, POINTS)
-
-
-def _curve(recipe: Recipe) -> Curve:
-    """The recipe's curve, with its time in epochs."""
-    return curve_from_args(recipe.training, recipe.training.num_train_epochs)
-
-
-def _lr(curve: Curve, x: np.ndarray) -> np.ndarray:
-    return np.array([curve.lr(t) for t in x])
 
 
 def _warmup_fraction(recipe: Recipe) -> float:
@@ -164,12 +143,10 @@ def _headline(recipe: Recipe) -> str:
 
 
 def _draw(axis: Axes, panel: Panel) -> None:
-    shades = iter(np.linspace(0.75, 0.25, len(panel.series)))
-    many = len(panel.series) > 2
-    for series in panel.series:
-        shade = str(next(shades))
-        color = RED if series.own else shade if many else BLUE
-        width, style = 2.0 if series.own else 1.5, "steps-post" if panel.steps else "default"
+    shades, style = np.linspace(0.75, 0.25, len(panel.series)), "steps-post" if panel.steps else "default"
+    for series, shade in zip(panel.series, shades, strict=True):
+        color = RED if series.own else str(shade) if len(panel.series) > 2 else BLUE
+        width = 2.0 if series.own else 1.5
         axis.plot(series.x, series.y, color=color, linewidth=width, drawstyle=style, label=series.label)
     axis.set_title(panel.title, fontsize=11)
     axis.set_xlabel("epoch")

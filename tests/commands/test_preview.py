@@ -63,7 +63,7 @@ def test_an_adam_without_a_cycle_rests_at_its_own_beta(recipe):
     assert {y for series in preview_panels(adam)[1].series for y in series.y} == {0.8}
 
 
-def test_the_figure_has_two_rows_of_three_labelled_panels(recipe):
+def test_the_figure_has_two_rows_of_three_labeled_panels(recipe):
     figure = draw_preview(recipe())
     assert len(figure.axes) == 6
     assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 3)

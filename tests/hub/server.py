@@ -25,7 +25,7 @@ TEXT = (".json", ".md", ".yaml")
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content, and whether it lies in LFS."""
+    """A file's content, and whether it is stored in LFS."""
 
     content: bytes
     lfs: bool
@@ -73,7 +73,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server has received; a body is that part of it which arrived."""
+    """A received request; `body` is the part of it that arrived."""
 
     line: str
     body: bytes
@@ -90,7 +90,7 @@ class Answer(Exception):
 class HubServer:
     """Serves from entry to exit, on a free port of 127.0.0.1.
 
-    `user` owns `token`, which may write under its own name alone; `reader` is a token that may read.
+    `user` owns `token`, which may write under its own name only; `reader` is a read-only token.
     """
 
     user = "ada"

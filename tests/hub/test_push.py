@@ -2,7 +2,6 @@
 
 import base64
 import getpass
-import json
 import re
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from transformers import AutoImageProcessor, AutoModel, TimmBackbone, pipeline
 from transformers.initialization import no_init_weights
 
 from hf_essl import cli, export_backbone, load_backbone, push_backbone
-from hf_essl.common import HubError, HubUnreachable
 from hf_essl.config.redact import without_paths
-from hf_essl.hub.hub_errors import explain
-from hf_essl.methods import SSLModel
+from hf_essl.hub.errors import HubError, HubUnreachable, explain
+from hf_essl.methods import METHODS, SSLModel
 from tests.evaluation.test_backbone import write_checkpoint
-from tests.methods.small import SMALL_HEADS
 
 CARD = "---\nlibrary_name: timm\n---\n# A backbone\n"
 ABSOLUTE = re.compile(rb"(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|usr|work|mnt|data|runs)/[\w.-]")
@@ -34,7 +31,7 @@ def run(tmp_path_factory):
     """A finished BYOL run as `hf-essl pretrain` leaves it, by hand: two checkpoints, recipe, backbone and card."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
     model.train()(torch.randn(8, 3, 48, 48), torch.randn(8, 3, 48, 48))  # BatchNorm statistics of its own
     for step in (9, 10):
         write_checkpoint(model, folder / f"checkpoint-{step}")
@@ -88,7 +85,7 @@ def check_nothing_leaked(hub):
 
 
 def unpacked(body):
-    """A request's body, and what a commit or a preupload holds in base64."""
+    """A request's body, and the decoded base64 in a commit or a preupload."""
     yield body
     if is_text(body):
         for packed in re.findall(rb'"(?:content|sample)": ?"([A-Za-z0-9+/=]+)"', body):
@@ -102,7 +99,7 @@ def is_text(content):
         return False
 
 
-def test_a_push_is_one_commit_of_the_backbone_alone(hub, run):
+def test_a_push_is_one_commit_of_only_the_backbone(hub, run):
     url = push_backbone(run, "ada/net", commit_message="First")
     assert url == f"{hub.url}/ada/net"
     assert sorted(stored(hub)) == ["README.md", "config.json", "curves.png", "model.safetensors"]
@@ -154,7 +151,7 @@ def test_the_full_state_comes_as_safetensors_and_a_recipe_without_paths(hub, run
     check_nothing_leaked(hub)
     for name in ("model.safetensors", "recipe.yaml"):
         (tmp_path / name).write_bytes(stored(hub)[f"ssl/{name}"])
-    teacher = load_backbone(tmp_path, which="teacher")  # by the recipe beside it
+    teacher = load_backbone(tmp_path, which="teacher")  # by the recipe next to it
     assert torch.equal(teacher.backbone.conv1[0].weight, state["teacher.backbone.conv1.0.weight"])
 
 
@@ -174,7 +171,7 @@ def test_a_bare_name_is_the_users_own(hub, run):
 
 def test_private_is_not_promised_for_a_public_repository(hub, run):
     push_backbone(run, "ada/net")
-    with pytest.raises(HubError, match="ada/net is there already and public; make it private in its settings"):
+    with pytest.raises(HubError, match="ada/net already exists and is public; make it private in its settings"):
         push_backbone(run, "ada/net", private=True)
 
 
@@ -182,7 +179,8 @@ def test_private_is_not_promised_for_a_public_repository(hub, run):
 def test_cut_off_half_way_and_repeated_it_ends_whole(hub, run, where):
     hub.cut(where)
     with pytest.raises(
-        HubUnreachable, match=r"cannot be reached .*the backbone is safe in .*backbone, and `hf-essl push"
+        HubUnreachable,
+        match=r"cannot be reached .*the backbone is safe in .*backbone, push it later with `hf-essl push",
     ):
         push_backbone(run, "ada/net", full_state=True)
     assert not stored(hub)
@@ -219,8 +217,12 @@ def test_repeated_without_a_change_it_makes_no_commit(hub, run):
             HubError,
             r"does not accept the token for ada/net \(401, out of order\); run `hf auth login`, or",
         ),
-        (403, HubError, r"does not let this token write to ada/net \(403, .*\); take a token with write access"),
-        (503, HubUnreachable, r"(does not take ada/net now \(503.*\)|gives no readable answer); try again later"),
+        (403, HubError, r"does not let this token write to ada/net \(403, .*\); use a token with write access"),
+        (
+            503,
+            HubUnreachable,
+            r"(does not accept ada/net now \(503.*\)|the answer of the Hub at .* is unreadable); try again later",
+        ),
     ],
 )
 def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, status, kind, message):
@@ -233,12 +235,12 @@ def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, stat
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-essl: error: ") and re.search(message, error)
     again = f"hf-essl push {run} --repo_id ada/net --private --full_state"
-    assert error.endswith(f"; the backbone is safe in {run / 'backbone'}, and `{again}` pushes it then")
+    assert error.endswith(f"; the backbone is safe in {run / 'backbone'}, push it later with `{again}`")
     assert hub.token not in error
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_tokens_that_may_not_write_are_told_before_anything_is_sent(hub, run, monkeypatch):
+def test_tokens_without_write_access_are_reported_before_anything_is_sent(hub, run, monkeypatch):
     with pytest.raises(HubError, match=r"write to eve/net \(403, You don't have the rights"):
         push_backbone(run, "eve/net")
     push_backbone(run, "ada/net")
@@ -257,7 +259,9 @@ def test_tokens_that_may_not_write_are_told_before_anything_is_sent(hub, run, mo
 
 def test_no_hub_and_no_network(hub, run, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE is set, so nothing goes to ada/net on the Hub; unset it"):
+    with pytest.raises(
+        HubUnreachable, match="HF_HUB_OFFLINE is set, so ada/net cannot be pushed to the Hub; unset it"
+    ):
         push_backbone(run, "ada/net")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -266,29 +270,29 @@ def test_no_hub_and_no_network(hub, run, monkeypatch):
 
 
 def test_an_impossible_name(hub, run):
-    with pytest.raises(HubError, match="repo_id is 'a b/c'; it is user/name, of letters, digits"):
+    with pytest.raises(HubError, match="repo_id is 'a b/c'; use user/name with letters, digits"):
         push_backbone(run, "a b/c")
 
 
 def test_where_there_is_nothing_to_push(hub, run, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no exported backbone; give the folder of a finished run"):
+    with pytest.raises(ValueError, match=r"does not contain an exported backbone; pass the folder of a finished run"):
         push_backbone(run / "checkpoint-9", "ada/net")
     backbone = export_backbone(timm.create_model("test_resnet", num_classes=0), tmp_path / "backbone", input_size=32)
-    with pytest.raises(ValueError, match=r"full_state is set, but .* holds no complete checkpoint; drop full_state"):
+    with pytest.raises(ValueError, match=r"full_state is set, but .* has no complete checkpoint; drop full_state"):
         push_backbone(backbone, "ada/net", full_state=True)
     assert not hub.received
 
 
 @pytest.mark.parametrize("leak", ["{token}", "made in {folder}/images"])
-def test_a_card_that_tells_too_much_is_not_pushed(hub, tmp_path, leak):
+def test_a_card_with_a_token_or_a_path_is_not_pushed(hub, tmp_path, leak):
     backbone = export_backbone(timm.create_model("test_resnet", num_classes=0), tmp_path / "backbone", input_size=32)
     (backbone / "README.md").write_text(CARD + leak.format(token=hub.token, folder=tmp_path))
-    with pytest.raises(ValueError, match=r"README.md (holds the Hub token|names .*); take it out") as caught:
+    with pytest.raises(ValueError, match=r"README.md contains (the Hub token|.* a folder of this machine); remove it") as caught:
         push_backbone(tmp_path, "ada/net")
     assert hub.token not in str(caught.value) and not hub.received
 
 
-def test_values_that_name_folders_keep_their_last_component_alone():
+def test_values_that_name_folders_keep_only_their_last_component():
     given = {
         "dataset": "/data/ada/birds/",
         "output_dir": "../../ada/runs/one",
@@ -313,8 +317,3 @@ def test_an_error_of_another_kind_keeps_its_own_words():
     assert str(explain(ValueError("Invalid metadata in README.md.\n- a key"), "ada/net")) == (
         "ada/net was not pushed: Invalid metadata in README.md. - a key"
     )
-
-
-def test_the_exported_config_prepares_images_as_the_evaluation_does(run):
-    config = json.loads((run / "backbone" / "config.json").read_text())["pretrained_cfg"]
-    assert (config["crop_pct"], config["interpolation"], config["input_size"]) == (1.0, "bicubic", [3, 48, 48])

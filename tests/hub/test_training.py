@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from hf_essl import SSLTrainingArguments, cli
-from hf_essl.common import HubError
+from hf_essl.hub.errors import HubError
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
 from tests.helpers import small_trainer
@@ -76,7 +76,7 @@ def test_checkpoint_pushes_the_state_of_the_method_without_a_pickle(hub, tmp_pat
 @pytest.mark.parametrize(
     ("status", "message"), [(401, r"does not accept the token"), (403, r"does not let this token write to ada/net")]
 )
-def test_a_refused_token_is_told_before_any_work(hub, tmp_path, monkeypatch, status, message):
+def test_a_rejected_token_is_reported_before_any_work(hub, tmp_path, monkeypatch, status, message):
     monkeypatch.setattr("hf_essl.pretrain.build_trainer", lambda _: pytest.fail("it went to work"))
     hub.fail(r"POST /api/repos/create", status)
     with pytest.raises(HubError, match=message):
@@ -89,11 +89,15 @@ def test_a_hub_that_is_down_costs_no_result(hub, tmp_path, caplog, capsys):
     with caplog.at_level(logging.WARNING):
         metrics = run_recipe(tmp_path / "run", "--hub_strategy", "every_save")
     assert metrics["steps"] == 2 and json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("hf_essl.hub")]
-    assert "the Hub does not take ada/net now (503, out of order); try again later; training goes on" in told[0]
-    assert [text for text in told if text.startswith("a checkpoint was not pushed, training goes on: ")]
-    assert told[-1].startswith("the run is finished and saved, but not pushed: the Hub does not take ada/net now (503")
-    assert f"`hf-essl push {tmp_path / 'run'} --repo_id ada/net` pushes it then" in told[-1]
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("hf_essl.hub")]
+    assert (
+        "the Hub does not accept ada/net now (503, out of order); try again later; training continues" in warnings[0]
+    )
+    assert [text for text in warnings if text.startswith("a checkpoint was not pushed, training continues: ")]
+    assert warnings[-1].startswith(
+        "the run is finished and saved, but not pushed: the Hub does not accept ada/net now (503"
+    )
+    assert f"push it later with `hf-essl push {tmp_path / 'run'} --repo_id ada/net`" in warnings[-1]
     assert "pushed to" not in capsys.readouterr().out and not hub.repositories
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
     hub.mend()
@@ -101,7 +105,7 @@ def test_a_hub_that_is_down_costs_no_result(hub, tmp_path, caplog, capsys):
     assert stored(hub)["model.safetensors"] == (tmp_path / "run" / "backbone" / "model.safetensors").read_bytes()
 
 
-def test_the_trainer_of_the_python_api_pushes_what_it_holds(hub, tmp_path):
+def test_the_trainer_of_the_python_api_pushes_its_backbone(hub, tmp_path):
     trainer = small_trainer(tmp_path / "python", hub_model_id="ada/python", hub_private_repo=True)
     assert trainer.push_to_hub("By hand", revision="trial") == f"{hub.url}/ada/python/tree/trial"
     repository = hub.repositories["ada/python"]
@@ -131,10 +135,10 @@ def test_a_collapsed_backbone_is_not_pushed_over_a_good_one(hub, tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"hub_token": "secret"}, "hub_token is set, which every checkpoint would hold; set HF_TOKEN"),
+        ({"hub_token": "secret"}, "hub_token would be stored in every checkpoint; set HF_TOKEN"),
         (
             {"hub_strategy": "all_checkpoints"},
-            "hub_strategy is all_checkpoints, whose pickles are not pushed; take",
+            "hub_strategy is all_checkpoints, which would push pickles; choose",
         ),
     ],
 )

@@ -52,4 +52,4 @@ def test_baselines_find_their_counterparts_by_name(names, expected):
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path)]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+    assert "is not a finished run" in capsys.readouterr().err

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 from hf_essl.config import ViewArguments
-from hf_essl.reporting.figures import draw_curves, draw_views, sample_images, save_figure
+from hf_essl.data import sample_images
+from hf_essl.reporting.figures import draw_curves, draw_views, save_figure
+from hf_essl.schedules import Curriculum
+from hf_essl.views.tiles import tile_views
 from tests.helpers import patches
 
 VIEWS = ViewArguments(
@@ -32,16 +34,14 @@ def _keeping(figures, savefig):
 
 def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
     images = sample_images(patches("train", 32), 2)
-    with Image.open(draw_views(images, VIEWS, warmup_fraction=0.2, path=tmp_path / "views.png", columns=3)) as picture:
-        assert picture.width > 300
-    blocks = drawn[0].subfigs
-    titles = [block.get_suptitle() for block in blocks]
+    curriculum = Curriculum.with_warmup(VIEWS, 0.2)
+    draw_views(images, VIEWS, curriculum, tmp_path / "views.png", columns=3, seed=1)
+    axes = drawn[0].axes
+    titles = [axis.get_title().split(";")[0] for axis in axes]
     assert titles == ["start: 96 px, magnitude 4.00", "middle: 64 px, magnitude 5.00", "end: 96 px, magnitude 6.00"]
-    for block, size in zip(blocks, (96, 64, 96), strict=True):
-        shapes = [axis.images[0].get_array().shape for axis in block.axes]
-        assert len(shapes) == 2 * 4
-        assert shapes.count((32, 32, 3)) == 2  # the originals
-        assert shapes.count((size, size, 3)) == 6
+    for axis, resolution, magnitude in zip(axes, (96, 64, 96), (4.0, 5.0, 6.0), strict=True):
+        expected = tile_views(images, VIEWS, resolution, magnitude, columns=3, seed=1)
+        assert (axis.images[0].get_array() == expected).all()
 
 
 def test_curves_show_the_history(drawn, tmp_path):

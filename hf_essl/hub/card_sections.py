@@ -1,0 +1,207 @@
+"""The sections of a model card in Markdown. Tables have a row for everything known, and none for the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_essl.common import table
+from hf_essl.data.builtin import DATASETS
+from hf_essl.evaluation.protocols import PROTOCOLS
+from hf_essl.hub.card_facts import Result, strategies
+from hf_essl.methods import METHODS
+from hf_essl.recipe import Recipe
+from hf_essl.reporting.metrics import Metrics, show
+from hf_essl.run_folder import CONFIG
+from hf_essl.schedules import CURVES, Curriculum, warmup_fraction
+
+SMALL_DATASET = 100_000
+"""Training images below which the card calls a dataset small; ImageNet has 1.28 million."""
+
+PAPER = r"""@inproceedings{kocyigit2023accelerating,
+  title     = {Accelerating Self-Supervised Learning via Efficient Training Strategies},
+  author    = {Ko{\c{c}}yi{\u{g}}it, Mustafa Taha and Hospedales, Timothy M. and Bilen, Hakan},
+  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+  year      = {2023}
+}"""
+
+LOADING = Path(__file__).with_name("card_loading.md").read_text(encoding="utf-8").strip()
+TITLES = {
+    "knn_accuracy": PROTOCOLS["knn"].title,
+    "epochs": "Epochs",
+    "petaflops": "Operations, counted",
+    "petaflops_paper_convention": "Operations, paper's convention",
+    "train_seconds": "Training time",
+    "energy_kwh": "Energy",
+    "co2e_kg": "Emissions",
+    "predicted_speedup": "Speed-up, predicted",
+    "predicted_speedup_paper_convention": "Speed-up, predicted, paper's convention",
+    "measured_speedup": "Speed-up, measured",
+}
+"""How the tables of cost name the values of metrics.json."""
+
+
+def sections(
+    folder: Path, metrics: Metrics, recipe: Recipe, found: Sequence[Result], baseline: Metrics | None
+) -> dict[str, Any]:
+    """The values of the card's template by name: tables, and what its sentences depend on."""
+    name, dataset = metrics["method"], DATASETS.get(recipe.data.dataset)
+    method, citation = (METHODS[name].title, METHODS[name].citation) if name in METHODS else (name, "")
+    *others, last = [title for title, is_used in strategies(recipe).items() if is_used] or ["the plain recipe"]
+    knn, start = metrics.get("knn_accuracy"), metrics.get("random_init_knn_accuracy")
+    return {
+        "metrics": metrics,
+        "recipe": recipe,
+        "method": method,
+        "used": f"{', '.join(others)} and {last}" if others else last,
+        "training": _training(method, folder, metrics, recipe),
+        "strategies": _strategies(recipe),
+        "results": table(("metric", "value", "evaluation"), [(r.name, r.shown, r.how) for r in found]),
+        "cost": _cost(metrics),
+        "baseline": baseline and _comparison(metrics, baseline),
+        "baseline_name": baseline and _run_name(baseline),
+        "machine": _machine(metrics, recipe),
+        "recipe_yaml": recipe.redacted().to_yaml().strip(),
+        "is_small": (metrics.get("train_images") or SMALL_DATASET) < SMALL_DATASET,
+        "caveat": dataset and dataset.caveat,
+        "judged": sorted({result.dataset for result in found if result.dataset}),
+        "is_no_better": knn is not None and start is not None and knn <= start,
+        "citations": f"{PAPER}\n\n{citation}".strip(),
+    }
+
+
+def loading(folder: Path, repo_id: str | None) -> str:
+    """Code that loads the backbone in three ways: from the Hub, or without `repo_id` from the folder next to it."""
+    width = json.loads((folder / CONFIG).read_text()).get("num_features", "D")
+    if repo_id:
+        return LOADING.format(timm=f"hf-hub:{repo_id}", path=repo_id, width=width)
+    code = LOADING.format(timm=f"local-dir:{folder.name}", path=folder.name, width=width)
+    return f"Run the code in the folder that contains `{folder.name}/` and an image.\n\n{code}"
+
+
+def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> str:
+    """What was trained, on what and for how long."""
+    training, dataset = recipe.training, DATASETS.get(recipe.data.dataset)
+    features = json.loads((folder / CONFIG).read_text()).get("num_features")
+    config = f", configuration {recipe.data.dataset_config}" if recipe.data.dataset_config else ""
+    epochs = show(metrics, "epochs")
+    if epochs and training.max_steps > 0:
+        epochs += f" (set by max_steps: {training.max_steps}; the recipe has {training.num_train_epochs:g} epochs)"
+    rows: list[tuple[str, str | None]] = [
+        ("Method", method),
+        ("Backbone", f"`{metrics['backbone']}`"),
+        ("Parameters", show(metrics, "parameters")),
+        ("Features", f"{features} per image" if features else None),
+        ("Initialization", "timm's published weights" if recipe.model.pretrained else "random"),
+        ("Dataset", f"{metrics['dataset']}{config}, split {recipe.data.train_split}"),
+        ("Terms of the images", dataset.terms if dataset else "the run did not record their license"),
+        ("Training images", show(metrics, "train_images")),
+        ("Unreadable images", show(metrics, "unreadable_images") if metrics.get("unreadable_images") else None),
+        ("Epochs", epochs),
+        ("Optimizer steps", show(metrics, "steps")),
+        ("Images per step", show(metrics, "images_per_step")),
+        ("Optimizer", f"{_optimizer(recipe)}, weight decay {training.weight_decay:g}"),
+        ("Seed", str(training.seed)),
+    ]
+    return table(("what", "value"), rows)
+
+
+def _strategies(recipe: Recipe) -> str:
+    """The paper's three strategies, whether the run used them, and their schedules."""
+    views, training = recipe.views, recipe.training
+    (f1_clr, cycles), (progressive, grows), (hard_augment, selects) = strategies(recipe).items()
+    curve, strengthens = CURVES[training.lr_schedule], views.min_magnitude != views.max_magnitude
+    warmup = f"the first {100 * warmup_fraction(training):.3g} % of the run"
+    fixed = training.momentum if _optimizer(recipe) == "sgd" else training.adam_beta1
+    cycle = f"from {training.max_momentum:g} to {training.min_momentum:g} at the peak and back"
+    magnitude = f"{views.max_magnitude:g} throughout"
+    if strengthens:
+        magnitude = f"{views.min_magnitude:g} to {views.max_magnitude:g}, linear"
+    rows = [
+        (f"{f1_clr}: learning rate", cycles, curve.course.format(peak=training.learning_rate, warmup=warmup)),
+        (f"{f1_clr}: momentum", cycles, cycle if curve.cycles_momentum else f"{fixed:g} throughout"),
+        (f"{progressive}: resolution", grows, _resolutions(recipe, warmup)),
+        (f"{progressive}: augmentation magnitude", strengthens, magnitude),
+        (hard_augment, selects, _selection(recipe)),
+    ]
+    if views.extra_targets:
+        rows.append(("Extra targets", True, "the small views that were not chosen are targets too"))
+    return table(("strategy", "used", "schedule"), [(name, "yes" if on else "no", how) for name, on, how in rows])
+
+
+def _resolutions(recipe: Recipe, warmup: str) -> str:
+    views = recipe.views
+    if views.resolution_schedule == "constant":
+        return f"{views.resolution} px throughout"
+    stages = Curriculum.from_args(views, recipe.training).resolution.stages
+    start = f"{views.resolution} px in {warmup}, then " if views.resolution_schedule == "super_progressive" else ""
+    return (
+        f"{start}{views.min_resolution} to {views.resolution} px in steps of {views.resolution_step} px, "
+        f"{len(stages)} stages of equal length"
+    )
+
+
+def _selection(recipe: Recipe) -> str:
+    views = recipe.views
+    if views.selection == "none":
+        return "two views, both used for training"
+    if views.selection == "random":
+        return f"two of {views.num_views} views (m), chosen at random"
+    score = {"cosine": "lowest cosine similarity", "loss": "highest loss"}[views.selection_score]
+    pair = f"the pair with the {score} of {views.num_views} views (m)"
+    return f"{pair}, compared at {views.selection_resolution} px (r_sel)"
+
+
+def _cost(metrics: Metrics) -> str:
+    """What the run cost, and what it saved over its own plain recipe."""
+    parts, rate = metrics.get("petaflops_by_part") or {}, show(metrics, "images_per_second")
+    total, energy = sum(parts.values()), "measured by codecarbon, including evaluation and saving"
+    plain = "relative to the plain recipe: constant resolution, two views, equal epochs"
+    details = {
+        "petaflops": ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in parts.items() if value),
+        "petaflops_paper_convention": "backbone only; a backward pass counts as one forward pass",
+        "train_seconds": rate and f"{rate}; without evaluation and saving",
+        "energy_kwh": energy,
+        "co2e_kg": energy,
+        "predicted_speedup": f"from counted operations, {plain}",
+        "predicted_speedup_paper_convention": f"in the paper's convention, {plain}",
+        "measured_speedup": "in wall-clock time, relative to steps of the plain recipe on the same machine",
+    }
+    return table(
+        ("what", "value", "details"), [(TITLES[key], show(metrics, key), how) for key, how in details.items()]
+    )
+
+
+def _comparison(metrics: Metrics, baseline: Metrics) -> str:
+    """This run and a baseline: times only if the hardware is the same, accuracies only if the images are."""
+    same_images = metrics.get("eval_images") == baseline.get("eval_images")
+    same_machine = all(metrics.get(key) == baseline.get(key) for key in ("device", "processes"))
+    costs = ["petaflops", "petaflops_paper_convention", *(["train_seconds"] if same_machine else [])]
+    rows = []
+    for key in [*(["knn_accuracy"] if same_images else []), "epochs", *costs]:
+        ours, theirs = metrics.get(key), baseline.get(key)
+        ratio = f"{theirs / ours:.2f} x" if key in costs and ours and theirs else ""
+        rows.append((TITLES[key], show(metrics, key), show(baseline, key), ratio))
+    return table(("what", "this run", _run_name(baseline), "speed-up"), rows)
+
+
+def _machine(metrics: Metrics, recipe: Recipe) -> str:
+    training = recipe.training
+    versions = ", ".join(f"{name} {number}" for name, number in (metrics.get("versions") or {}).items())
+    rows: list[tuple[str, str | None]] = [
+        ("Hardware", metrics.get("device")),
+        ("Processes", show(metrics, "processes")),
+        ("Precision", "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"),
+        ("Versions", versions or None),
+    ]
+    return table(("what", "value"), rows)
+
+
+def _run_name(metrics: Metrics) -> str:
+    return metrics.get("run") or f"{metrics['method']} on {metrics['backbone']}"
+
+
+def _optimizer(recipe: Recipe) -> str:
+    return str(getattr(recipe.training.optim, "value", recipe.training.optim))
