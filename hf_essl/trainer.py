@@ -15,8 +15,7 @@ from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost
 from hf_essl.data import Feed, ImageDataset, StreamedImages, UnreadableLog, as_images, image_count
 from hf_essl.evaluation import extract_features
-from hf_essl.evaluation.during_training import evaluate_features
-from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
+from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import broadcast_buffers
@@ -88,7 +87,7 @@ class SSLTrainer(HubTrainer):
         )
         self.data_args = data_args
         self.feed = Feed(args.device)
-        self.online_probe = OnlineProbe.beside(model, train_dataset, args.device) if args.online_probe else None
+        self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
         if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
@@ -170,7 +169,7 @@ class SSLTrainer(HubTrainer):
         else:
             with captured_features(self.model.projector) as features:
                 outputs = model(**inputs)
-            assert self.step_log.labels is not None, "`OnlineProbe.beside` has checked"
+            assert self.step_log.labels is not None, "`OnlineProbe.for_model` has checked"
             self.step_log.means.add(self.online_probe.update(features[0], self.step_log.labels))
         self.step_log.means.add({f"loss_{name}": value for name, value in outputs["loss_components"].items()})
         self.step_log.embedding = outputs["embedding"]

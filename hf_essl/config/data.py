@@ -34,7 +34,9 @@ class DataArguments:
     )
     cache_dir: str | None = option("Folder for cache: disk; by default that of `datasets`, HF_DATASETS_CACHE.")
     max_unreadable: Share = option("Share of unreadable images above which the run stops with an error.", 0.01)
-    max_train_samples: Count | None = option("Train on the first N images only.")
+    max_train_samples: Count | None = option(
+        "Train on N images only: the first N, or N at random in `hf-essl evaluate`."
+    )
     max_eval_samples: Count | None = option("Evaluate on N images only, evenly spaced over the split.")
 
     def check(self) -> None:

@@ -64,19 +64,23 @@ def validate(group: type, key: str, value: Any) -> Any:
         raise ValueError(_in_words(error)) from None
 
 
-def check_fields(values: Any, group: type | None = None) -> None:
-    """Checks each of the group's own fields against its type and range.
+def check_field(group: type, key: str, value: Any) -> Any:
+    """`value` as the type of the field `key`.
 
     Raises:
-        ValueError: for the first field that does not fit, with its name, its value and its default.
+        ValueError: if it does not fit the type or the range; with the field's name, its value and its default.
     """
+    try:
+        return validate(group, key, value)
+    except ValueError as error:
+        raise ValueError(f"{key} is {value!r}; {error} (default: {default_of(group, key)!r})") from None
+
+
+def check_fields(values: Any, group: type | None = None) -> None:
+    """Checks each of the group's own fields as `check_field` does."""
     group = group or type(values)
     for key in group.__annotations__:
-        value = getattr(values, key)
-        try:
-            validate(group, key, value)
-        except ValueError as error:
-            raise ValueError(f"{key} is {value!r}; {error} (default: {default_of(group, key)!r})") from None
+        check_field(group, key, getattr(values, key))
 
 
 def kinds(hint: Any) -> set[Any]:

@@ -1,18 +1,128 @@
-"""The evaluation of a run while it trains: kNN, online probe, and what shows a collapse."""
+"""The evaluation of a run while it trains: online probe, kNN, and metrics that show a collapse."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hf_essl.config import SSLTrainingArguments
-from hf_essl.data import ImageDataset
-from hf_essl.evaluation.collapse import feature_std, rankme
+from hf_essl.data import NO_LABEL, ImageDataset
 from hf_essl.evaluation.knn import knn_accuracy
-from hf_essl.evaluation.online_probe import OnlineProbe
+from hf_essl.evaluation.linear_probe import zero_linear
+from hf_essl.evaluation.metrics import feature_std, rankme
+from hf_essl.methods import SSLModel
+from hf_essl.methods.base import full_precision
+from hf_essl.methods.distributed import gather
+
+logger = logging.getLogger(__name__)
+
+PROBE = "online_probe.pt"
+"""The probe's file in a checkpoint."""
+
+
+class OnlineProbe(nn.Module):
+    """A linear classifier with its own optimizer, trained alongside the backbone on detached features.
+
+    It draws no random numbers, so training is bit for bit the same without it. Features are standardized by running
+    statistics (a BatchNorm without affine parameters) and divided by sqrt(D), so that one learning rate suits every
+    backbone. The learning rate is constant because the features keep changing. With several processes, each step uses
+    the features of all, and all probes stay equal; batches must then have one size (`dataloader_drop_last`).
+
+    Args:
+        num_features: size of the backbone's features, D.
+        num_classes: C.
+    """
+
+    def __init__(self, num_features: int, num_classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(num_features, affine=False)
+        self.linear = zero_linear(num_features, num_classes)
+        self.optimizer = torch.optim.SGD(self.linear.parameters(), lr=1.0, momentum=0.9)
+
+    @classmethod
+    def for_model(cls, model: SSLModel, images: ImageDataset, device: torch.device) -> OnlineProbe:
+        """A probe for a model and its training images. Raises ValueError if they have no labels."""
+        if images.labels is None:
+            raise ValueError(
+                f"online_probe is on, but the training images of {images.name} have no labels (a stream's never do); "
+                f"set label_column, or turn online_probe off"
+            )
+        return cls(model.num_features, int(images.labels.max()) + 1).to(device)
+
+    def resume(self, path: Path) -> None:
+        """Continues from a checkpoint's file; if it is missing, the probe starts from scratch, with a warning."""
+        if path.is_file():
+            self.load_state_dict(torch.load(path, map_location=self.linear.weight.device, weights_only=True))
+        else:
+            logger.warning("%s is missing: the online probe starts from scratch", path)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores of the classes in float32: B x D to B x C."""
+        with full_precision(features):
+            features = self.norm(features.detach().float())
+            return self.linear(features / features.shape[1] ** 0.5)
+
+    def update(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One optimizer step of the probe; no gradient reaches the backbone.
+
+        Args:
+            features: of the backbone, B x D with B at least 2, of any floating dtype.
+            labels: B classes; images with `NO_LABEL` are ignored.
+
+        Returns:
+            `probe_loss`, the mean cross-entropy, and `probe_train_accuracy`, top-1 in percent, both from before the
+            step. Scalars over all processes, on the device; reading them waits for it.
+        """
+        features, labels = gather(features.detach().float()), gather(labels.to(features.device))
+        self.train()
+        with torch.enable_grad(), full_precision(features):  # autocast would affect the backward pass too
+            scores = self(features)
+            labeled = (labels != NO_LABEL).sum().clamp(min=1)
+            loss = F.cross_entropy(scores, labels, ignore_index=NO_LABEL, reduction="sum") / labeled
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        accuracy = 100 * (scores.argmax(dim=1) == labels).sum() / labeled
+        return {"probe_loss": loss.detach(), "probe_train_accuracy": accuracy}
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> Tensor:
+        """The classes of B x D features, B; changes nothing, not even the running statistics."""
+        self.eval()
+        return self(features.to(self.linear.weight.device)).argmax(dim=1)
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Top-1 accuracy in percent, [0, 100], on B x D features and their B classes."""
+        return 100 * (self.predict(features).cpu() == labels.cpu()).float().mean().item()
+
+    def get_extra_state(self) -> dict:
+        """The optimizer's state, so that `state_dict` contains everything that a resumed run needs."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+@contextmanager
+def captured_features(projector: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects, detached, the inputs of a projector: the backbone's features, B x D per view.
+
+    The hook is on the projector because a compiled backbone would skip one.
+    """
+    seen: list[Tensor] = []
+    handle = projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def evaluate_features(
@@ -23,11 +133,11 @@ def evaluate_features(
     accelerator: Accelerator,
     probe: OnlineProbe | None = None,
 ) -> dict[str, float]:
-    """Feature std and RankMe of the query images and, if both sets have labels, accuracies in percent.
+    """Feature std and RankMe of the query images and, if both datasets have labels, accuracies in percent.
 
     Args:
-        extract: the features N x D and labels N of a data set.
-        bank_from: the neighbors of the kNN accuracy; there is none if these are the query images themselves.
+        extract: returns the features, N x D, and labels, N, of a dataset.
+        bank_from: the neighbors for the kNN accuracy, which is skipped if these are the query images themselves.
         args: `knn_k` and `knn_temperature`.
         probe: the classifier that trains alongside the backbone.
     """
@@ -41,14 +151,8 @@ def evaluate_features(
         return metrics
     bank, bank_labels = extract(bank_from)
     if bank_labels is not None:
+        votes = args.knn_k, args.knn_temperature
         metrics["knn_accuracy"] = knn_accuracy(
-            bank,
-            bank_labels,
-            queries,
-            query_labels,
-            args.knn_k,
-            args.knn_temperature,
-            device=args.device,
-            accelerator=accelerator,
+            bank, bank_labels, queries, query_labels, *votes, accelerator=accelerator
         )
     return metrics

@@ -1,20 +1,20 @@
-"""From a source of weights and a dataset to an accuracy and the facts that belong to it."""
+"""Evaluates a trained backbone on a labeled dataset."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from hf_essl.config import DataArguments
-from hf_essl.data import image_count, load_images
-from hf_essl.evaluation.backbone import check_resolution, find_backbone, load_backbone, run_recipe
-from hf_essl.evaluation.fingerprint import fingerprint
-from hf_essl.evaluation.protocols import PROTOCOLS, Task, draw, labelled
+from hf_essl.data import ImageDataset, Images, image_count, load_images
+from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
+from hf_essl.evaluation.task import Task
 
 
 def evaluate_backbone(
@@ -33,48 +33,45 @@ def evaluate_backbone(
     mixed_precision: str | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Top-1 accuracy, in percent, of a trained backbone on a labelled dataset; call it on all processes.
+    """Top-1 accuracy, in percent, of a trained backbone on a labeled dataset; call it on all processes.
 
     Args:
-        source, which, backbone: as `load_backbone` takes them.
-        data: the dataset. Its max_train_samples images are drawn at random; its image_size is not read.
+        source, which, backbone, resolution: see `load_backbone`.
+        data: the dataset. Its max_train_samples images are chosen at random; its image_size is ignored.
         protocol: one of `PROTOCOLS`.
-        settings: options of the protocol's own, such as {"k": 20}.
-        resolution: to test at; by default the backbone's own.
-        image_size: side of the decoded images; by default that of the backbone's run, and never below the resolution.
-        batch_size: images a batch; by default 256, in fine-tuning 128.
+        settings: of the protocol, such as {"k": 20}.
+        image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
+        batch_size: images per batch; by default that of the protocol.
         num_workers: processes that load images.
-        seed: of the drawn training images, of their order and of their augmentation.
-        mixed_precision: no, fp16 or bf16; by default as `accelerate launch` says.
-        report: takes lines of text: what is evaluated, and how far it is. Called by the main process alone.
+        seed: of the choice, order and augmentation of the training images.
+        mixed_precision: no, fp16 or bf16; by default as configured for `accelerate launch`.
+        report: prints what is evaluated, and the progress. Only the main process calls it.
 
     Returns:
-        `accuracy` and what it was reached with, as the command writes it to JSON.
+        `accuracy`, the protocol's settings, and facts about weights and data; the command writes them as JSON.
 
     Raises:
-        ValueError: in one line, for anything of these that cannot work.
+        ValueError: in one line, for arguments that cannot work.
     """
     start = time.perf_counter()
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}; it is one of {', '.join(PROTOCOLS)}")
+    options = make_settings(protocol, settings or {})
+    data.check()
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it is a number of images from 1 on, such as 256")
+        raise ValueError(f"batch_size is {batch_size}; it is a number of images, such as 256")
     folder = find_backbone(source)
-    loaded = load_backbone(folder, which=which, backbone=backbone)
-    loaded = loaded._replace(resolution=loaded.resolution if resolution is None else resolution)
-    check_resolution(loaded)
+    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution)
     if image_size is None:
         image_size = max(run_recipe(folder).get("image_size", 0), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
     images = load_images(replace(data, image_size=image_size, max_train_samples=None), accelerator.device)
-    train, test = labelled(images, data.dataset)
-    weights = fingerprint(loaded.backbone.state_dict())  # before fine-tuning
+    train, test = labeled_splits(images, data.dataset)
+    weights = fingerprint(loaded.backbone.state_dict())  # before fine-tuning changes them
     task = Task(
         loaded,
         train,
         test,
         accelerator,
-        indices=draw(image_count(train) or 0, data.max_train_samples, seed),
+        indices=sample_indices(image_count(train) or 0, data.max_train_samples, seed),
         batch_size=batch_size or PROTOCOLS[protocol].batch_size,
         num_workers=num_workers,
         seed=seed,
@@ -84,10 +81,11 @@ def evaluate_backbone(
         f"{source} ({which}) at {loaded.resolution} px on {train.name}: {task.train_images:,} training images, "
         f"{task.test_images:,} to evaluate on"
     )
-    found = PROTOCOLS[protocol].run(task, **(settings or {}))
+    found = PROTOCOLS[protocol].run(task, options)
     return {
         "accuracy": found.pop("accuracy"),
         "protocol": protocol,
+        **asdict(options),
         **found,
         "source": source,
         "weights": str(folder),
@@ -103,3 +101,25 @@ def evaluate_backbone(
         "device": accelerator.device.type,
         "seconds": time.perf_counter() - start,
     }
+
+
+def labeled_splits(images: Images, name: str) -> tuple[ImageDataset, ImageDataset]:
+    """The labeled training and test images of a dataset. Raises ValueError if one is missing."""
+    if images.bank is None or images.bank.labels is None:
+        raise ValueError(f"dataset is {name}, whose training images have no labels; set --label_column")
+    if images.eval is None or images.eval.labels is None:
+        raise ValueError(
+            f"dataset is {name}, which has no labeled evaluation images; name their split with --eval_split, or hold "
+            f"some out with --eval_holdout 0.1"
+        )
+    return images.bank, images.eval
+
+
+def sample_indices(total: int, count: int | None, seed: int = 0) -> list[int] | None:
+    """`count` of `total` indices, sorted; None, which means all, if there are no more.
+
+    They are random because stored images may be sorted by class, or cycle through the classes.
+    """
+    if count is None or count >= total:
+        return None
+    return sorted(torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist())

@@ -5,20 +5,66 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hf_essl.evaluation.features import check_classes, check_labelled, check_same_size
+from hf_essl.config.fields import Count, Positive, option
+from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size
+from hf_essl.evaluation.metrics import Accuracy
+from hf_essl.evaluation.task import Protocol, Task
 
-EPOCHS = 90
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 90, 2048, 0.8
+"""Defaults of the paper's appendix B."""
 MIN_STEPS = 3_000
-"""Optimizer steps that a probe takes at least: LARS moves the weights by less than 1 % of their norm in each."""
-CHUNK = 16_384  # rows that are held in float32 at once
+"""Minimum number of optimizer steps: LARS moves the weights by less than 1 % of their norm in each."""
+CHUNK = 16_384  # rows that are in float32 at once
 
 Features = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """Settings of the linear probe."""
+
+    epochs: Count | None = option(
+        f"Passes over the training images; by default {EPOCHS}, or as many as {MIN_STEPS:,} steps need."
+    )
+    learning_rate: Positive = option("Learning rate of LARS at the start.", LEARNING_RATE)
+    augment: bool = option(f"Train on features of new crops and flips, extracted at most {EPOCHS} times.", False)
+
+
+def evaluate_linear(task: Task, settings: LinearSettings) -> dict[str, Any]:
+    """The paper's linear probe (appendix B), on cached features or on those of newly augmented images."""
+    transform, numbers = task.augmentation(), count(1)
+
+    def augmented() -> Features:
+        task.report(f"augmented features {next(numbers)}, of at most {EPOCHS}")
+        return task.train_features(transform)
+
+    features, labels = task.train_features()
+    epochs = settings.epochs or probe_epochs(len(features))
+    classifier = train_linear(
+        features,
+        labels,
+        augmented=augmented if settings.augment else None,
+        epochs=epochs,
+        learning_rate=settings.learning_rate,
+        seed=task.seed,
+        device=task.accelerator.device,
+    )
+    test_features, test_labels = task.test_features()
+    predictions = classifier.predict(test_features).cpu()
+    accuracy = Accuracy().compute(predictions=predictions, references=test_labels)["accuracy"]
+    return {"accuracy": accuracy, "epochs": epochs, "feature_dtype": str(features.dtype).removeprefix("torch.")}
+
+
+LINEAR = Protocol("Linear probe accuracy", "linear classifier on frozen features", evaluate_linear, LinearSettings)
 
 
 def linear_probe(
@@ -28,10 +74,8 @@ def linear_probe(
     test_labels: Tensor,
     *,
     epochs: int | None = None,
-    batch_size: int = 2048,
-    learning_rate: float = 0.8,
-    weight_decay: float | None = None,
-    momentum: float = 0.9,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> float:
@@ -51,8 +95,6 @@ def linear_probe(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        momentum=momentum,
         seed=seed,
         device=device,
     )
@@ -66,47 +108,42 @@ def train_linear(
     *,
     augmented: Callable[[], Features] | None = None,
     epochs: int | None = None,
-    batch_size: int = 2048,
-    learning_rate: float = 0.8,
-    weight_decay: float | None = None,
-    momentum: float = 0.9,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> LinearClassifier:
-    """Trains a linear classifier on frozen features by the paper's appendix B: LARS, batch 2048, 0.8, 90 epochs.
+    """Trains a linear classifier on frozen features by the paper's appendix B, with LARS and cosine decay to 0.
 
-    The learning rate falls by a cosine to 0. Features are standardised by the training statistics, as the affine-free
-    BatchNorm before the classifier does in the field's probes (MAE, Sec. A.1): a learning rate tuned for one backbone
-    then fits another, whatever the scale of its features. They are fixed, so their exact statistics need no running
-    average. Equal inputs and seed give equal results; the global random state is left alone.
+    Features are standardized like in the affine-free BatchNorm of MAE's probe (Sec. A.1), so that one learning rate
+    suits features of any scale. Equal inputs and seed give equal results; the global random state does not change.
 
-    Two defaults serve small datasets and do nothing at ImageNet's size: at least 3,000 steps (`MIN_STEPS`), and one
-    unit of L2 penalty in all (`LogisticRegression` of scikit-learn has the same), 1 / N an image.
+    Two choices help small datasets and change nothing at ImageNet's size: at least 3,000 steps (`MIN_STEPS`), and a
+    weight decay of 1 / N, the L2 penalty of scikit-learn's `LogisticRegression`.
 
     Args:
-        features: N x D, of any floating dtype. Half precision stays so; a chunk or a batch is float32 at a time.
+        features: N x D, of any floating dtype; only a chunk or a batch at a time is converted to float32.
         labels: N classes, from 0.
-        augmented: gives the features and labels of newly augmented images, to be trained on in place of `features`,
-            which then give the statistics alone. Called once an epoch, and at most 90 times.
-        epochs: passes over the features; by default 90, or as many as make 3,000 steps.
-        batch_size: largest batch; an epoch is split into equal batches of at most that.
-        learning_rate: at the start, for LARS with trust coefficient 0.001; not scaled with the batch.
-        weight_decay: of the weights, and not of the biases; by default 1 / N.
-        momentum: of LARS.
+        augmented: returns features and labels of newly augmented images to train on; `features` then only provide the
+            statistics. Called once per epoch, and at most 90 times.
+        epochs: passes over the features; by default see `probe_epochs`.
+        batch_size: largest batch; an epoch is split into equal batches of at most this size.
+        learning_rate: at the start; not scaled with the batch size.
         seed: of the order of the images.
-        device: where it is trained; by default where the features are.
+        device: where to train; by default where the features are.
 
     Raises:
-        ValueError: for shapes that do not match, features that are not finite, or an epoch or batch below 1.
+        ValueError: for shapes that do not match, features that are not finite, or epochs or batch_size below 1.
     """
     _check("train", features, labels)
-    check_epochs(epochs, batch_size)
-    epochs = probe_epochs(len(features), batch_size) if epochs is None else epochs
+    if batch_size < 1 or (epochs is not None and epochs < 1):
+        raise ValueError(f"epochs and batch_size are {epochs} and {batch_size}; both must be at least 1")
+    epochs = epochs or probe_epochs(len(features), batch_size)
     steps = math.ceil(len(features) / batch_size)
     device = torch.device(device or features.device)
     mean, std = (value.to(device) for value in _statistics(features))
     linear = zero_linear(features.shape[1], check_classes("train", labels)).to(device)
-    optimizer = _lars(linear, learning_rate, 1 / len(features) if weight_decay is None else weight_decay, momentum)
+    optimizer = _lars(linear, learning_rate, weight_decay=1 / len(features))
     scheduler, generator = CosineAnnealingLR(optimizer, T_max=epochs * steps), torch.Generator().manual_seed(seed)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for rows, classes in _passes((features, labels), augmented, epochs):
@@ -118,24 +155,18 @@ def train_linear(
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-            del rows, classes  # lest the next augmented features be drawn beside these
+            del rows, classes  # free them before the next augmented features are extracted
     return LinearClassifier(linear.requires_grad_(False), mean, std)
 
 
-def check_epochs(epochs: int | None, batch_size: int = 2048) -> None:
-    """Raises ValueError for an epoch or a batch below 1."""
-    if batch_size < 1 or (epochs is not None and epochs < 1):
-        raise ValueError(f"epochs and batch_size are {epochs} and {batch_size}; both must be at least 1")
-
-
-def probe_epochs(images: int, batch_size: int = 2048) -> int:
-    """The epochs that a probe takes by default: the paper's 90, or as many as make 3,000 optimizer steps."""
+def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
+    """The default number of epochs: the paper's 90, or as many as 3,000 optimizer steps need."""
     return max(EPOCHS, math.ceil(MIN_STEPS / math.ceil(images / batch_size)))
 
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A trained linear layer, D to C, and the D means and deviations that its inputs are standardised by."""
+    """A trained linear layer, D to C, and the means and deviations, D each, that standardize its inputs."""
 
     linear: nn.Linear
     mean: Tensor
@@ -148,52 +179,43 @@ class LinearClassifier:
         return torch.cat([scores.argmax(dim=1) for scores in parts])
 
 
+def zero_linear(dimensions: int, classes: int) -> nn.Linear:
+    """A linear layer that starts at zero and draws no random numbers; other probes start at N(0, 0.01^2).
+
+    Each LARS step moves the weights by about a thousandth of their norm, except from zero, so that the few steps of a
+    small dataset would not remove a random start. The problem is convex.
+    """
+    linear = nn.utils.skip_init(nn.Linear, dimensions, classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 def _passes(cached: Features, augmented: Callable[[], Features] | None, epochs: int) -> Iterator[Features]:
-    """What each epoch trains on."""
-    if augmented is None:
-        for _ in range(epochs):
-            yield cached
-        return
+    """What each epoch trains on; augmented features serve several epochs if there are more than 90."""
     every = math.ceil(epochs / EPOCHS)
     for start in range(0, epochs, every):
-        drawn = augmented()
+        features = augmented() if augmented else cached
         for _ in range(min(every, epochs - start)):
-            yield drawn
-        del drawn
+            yield features
+        del features
 
 
 def _check(name: str, features: Tensor, labels: Tensor) -> None:
-    check_labelled(name, features, labels)
+    check_labeled(name, features, labels)
     if not all(torch.isfinite(chunk).all() for chunk in features.split(CHUNK)):
         raise ValueError(f"{name} features are not finite; the backbone has diverged, lower learning_rate")
 
 
 def _statistics(features: Tensor) -> Features:
-    """The mean of each dimension and what to divide it by for unit variance, D each."""
+    """The mean of each dimension and the divisor that gives it unit variance, D each."""
     chunks = features.split(CHUNK)
     mean = torch.stack([chunk.float().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(features)
     squares = torch.stack([(chunk.float() - mean).square().sum(dim=0) for chunk in chunks]).sum(dim=0)
     return mean, (squares / len(features) + 1e-6).sqrt()  # BatchNorm's own guard against constant dimensions
 
 
-def zero_linear(dimensions: int, classes: int) -> nn.Linear:
-    """Zero weights, where the field's probes start at N(0, 0.01^2).
-
-    The problem is convex, and from zero LARS takes its first step as plain SGD. Later ones move the weights by about a
-    thousandth of their norm: the few steps of a small dataset would leave a random start in the classifier.
-    """
-    linear = nn.utils.skip_init(nn.Linear, dimensions, classes)  # draws nothing from the global generator
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _lars(linear: nn.Linear, learning_rate: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
-    from timm.optim import Lars  # importing timm takes seconds
-
-    groups = [
-        {"params": [linear.weight], "weight_decay": weight_decay},
-        {"params": [linear.bias], "weight_decay": 0.0},
-    ]
-    # always_adapt: without it timm's Lars is plain SGD wherever the weight decay is 0
-    return Lars(groups, lr=learning_rate, momentum=momentum, always_adapt=True)
+def _lars(linear: nn.Linear, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    groups = [{"params": [linear.weight], "weight_decay": weight_decay}, {"params": [linear.bias]}]
+    # always_adapt: without it timm's Lars is plain SGD for the bias, which has no weight decay
+    return Lars(groups, lr=learning_rate, momentum=0.9, weight_decay=0.0, always_adapt=True)

@@ -1,20 +1,36 @@
-"""The accuracies as `evaluate.Metric` classes, made without `evaluate.load`, which may fetch a script."""
+"""Metrics of predictions and of features: accuracy as an `evaluate.Metric`, and two that show a collapse."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
-from hf_essl.evaluation.knn import knn_accuracy
+
+class LabelMetric(evaluate.Metric):
+    """A metric against class labels, built without `evaluate.load`, which may download a script."""
+
+    summary: ClassVar[str]
+    prediction: ClassVar[Any]
+    """The type of one prediction."""
+
+    def __init__(self) -> None:
+        super().__init__(keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({"predictions": self.prediction, "references": datasets.Value("int64")})
+        text = self.summary
+        info = evaluate.MetricInfo(description=text, citation="", features=features, inputs_description=text)
+        info.format = "numpy"  # refused for sequences as an argument; lists of a million numbers need gigabytes
+        return info
 
 
-class Accuracy(evaluate.Metric):
+class Accuracy(LabelMetric):
     """Top-1 accuracy in percent, [0, 100], of predicted classes.
 
     Example:
@@ -22,65 +38,55 @@ class Accuracy(evaluate.Metric):
         {'accuracy': 75.0}
     """
 
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _describe("Top-1 accuracy in percent of predicted classes.", datasets.Value("int64"))
+    summary = "Top-1 accuracy in percent of predicted classes."
+    prediction = datasets.Value("int64")
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:  # type: ignore[override]
         return {"accuracy": 100.0 * float((predictions == references).mean())}
 
 
-class KNNAccuracy(evaluate.Metric):
-    """Top-1 accuracy in percent, [0, 100], of the weighted k nearest neighbours (Wu et al. 2018) in a labelled bank.
+@torch.no_grad()
+def feature_std(z: Tensor) -> Tensor:
+    """Standard deviation over the images of l2-normalized features or embeddings, averaged over the dimensions.
 
-    The predictions are features, Q x D, and the references their Q classes.
+    1 / sqrt(D) if they spread over the sphere, 0 if they have collapsed to one point (SimSiam, Fig. 2).
 
     Args:
-        bank: labelled features, N x D, of any floating dtype.
-        bank_labels: N classes, from 0.
-        k, temperature, device, accelerator: as `hf_essl.knn_accuracy` takes them. Under several processes each one
-            computes with all of the queries.
+        z: N x D, of any floating dtype; computed in float32.
 
-    Example:
-        >>> KNNAccuracy(bank, bank_labels, k=20).compute(predictions=features, references=labels)
-        {'knn_accuracy': 88.0}
+    Returns:
+        A scalar tensor on the device of `z`; reading it waits for the device.
+
+    Raises:
+        ValueError: for another shape, or N below 2.
     """
-
-    def __init__(
-        self,
-        bank: Tensor,
-        bank_labels: Tensor,
-        k: int = 20,
-        temperature: float = 0.07,
-        device: torch.device | str | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(keep_in_memory=True)
-        self.bank, self.bank_labels, self.k, self.temperature = bank, bank_labels, k, temperature
-        self.device, self.accelerator = device, accelerator
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = "Top-1 accuracy in percent of the weighted k nearest neighbours in a bank of labelled features."
-        return _describe(text, datasets.Sequence(datasets.Value("float32")))
-
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:  # type: ignore[override]
-        accuracy = knn_accuracy(
-            self.bank,
-            self.bank_labels,
-            torch.tensor(predictions),
-            torch.tensor(references),
-            self.k,
-            self.temperature,
-            device=self.device,
-            accelerator=self.accelerator,
-        )
-        return {"knn_accuracy": accuracy}
+    _check(z)
+    return F.normalize(z.float(), dim=1).std(dim=0).mean()
 
 
-def _describe(text: str, predictions: Any) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": predictions, "references": datasets.Value("int64")})
-    info = evaluate.MetricInfo(description=text, citation="", features=features, inputs_description=text)
-    info.format = "numpy"  # as an argument it is refused for sequences; lists of a million numbers take gigabytes
-    return info
+@torch.no_grad()
+def rankme(z: Tensor, eps: float = 1e-7) -> float:
+    """Effective rank of features, between 1 and min(N, D): exp of the entropy of their singular values.
+
+    Eq. 1 and 2 of RankMe (Garrido et al., ICML 2023). N should be well above D. The cost is a singular value
+    decomposition, O(N D^2) in float32.
+
+    Args:
+        z: N x D, of any floating dtype.
+        eps: added to the normalized singular values, as published.
+
+    Raises:
+        ValueError: for another shape, N below 2, or values that are not finite.
+    """
+    _check(z)
+    if not torch.isfinite(z).all():
+        raise ValueError("the features are not finite; the model has diverged, lower learning_rate")
+    singular_values = torch.linalg.svdvals(z.float())
+    total = singular_values.sum()
+    p = (singular_values / total if total > 0 else singular_values) + eps  # rank 1 if all features are zero
+    return torch.exp(-(p * p.log()).sum()).item()
+
+
+def _check(z: Tensor) -> None:
+    if z.ndim != 2 or len(z) < 2:
+        raise ValueError(f"the features have shape {tuple(z.shape)}; it must be N x D with N at least 2")

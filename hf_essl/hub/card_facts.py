@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from safetensors.torch import load_file
 
-from hf_essl.evaluation.fingerprint import fingerprint
+from hf_essl.evaluation.backbone import fingerprint
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show

@@ -14,7 +14,7 @@ from transformers import Trainer
 from hf_essl.compat import keep_batches_on_host, local_tensor
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.data import StreamedImages
-from hf_essl.evaluation.online_probe import PROBE, OnlineProbe
+from hf_essl.evaluation.during_training import PROBE, OnlineProbe
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.schedules import CurveScheduler, curve_from_args

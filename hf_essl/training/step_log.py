@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hf_essl.evaluation.collapse import feature_std
+from hf_essl.evaluation import feature_std
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.training.clock import Clock
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from hf_essl import cli, export_backbone
+from hf_essl.config import DataArguments
+from hf_essl.config.fields import Positive, option
+from hf_essl.config.training import KNN_K, KNN_TEMPERATURE
 from hf_essl.data.photo_patches import photo_patches
 from hf_essl.evaluation import extract_features, knn_accuracy
-from hf_essl.evaluation.protocols import draw
-from hf_essl.methods import SSLModel
-from tests.methods.small import SMALL_HEADS
+from hf_essl.evaluation.evaluate_backbone import evaluate_backbone, sample_indices
+from hf_essl.evaluation.protocols import PROTOCOLS
+from hf_essl.evaluation.task import Protocol
+from hf_essl.methods import METHODS, SSLModel
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--dataset photo-patches --max_train_samples 160 --max_eval_samples 64".split()
@@ -27,7 +32,7 @@ def run_folder(tmp_path_factory):
     """A finished run of BYOL, as `hf-essl pretrain` leaves it, untrained."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
     model.train()(torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32))
     checkpoint = folder / "checkpoint-3"
     checkpoint.mkdir(parents=True)
@@ -51,12 +56,12 @@ def evaluate(*words):
     return cli.main(["evaluate", *map(str, words)])
 
 
-def by_hand(model, train_images=160, test_images=64, resolution=32, image_size=48, k=20, temperature=0.07):
-    """kNN accuracy without the command: its 160 drawn patches and every so-many-th evaluation patch."""
+def by_hand(model, resolution=32, image_size=48, k=KNN_K, temperature=KNN_TEMPERATURE):
+    """kNN accuracy without the command: the same 160 random patches, and every 16th evaluation patch."""
     options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     train, test = photo_patches("train", image_size), photo_patches("validation", image_size)
-    bank, labels = extract_features(model, train, indices=draw(len(train), train_images), **options)
-    queries, truth = extract_features(model, test.take(range(0, 1024, 1024 // test_images)), **options)
+    bank, labels = extract_features(model, train, indices=sample_indices(len(train), 160), **options)
+    queries, truth = extract_features(model, test.take(range(0, 1024, 16)), **options)
     return knn_accuracy(bank, labels, queries, truth, k, temperature)
 
 
@@ -76,12 +81,13 @@ def test_knn_of_student_and_teacher(run_folder, backbones, tmp_path, capsys):
         expected = by_hand(backbone)
         assert facts["accuracy"] == pytest.approx(expected) and expected > 100 / 16
         assert out.splitlines() == [
-            f"kNN accuracy {expected:.2f} % (k 20, temperature 0.07)",
+            f"kNN accuracy {expected:.2f} % (k {KNN_K}, temperature {KNN_TEMPERATURE})",
             f"wrote {output}",
         ]
         assert f"{run_folder} ({which}) at 32 px on photo-patches: 160 training images, 64 to evaluate on" in err
         assert facts["weights"] == str(run_folder / "checkpoint-3") and facts["image_size"] == 48
-        assert (facts["which"], facts["k"], facts["temperature"], facts["protocol"]) == (which, 20, 0.07, "knn")
+        assert (facts["which"], facts["protocol"]) == (which, "knn")
+        assert (facts["k"], facts["temperature"]) == (KNN_K, KNN_TEMPERATURE)
         assert (facts["train_images"], facts["eval_images"], facts["resolution"]) == (160, 64, 32)
         assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
 
@@ -118,12 +124,12 @@ def test_finetune(run_folder, tmp_path, capsys):
     assert 0 <= facts["accuracy"] <= 100
 
 
-def test_drawn_images_are_of_all_classes():
-    labels = photo_patches("train", 8).labels  # they go round 16 classes, which every 16th would not
-    drawn = draw(4096, 256)
-    assert len(set(drawn)) == 256 and drawn == sorted(drawn) and len(set(labels[drawn].tolist())) == 16
-    assert draw(4096, 256) == drawn and draw(4096, 256, seed=1) != drawn
-    assert draw(10, None) is None and draw(10, 10) is None and draw(10, 11) is None
+def test_sampled_images_are_of_all_classes():
+    labels = photo_patches("train", 8).labels  # they cycle through 16 classes: every 16th image has one class
+    sampled = sample_indices(4096, 256)
+    assert len(set(sampled)) == 256 and sampled == sorted(sampled) and len(set(labels[sampled].tolist())) == 16
+    assert sample_indices(4096, 256) == sampled and sample_indices(4096, 256, seed=1) != sampled
+    assert [sample_indices(10, count) for count in (None, 10, 11)] == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -134,19 +140,21 @@ def test_drawn_images_are_of_all_classes():
         (["--temprature", "1"], "unrecognized arguments: --temprature 1; `hf-essl evaluate --help` explains"),
         (["--k", "two"], "argument --k: invalid int value: 'two'"),
         (["--k", "161"], "k is 161 with 160 features in the bank; lower k or enlarge the bank"),
-        (["--k", "0"], "k is 0 with 160 features"),
-        (["--temperature", "0"], "temperature is 0.0; it must be above 0, such as 0.07"),
-        (["--protocol", "linear", "--k", "5"], "--k is of protocol knn, not of linear, which takes --epochs"),
-        (["--epochs", "5"], "--epochs is of protocol linear and finetune, not of knn, which takes --k, --temperature"),
-        (["--protocol", "linear", "--epochs", "0"], "epochs and batch_size are 0 and 2048; both must be at least 1"),
-        (["--protocol", "finetune", "--epochs", "-1"], "epochs and batch_size are -1 and 128"),
+        (["--k", "0"], "k is 0; it should be greater than or equal to 1 (default: 20)"),
+        (["--temperature", "0"], "temperature is 0.0; it should be greater than 0 (default: 0.07)"),
+        (["--protocol", "linear", "--k", "5"], "k is a setting of knn, not of linear, which accepts epochs, learning"),
+        (["--epochs", "5"], "epochs is a setting of linear and finetune, not of knn, which accepts k, temperature"),
+        (["--protocol", "linear", "--epochs", "0"], "epochs is 0; it should be greater than or equal to 1"),
+        (["--protocol", "finetune", "--epochs", "-1"], "epochs is -1; it should be greater than or equal to 1"),
+        (["--protocol", "finetune", "--optimizer", "lion"], "optimizer is 'lion'; it should be 'sgd' or 'adamw'"),
         (["--resolution", "0"], "resolution is 0; it is a side in pixels, such as 224"),
         (["--resolution", "-4"], "resolution is -4; it is a side in pixels"),
-        (["--image_size", "-4"], "image_size is -4; it is a side in pixels"),
-        (["--image_size", "0"], "image_size is 0; it is a side in pixels"),
-        (["--batch_size", "0"], "batch_size is 0; it is a number of images from 1 on"),
-        (["--max_train_samples", "0"], "max_train_samples is 0; it is a number of images from 1 on"),
-        (["--max_eval_samples", "0"], "max_eval_samples is 0; it is a number of images from 1 on"),
+        (["--image_size", "-4"], "image_size is -4; it should be greater than or equal to 1"),
+        (["--image_size", "0"], "image_size is 0; it should be greater than or equal to 1"),
+        (["--batch_size", "0"], "batch_size is 0; it is a number of images"),
+        (["--max_train_samples", "0"], "max_train_samples is 0; it should be greater than or equal to 1"),
+        (["--max_eval_samples", "0"], "max_eval_samples is 0; it should be greater than or equal to 1"),
+        (["--cache", "disc"], "cache is 'disc'; it should be 'none', 'memory', 'disk' or 'device' (default: 'none')"),
         (["--eval_split", "test"], "eval_split is test; the splits of photo-patches are train, validation"),
         (["--dataset", "./no/such"], "dataset is ./no/such, which does not exist"),
     ],
@@ -160,12 +168,12 @@ def test_a_mistake_is_one_line(words, message, run_folder, capsys):
 def test_a_mistake_in_the_source_is_one_line(run_folder, tmp_path, capsys):
     for source, words, message in (
         ("resnet50", [], "source is resnet50, which does not exist; give the folder of a run"),
-        (tmp_path, [], "holds no model.safetensors, no whole checkpoint and no backbone"),
+        (tmp_path, [], "contains no model.safetensors, no complete checkpoint and no backbone"),
         (run_folder / "backbone", ["--which", "teacher"], "is an exported backbone, the student; give a checkpoint"),
         (
             run_folder / "checkpoint-3",
             ["--backbone", "resnet51"],
-            "backbone is 'resnet51', no timm model; did you mean",
+            "backbone is 'resnet51', which is not a timm model; did you mean",
         ),
     ):
         assert evaluate(source, *SMALL, *words) == 2
@@ -184,9 +192,9 @@ def test_images_without_labels_or_evaluation_split(run_folder, tmp_path, capsys)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), (255 * (index % 2), 30 * index, 0)).save(path)
     assert evaluate(run_folder, "--dataset", tmp_path / "heap") == 2
-    assert "whose training images have no labels; name them with --label_column" in capsys.readouterr().err
+    assert "whose training images have no labels; set --label_column" in capsys.readouterr().err
     assert evaluate(run_folder, "--dataset", tmp_path / "classes") == 2
-    assert "holds no labelled images to evaluate on; name their split with --eval_split" in capsys.readouterr().err
+    assert "which has no labeled evaluation images; name their split with --eval_split" in capsys.readouterr().err
     assert evaluate(run_folder, "--dataset", tmp_path / "classes", "--eval_holdout", "0.25", "--k", "1") == 0
     assert "kNN accuracy" in capsys.readouterr().out
 
@@ -194,24 +202,11 @@ def test_images_without_labels_or_evaluation_split(run_folder, tmp_path, capsys)
 @pytest.mark.slow
 def test_two_processes_print_the_accuracy_of_one_once(run_folder, backbones, tmp_path):
     words = ["evaluate", str(run_folder), *SMALL, "--output", str(tmp_path / "two.json")]
-    code = (
-        "import sys; from hf_essl import cli; "
-        "cli.COMMANDS.setdefault('evaluate', ('hf_essl.commands.evaluate', '')); sys.exit(cli.main(sys.argv[1:]))"
-    )
-    script = tmp_path / "command.py"
-    script.write_text(code)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        *words,
-    ]
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m hf_essl.cli".split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, *torchrun, *words], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     expected = by_hand(backbones["student"])
     assert done.stdout.count(f"kNN accuracy {expected:.2f} %") == 1
@@ -219,10 +214,62 @@ def test_two_processes_print_the_accuracy_of_one_once(run_folder, backbones, tmp
     assert facts["accuracy"] == pytest.approx(expected) and facts["processes"] == 2
 
 
-def test_help_names_the_protocols_and_their_defaults(capsys):
+def test_help_is_derived_from_the_fields(capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate("--help")
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for part in ("--protocol {knn,linear,finetune}", "--which {student,teacher}", "[20]", "[0.07]", "3,000 steps"):
         assert part in text
+    assert "linear: Passes over the training images; by default 90," in text
+    assert "Column of class labels, used for evaluation only; may be absent. [label]" in text
+
+
+@dataclass(frozen=True)
+class NearestMeanSettings:
+    power: Positive = option("Power of the features, up to 100 %.", 1.0)
+    center: bool = option("Subtract the mean feature.", False)
+
+
+def nearest_mean(task, settings):
+    """Classifies each test image by the nearest class mean."""
+    (features, labels), (queries, truth) = task.train_features(), task.test_features()
+    offset = features.mean(dim=0) if settings.center else 0
+    features, queries = (features - offset) ** settings.power, (queries - offset) ** settings.power
+    means = torch.stack([features[labels == label].mean(dim=0) for label in range(16)])
+    predictions = torch.cdist(queries, means).argmin(dim=1)
+    return {"accuracy": 100 * (predictions == truth).float().mean().item()}
+
+
+def test_a_protocol_that_is_added_at_run_time(run_folder, backbones, monkeypatch, capsys):
+    """It works in the command, in Python and in the card."""
+    from hf_essl.hub.card_facts import read_evaluations, results
+    from hf_essl.recipe import load_recipe
+
+    entry = Protocol("Nearest-mean accuracy", "nearest class mean", nearest_mean, NearestMeanSettings, 64)
+    monkeypatch.setitem(PROTOCOLS, "mean", entry)
+    words, output = "--protocol mean --power 2 --center".split(), run_folder / "mean.json"
+    assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
+    facts = json.loads(output.read_text())
+    shown = f"Nearest-mean accuracy {facts['accuracy']:.2f} % (power 2.0, center True)"
+    assert shown in capsys.readouterr().out and facts["accuracy"] > 100 / 16
+    data = DataArguments(max_train_samples=160, max_eval_samples=64)
+    same = evaluate_backbone(str(run_folder), data, "mean", {"power": 2, "center": True}, report=lambda line: None)
+    assert same["accuracy"] == facts["accuracy"]
+    evaluations = read_evaluations(run_folder, run_folder / "backbone")
+    output.unlink()
+    (result,) = results({"dataset": "photo-patches"}, load_recipe(ROOT / "recipes" / "quickstart.yaml"), evaluations)
+    assert result.name == "Nearest-mean accuracy" and result.value == facts["accuracy"] and "power" in result.how
+    for more, message in (
+        (["--power", "0"], "power is 0.0; it should be greater than 0 (default: 1.0)"),
+        (["--k", "5"], "k is a setting of knn, not of mean, which accepts power, center"),
+    ):
+        assert evaluate(run_folder, *SMALL, "--protocol", "mean", *more) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the setting of mean is 'powr'; choose one of power, center; did you mean"):
+        evaluate_backbone(str(run_folder), data, "mean", {"powr": 2})
+    with pytest.raises(ValueError, match="protocol is 'meen'; choose one of knn, linear, finetune, mean; did you"):
+        evaluate_backbone(str(run_folder), data, "meen")
+    with pytest.raises(SystemExit):
+        evaluate("--help")
+    assert "mean: Power of the features, up to 100 %. [1.0]" in " ".join(capsys.readouterr().out.split())

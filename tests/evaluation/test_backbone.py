@@ -1,5 +1,6 @@
 """Backbones loaded from every kind of source, against the weights that were written there."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hf_essl import export_backbone
-from hf_essl.evaluation.backbone import check_resolution, find_backbone, load_backbone, run_recipe
-from hf_essl.methods import SSLModel
-from tests.methods.small import SMALL_HEADS
+from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.methods import METHODS, SSLModel
 
 IMAGES = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     """A BYOL run of two checkpoints and an exported backbone, each of other weights."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", "byol", method_args=SMALL_HEADS["byol"])
+    model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
     model.train()(torch.randn(8, 3, 48, 48), torch.randn(8, 3, 48, 48))  # BatchNorm statistics of its own
     write_checkpoint(model, folder / "checkpoint-9")
     with torch.no_grad():
@@ -72,12 +72,13 @@ def test_the_teacher_is_another_backbone_and_only_where_there_is_one(run, tmp_pa
     teacher = load_backbone(run, which="teacher").backbone
     assert same(teacher, weights(run / "checkpoint-10", "teacher.backbone."))
     assert not same(teacher, weights(run / "checkpoint-10", "backbone."))
-    write_checkpoint(SSLModel.from_timm("test_resnet", method_args=SMALL_HEADS["simsiam"]), tmp_path / "checkpoint-1")
-    with pytest.raises(ValueError, match=r"which is teacher, but .* holds none; byol, mocov2 and dino keep one"):
+    model = SSLModel.from_timm("test_resnet", method_args=METHODS["simsiam"].small_args)
+    write_checkpoint(model, tmp_path / "checkpoint-1")
+    with pytest.raises(ValueError, match=r"which is teacher, but .* contains none; only byol, mocov2, dino have one"):
         load_backbone(tmp_path, which="teacher", backbone="test_resnet")
     with pytest.raises(ValueError, match=r"which is teacher, but .* is an exported backbone"):
         load_backbone(run / "backbone", which="teacher")
-    with pytest.raises(ValueError, match="which is 'ema'; it is one of student, teacher"):
+    with pytest.raises(ValueError, match="which is 'ema'; choose one of student, teacher"):
         load_backbone(run, which="ema")
 
 
@@ -98,21 +99,21 @@ def test_a_test_size_of_the_config_comes_first(run, tmp_path):
 
 def test_a_vision_transformer_at_any_resolution(tmp_path):
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_vit", method_args=SMALL_HEADS["simsiam"])
+    model = SSLModel.from_timm("test_vit", method_args=METHODS["simsiam"].small_args)
     folder = export_backbone(model, tmp_path / "vit", input_size=160)
-    loaded = load_backbone(folder)
-    for resolution in (160, 96):
-        check_resolution(loaded._replace(resolution=resolution))
+    assert load_backbone(folder).resolution == 160
+    loaded = load_backbone(folder, resolution=96)
+    assert loaded.resolution == 96
     with torch.no_grad():
         torch.testing.assert_close(loaded.backbone(IMAGES), model.eval().backbone(IMAGES))
-    with pytest.raises(ValueError, match="resolution is 100, which this VisionTransformer does not take"):
-        check_resolution(loaded._replace(resolution=100))
+    with pytest.raises(ValueError, match="resolution is 100, which this VisionTransformer does not accept"):
+        load_backbone(folder, resolution=100)
 
 
 def test_images_are_prepared_as_the_evaluation_prepares_them(run, tmp_path):
     loaded = load_backbone(run / "backbone")  # at 64 px
     wide = torch.zeros(3, 64, 128, dtype=torch.uint8)
-    wide[0, :, 32:96] = 255  # the centre square is red
+    wide[0, :, 32:96] = 255  # the center square is red
     picture = Image.fromarray(wide.permute(1, 2, 0).numpy())
     picture.save(tmp_path / "wide.png")
     pixels = loaded.preprocess([tmp_path / "wide.png", picture])
@@ -134,13 +135,13 @@ def test_a_hub_id_from_the_cache(run):
         assert loaded.resolution == 64 and same(loaded.backbone, weights(run / "backbone", ""))
     (cached / "snapshots" / "abc" / "model.safetensors").unlink()
     (cached / "snapshots" / "abc" / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(ValueError, match=r"someone/small on the Hub holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"someone/small on the Hub contains no model.safetensors"):
         load_backbone("someone/small")
 
 
 def test_without_a_recipe_the_architecture_is_asked_for(run, tmp_path):
     shutil.copytree(run / "checkpoint-9", tmp_path / "checkpoint-9")
-    with pytest.raises(ValueError, match=r"holds no recipe.yaml that names the backbone; pass backbone"):
+    with pytest.raises(ValueError, match=r"contains no recipe.yaml with a backbone; pass backbone"):
         load_backbone(tmp_path)
     loaded = load_backbone(tmp_path, backbone="test_resnet")
     assert same(loaded.backbone, weights(run / "checkpoint-9", "backbone."))
@@ -163,7 +164,7 @@ def test_nothing_is_unpickled(run, monkeypatch):
     [
         ("resnet50", "source is resnet50, which does not exist; give the folder of a run"),
         ("./no/where", "source is ./no/where, which does not exist"),
-        ("runs/quickstrat", "source is runs/quickstrat, no folder here, and the Hub does not give it"),
+        ("runs/quickstrat", "source is runs/quickstrat, which is not a folder here and cannot be downloaded"),
     ],
 )
 def test_no_such_source(source, message, tmp_path, monkeypatch):
@@ -173,7 +174,7 @@ def test_no_such_source(source, message, tmp_path, monkeypatch):
 
 
 def test_folders_that_hold_no_backbone(run, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no model.safetensors, no whole checkpoint and no backbone"):
+    with pytest.raises(ValueError, match=r"contains no model.safetensors, no complete checkpoint and no"):
         load_backbone(tmp_path)
     torn = shutil.copytree(run / "checkpoint-9", tmp_path / "byol" / "checkpoint-9")
     shutil.copy(run / "recipe.yaml", tmp_path / "byol")
@@ -181,7 +182,7 @@ def test_folders_that_hold_no_backbone(run, tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read"):
         load_backbone(torn)
     save_file({"head.weight": torch.zeros(1)}, torn / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds no backbone\.\* weights"):
+    with pytest.raises(ValueError, match=r"contains no backbone\.\* weights"):
         load_backbone(torn)
     torn = shutil.copytree(run / "backbone", tmp_path / "backbone")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
@@ -190,3 +191,18 @@ def test_folders_that_hold_no_backbone(run, tmp_path):
     (torn / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(ValueError, match=r"config.json names no architecture"):
         load_backbone(torn)
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_bytes_sorted_by_name():
+    weights = {"b": torch.tensor(3), "a": torch.tensor([[1.0], [-2.0]])}
+    text = b"a torch.float32 (2, 1)" + b"\0\0\x80?\0\0\0\xc0" + b"b torch.int64 ()" + b"\3" + 7 * b"\0"
+    assert fingerprint(weights) == hashlib.sha256(text).hexdigest()
+
+
+def test_a_fingerprint_does_not_depend_on_memory_layout():
+    whole = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    strided = whole.t().contiguous().t()
+    assert not strided.is_contiguous() and fingerprint({"w": strided}) == fingerprint({"w": whole})
+    assert fingerprint({"w": whole.bfloat16()}) != fingerprint({"w": whole}) != fingerprint({"w": whole.view(6, 4)})
+    whole[0, 0] += 1e-6
+    assert fingerprint({"w": strided}) != fingerprint({"w": whole})

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_essl
 import hf_essl.evaluation.features
+from hf_essl.data import NO_LABEL, Unreadable
 from hf_essl.evaluation import extract_features
 from tests.distributed.launch import launch
 
@@ -30,11 +31,9 @@ class Images(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        from hf_essl.data import Unreadable
-
-        stands_in = [Unreadable(index, f"{index}.jpg", "torn")] if index in self.unreadable else []
-        sample = {"image": self.images[index], "unreadable": stands_in}
-        return sample | {"label": index % 3} if self.labels else sample
+        replaced = [Unreadable(index, f"{index}.jpg", "torn")] if index in self.unreadable else []
+        label = index % 3 if self.labels else NO_LABEL
+        return {"image": self.images[index], "label": label, "unreadable": replaced}
 
 
 class ReadyBatches(Images):
@@ -77,7 +76,7 @@ def test_batches_that_the_dataset_gathers_and_worker_processes(backbone, expecte
         assert labels.tolist() == [i % 3 for i in range(11)]
 
 
-def test_normalisation_by_hand():
+def test_normalization_by_hand():
     dataset = Images(2, size=8)
     dataset.images[0], dataset.images[1] = 0, 255
     features, _ = extract_features(Pixels(), dataset, resolution=4, mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
@@ -99,19 +98,21 @@ def test_without_labels(backbone):
     assert labels is None
 
 
-def test_unreadable_images_are_left_out_with_a_warning(backbone, expected, caplog):
+def test_a_missing_label_among_others_is_returned_as_such(backbone):
+    class PartlyLabeled(Images):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | ({"label": NO_LABEL} if index == 1 else {})
+
+    _, labels = extract_features(backbone, PartlyLabeled(4), **OPTIONS)
+    assert labels.tolist() == [0, NO_LABEL, 2, 0]
+
+
+def test_unreadable_images_are_skipped_with_a_warning(backbone, expected, caplog):
     features, labels = extract_features(backbone, Images(unreadable=(1, 10)), **OPTIONS)
     kept = [0, 2, 3, 4, 5, 6, 7, 8, 9]
     torch.testing.assert_close(features, expected[kept], rtol=1e-4, atol=1e-5)
     assert labels.tolist() == [i % 3 for i in kept]
-    assert "left out 2 of 11 images" in caplog.text
-
-
-@pytest.mark.parametrize(("max_samples", "kept"), [(11, range(11)), (3, [0, 3, 7]), (1, [0])])
-def test_max_samples_are_evenly_spaced(backbone, expected, max_samples, kept):
-    features, labels = extract_features(backbone, Images(), max_samples=max_samples, **OPTIONS)
-    torch.testing.assert_close(features, expected[list(kept)], rtol=1e-4, atol=1e-5)
-    assert labels.tolist() == [i % 3 for i in kept]
+    assert "skipped 2 of 11 images" in caplog.text
 
 
 def test_nothing_else_changes():
@@ -200,10 +201,6 @@ def test_chosen_images_in_their_order(backbone, expected):
     features, labels = extract_features(backbone, Images(unreadable=(0,)), indices=chosen, **OPTIONS)
     torch.testing.assert_close(features, expected[[7, 10, 3, 4]], rtol=1e-4, atol=1e-5)
     assert labels.tolist() == [1, 1, 0, 1]
-    with pytest.raises(ValueError, match="0 indices with max_samples None"):
-        extract_features(backbone, Images(), indices=[], **OPTIONS)
-    with pytest.raises(ValueError, match="2 indices with max_samples 3"):
-        extract_features(backbone, Images(), indices=[1, 2], max_samples=3, **OPTIONS)
 
 
 def test_a_transform_takes_the_place_of_the_resize():
@@ -226,11 +223,11 @@ def on_two_processes():
         (Images(18), None),  # a last batch that is short
         (Images(1), None),  # fewer images than processes
         (Images(9, unreadable=(8,)), None),
-        (Images(11, labels=False), 5),
+        (Images(11, labels=False), [0, 2, 4, 6, 8]),
     ]
-    for dataset, share in cases:
-        alone, labels_alone = extract_features(backbone, dataset, max_samples=share, **OPTIONS)
-        features, labels = extract_features(backbone, dataset, accelerator=accelerator, max_samples=share, **OPTIONS)
+    for dataset, indices in cases:
+        alone, labels_alone = extract_features(backbone, dataset, indices=indices, **OPTIONS)
+        features, labels = extract_features(backbone, dataset, accelerator=accelerator, indices=indices, **OPTIONS)
         torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
         assert labels is labels_alone is None or torch.equal(labels, labels_alone)
     accelerator.end_training()
@@ -242,10 +239,9 @@ def test_two_processes_agree_with_one():
 
 
 def test_refusals(backbone):
-    with pytest.raises(ValueError, match="max_samples is 12 with 11 images"):
-        extract_features(backbone, Images(), max_samples=12, **OPTIONS)
-    with pytest.raises(ValueError, match="holds no images"):
-        extract_features(backbone, [], **OPTIONS)
+    for dataset, indices in (([], None), (Images(), [])):
+        with pytest.raises(ValueError, match="there are no images to extract features of"):
+            extract_features(backbone, dataset, indices=indices, **OPTIONS)
     with pytest.raises(ValueError, match="a stream without a length"):
         extract_features(backbone, iter(Images()), **OPTIONS)
 

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from hf_essl.common import evenly_spaced
 from hf_essl.config import DataArguments
 from hf_essl.data import load_images
 from hf_essl.evaluation import extract_features, linear_probe
@@ -39,19 +40,19 @@ def test_within_a_point_of_logistic_regression(n, d, classes, spread):
     assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
 
 
-def features_of(data, name, resolution, train_images, test_images):
+def features_of(data, name, resolution, train_images=None):
     """Features of real images by an untrained backbone, and their labels: training, then evaluation images."""
     images = load_images(data)
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=0)
     options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    train = extract_features(backbone, images.train, max_samples=train_images, **options)
-    return *train, *extract_features(backbone, images.eval, max_samples=test_images, **options)
+    train = extract_features(backbone, images.train, indices=evenly_spaced(len(images.train), train_images), **options)
+    return *train, *extract_features(backbone, images.eval, **options)
 
 
 @pytest.mark.slow
 def test_photo_patches_within_a_point_of_logistic_regression():
-    data = features_of(DataArguments(image_size=96), "test_resnet", 96, None, None)
+    data = features_of(DataArguments(image_size=96), "test_resnet", 96)
     assert len(data[0]) == 4096 and len(data[2]) == 1024
     expected = logistic_regression(*data)
     assert 70 < expected < 95
@@ -62,7 +63,7 @@ def test_photo_patches_within_a_point_of_logistic_regression():
 @pytest.mark.skipif("HF_ESSL_IMAGENETTE" not in os.environ, reason="HF_ESSL_IMAGENETTE names no folder of Imagenette")
 def test_2000_imagenette_images_within_a_point_of_logistic_regression():
     args = DataArguments(dataset=os.environ["HF_ESSL_IMAGENETTE"], image_size=64)
-    data = features_of(args, "test_resnet", 64, 2_000, None)
+    data = features_of(args, "test_resnet", 64, 2_000)
     assert len(data[0]) == 2_000 and len(data[2]) > 3_000
     expected = logistic_regression(*data)
     assert 20 < expected < 60  # chance is 10
@@ -136,7 +137,7 @@ def test_half_precision_on_chunks_agrees_with_float32(monkeypatch):
     assert linear_probe(*data) == pytest.approx(plain, abs=0.3)
 
 
-def test_the_weights_are_those_of_a_penalised_logistic_regression():
+def test_the_weights_are_those_of_a_penalized_logistic_regression():
     train, labels, _, _ = blobs(400, 4, 3, 2.0)
     classifier = train_linear(train, labels, epochs=6000)
     scaled = StandardScaler().fit_transform(train.numpy())
@@ -183,5 +184,5 @@ def test_refusals():
         linear_probe(train, train_labels, test[:, :4], test_labels)
     with pytest.raises(ValueError, match="test features are not finite"):
         linear_probe(train, train_labels, test * torch.nan, test_labels)
-    with pytest.raises(ValueError, match="train labels hold -1"):
+    with pytest.raises(ValueError, match="train labels contain -1"):
         linear_probe(train, train_labels - 1, test, test_labels)

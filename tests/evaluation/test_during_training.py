@@ -7,10 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_essl.evaluation.online_probe import OnlineProbe, captured_features
-from hf_essl.methods import SSLModel
+from hf_essl.data import NO_LABEL
+from hf_essl.evaluation.during_training import OnlineProbe, captured_features
+from hf_essl.methods import METHODS, SSLModel
 from tests.distributed.launch import launch
-from tests.methods.small import SMALL_HEADS
 
 
 def blobs(n, d, classes, spread, seed=0):
@@ -21,10 +21,10 @@ def blobs(n, d, classes, spread, seed=0):
 
 
 def train(method, steps, probe=None):
-    """A method's state after a few steps, with dropout in its backbone and maybe a probe beside it."""
+    """A method's state after a few steps, with dropout in its backbone and maybe a probe alongside."""
     torch.manual_seed(0)
-    arguments = {"drop_rate": 0.5}
-    model = SSLModel.from_timm("test_resnet", method, backbone_args=arguments, method_args=SMALL_HEADS[method]).train()
+    small = METHODS[method].small_args
+    model = SSLModel.from_timm("test_resnet", method, backbone_args={"drop_rate": 0.5}, method_args=small).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(steps):
         views, labels = torch.randn(2, 8, 3, 32, 32), torch.randint(3, (8,))
@@ -73,9 +73,9 @@ def test_it_comes_near_logistic_regression_whatever_the_scale(d, scale, offset):
     losses, accuracies = [], []
     for _ in range(400):
         batch = torch.randint(2000, (64,), generator=order)
-        loss, accuracy = probe.update(features[batch], labels[batch])
-        losses.append(loss.item())
-        accuracies.append(accuracy.item())
+        found = probe.update(features[batch], labels[batch])
+        losses.append(found["probe_loss"].item())
+        accuracies.append(found["probe_train_accuracy"].item())
     got = 100 * (probe.predict(features[2000:]) == labels[2000:]).float().mean().item()
     assert losses[0] == pytest.approx(2.0794, abs=1e-3)  # ln 8: it starts knowing nothing
     assert sum(losses[-20:]) / 20 < losses[0] / 2 and sum(accuracies[-20:]) / 20 > 3 * 100 / 8
@@ -112,25 +112,25 @@ def test_its_state_is_read_without_unpickling(tmp_path):
     assert torch.equal(other.linear.weight, probe.linear.weight)
 
 
-def test_images_without_a_label_are_passed_over():
+def test_images_without_a_label_are_ignored():
     features, labels = blobs(64, 6, 3, 1.0)
-    labels[::2] = -1
+    labels[::2] = NO_LABEL
+    found = OnlineProbe(6, 3).update(features, labels)
+    assert found["probe_loss"].item() == pytest.approx(1.0986, abs=1e-3)  # ln 3 over the labeled half
+    first_class = 100 * (labels[1::2] == 0).float().mean().item()  # zero scores predict class 0
+    assert found["probe_train_accuracy"].item() == pytest.approx(first_class)
     probe = OnlineProbe(6, 3)
-    loss, accuracy = probe.update(features, labels)
-    assert loss.item() == pytest.approx(1.0986, abs=1e-3)  # ln 3 over the labelled half
-    assert accuracy.item() == pytest.approx(100 * (labels[1::2] == 0).float().mean().item())  # zero scores say class 0
-    before = probe.linear.weight.clone()
-    loss, accuracy = OnlineProbe(6, 3).update(features, torch.full((64,), -1))
-    assert (loss.item(), accuracy.item()) == (0.0, 0.0)
-    assert torch.equal(probe.linear.weight, before)
+    found = probe.update(features, torch.full((64,), NO_LABEL))
+    assert [value.item() for value in found.values()] == [0.0, 0.0]
+    assert not probe.linear.weight.any()  # as it started
 
 
 def test_half_precision_is_computed_in_float32():
     features, labels = blobs(64, 6, 3, 1.0)
     probes = OnlineProbe(6, 3), OnlineProbe(6, 3)
-    plain, _ = probes[0].update(features.bfloat16().float(), labels)
+    plain = probes[0].update(features.bfloat16().float(), labels)["probe_loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        cast, _ = probes[1].update(features.bfloat16(), labels)
+        cast = probes[1].update(features.bfloat16(), labels)["probe_loss"]
     assert cast.dtype == torch.float32 and torch.equal(plain, cast)
     assert torch.equal(probes[0].linear.weight, probes[1].linear.weight)
 
@@ -143,13 +143,6 @@ def test_predictions_change_nothing():
     assert probe.predict(features).shape == (64,)
     after = probe.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name != "_extra_state")
-
-
-def test_refusals():
-    with pytest.raises(ValueError, match="num_features and num_classes are 0 and 3"):
-        OnlineProbe(0, 3)
-    with pytest.raises(ValueError, match=r"learning_rate of the probe is 0.0; it must be above 0"):
-        OnlineProbe(4, 3, learning_rate=0.0)
 
 
 def on_two_processes():
