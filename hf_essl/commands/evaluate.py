@@ -43,10 +43,7 @@ def run(argv: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "evaluate",
-        "Evaluate a trained backbone. `accelerate launch -m hf_essl.cli evaluate …` uses several GPUs.",
-    )
+    parser = Parser("evaluate", "Evaluate a trained backbone; `accelerate launch -m hf_essl.cli` uses several GPUs.")
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
     described = ", ".join(f"{name} ({protocol.description})" for name, protocol in PROTOCOLS.items())
@@ -78,7 +75,7 @@ def _add_field(group: Any, name: str, owners: dict[str, type]) -> None:
         text = f"{owner} {fields_of(fields)[name].metadata['help']}".strip().replace("%", "%%")
         texts.append(text if default is None or default is False else f"{text} [{default}]")
     types = set().union(*(kinds(hints_of(fields)[name]) for fields in owners.values())) - {type(None)}
-    kind = types.pop() if len(types) == 1 else str
+    kind: type = next((kind for kind in (bool, int, float) if types == {kind}), str)
     options: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
     if kind is bool:
         options = {"action": argparse.BooleanOptionalAction}

@@ -151,8 +151,6 @@ def evaluate_features(
         return metrics
     bank, bank_labels = extract(bank_from)
     if bank_labels is not None:
-        votes = args.knn_k, args.knn_temperature
-        metrics["knn_accuracy"] = knn_accuracy(
-            bank, bank_labels, queries, query_labels, *votes, accelerator=accelerator
-        )
+        features, votes = (bank, bank_labels, queries, query_labels), (args.knn_k, args.knn_temperature)
+        metrics["knn_accuracy"] = knn_accuracy(*features, *votes, accelerator=accelerator)
     return metrics

@@ -82,25 +82,12 @@ def evaluate_backbone(
         f"{task.test_images:,} to evaluate on"
     )
     found = PROTOCOLS[protocol].run(task, options)
-    return {
-        "accuracy": found.pop("accuracy"),
-        "protocol": protocol,
-        **asdict(options),
-        **found,
-        "source": source,
-        "weights": str(folder),
-        "which": which,
-        "fingerprint": weights,
-        "resolution": loaded.resolution,
-        "image_size": image_size,
-        "dataset": train.name,
-        "train_images": task.train_images,
-        "eval_images": task.test_images,
-        "seed": seed,
-        "processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        "seconds": time.perf_counter() - start,
-    }
+    facts = {"accuracy": found.pop("accuracy"), "protocol": protocol, **asdict(options), **found}
+    facts |= {"source": source, "weights": str(folder), "which": which, "fingerprint": weights}
+    facts |= {"resolution": loaded.resolution, "image_size": image_size, "dataset": train.name}
+    facts |= {"train_images": task.train_images, "eval_images": task.test_images, "seed": seed}
+    facts |= {"processes": accelerator.num_processes, "device": accelerator.device.type}
+    return facts | {"seconds": time.perf_counter() - start}
 
 
 def labeled_splits(images: Images, name: str) -> tuple[ImageDataset, ImageDataset]:

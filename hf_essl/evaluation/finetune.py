@@ -68,7 +68,7 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
 
 
 FINETUNE = Protocol(
-    "Fine-tuned accuracy", "backbone and classifier trained together", evaluate_finetune, FinetuneSettings, 128
+    "Fine-tuned accuracy", "backbone trained with a classifier", evaluate_finetune, FinetuneSettings, batch_size=128
 )
 
 

@@ -90,8 +90,8 @@ class Protocol:
     Args:
         title: how people write its accuracy.
         description: one line for help and documentation.
-        run: from a task and an instance of `settings_class` to `accuracy`, in percent, with further facts: the values
-            of settings that it chose itself, and what else belongs into the result.
+        run: evaluates a task with an instance of `settings_class`; returns `accuracy`, in percent, and further facts
+            for the result, such as the value of a setting that is None by default.
         settings_class: a dataclass of `option` fields: help text, default and range of each setting.
         batch_size: the default of its tasks.
     """

@@ -29,7 +29,7 @@ SMALL = "--dataset photo-patches --max_train_samples 160 --max_eval_samples 64".
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A finished run of BYOL, as `hf-essl pretrain` leaves it, untrained."""
+    """The folder of a finished BYOL run, with untrained weights."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
     model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
@@ -49,7 +49,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test's mixed precision would stay
+    AcceleratorState._reset_state(reset_partial_state=True)  # otherwise the mixed precision of another test would stay
 
 
 def evaluate(*words):

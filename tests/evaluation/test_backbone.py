@@ -1,4 +1,4 @@
-"""Backbones loaded from every kind of source, against the weights that were written there."""
+"""Backbones loaded from every kind of source, compared with the weights that were saved there."""
 
 import hashlib
 import shutil
@@ -28,11 +28,11 @@ def write_checkpoint(model, folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A BYOL run of two checkpoints and an exported backbone, each of other weights."""
+    """A BYOL run of two checkpoints and an exported backbone, each with other weights."""
     folder = tmp_path_factory.mktemp("runs") / "byol"
     torch.manual_seed(0)
     model = SSLModel.from_timm("test_resnet", "byol", method_args=METHODS["byol"].small_args)
-    model.train()(torch.randn(8, 3, 48, 48), torch.randn(8, 3, 48, 48))  # BatchNorm statistics of its own
+    model.train()(torch.randn(8, 3, 48, 48), torch.randn(8, 3, 48, 48))  # its own BatchNorm statistics
     write_checkpoint(model, folder / "checkpoint-9")
     with torch.no_grad():
         for parameter in model.backbone.parameters():
@@ -58,7 +58,7 @@ def same(module, expected):
     return state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-def test_a_run_gives_its_last_checkpoint_at_its_resolution(run):
+def test_a_run_loads_its_last_checkpoint_at_its_resolution(run):
     for source in (run, run / "checkpoint-10", str(run)):
         loaded = load_backbone(source)
         assert same(loaded.backbone, weights(run / "checkpoint-10", "backbone."))
@@ -68,7 +68,7 @@ def test_a_run_gives_its_last_checkpoint_at_its_resolution(run):
     assert run_recipe(find_backbone(run))["image_size"] == 64
 
 
-def test_the_teacher_is_another_backbone_and_only_where_there_is_one(run, tmp_path):
+def test_the_teacher_is_another_backbone_if_there_is_one(run, tmp_path):
     teacher = load_backbone(run, which="teacher").backbone
     assert same(teacher, weights(run / "checkpoint-10", "teacher.backbone."))
     assert not same(teacher, weights(run / "checkpoint-10", "backbone."))
@@ -139,7 +139,7 @@ def test_a_hub_id_from_the_cache(run):
         load_backbone("someone/small")
 
 
-def test_without_a_recipe_the_architecture_is_asked_for(run, tmp_path):
+def test_without_a_recipe_the_architecture_is_required(run, tmp_path):
     shutil.copytree(run / "checkpoint-9", tmp_path / "checkpoint-9")
     with pytest.raises(ValueError, match=r"contains no recipe.yaml with a backbone; pass backbone"):
         load_backbone(tmp_path)
@@ -173,7 +173,7 @@ def test_no_such_source(source, message, tmp_path, monkeypatch):
         load_backbone(source)
 
 
-def test_folders_that_hold_no_backbone(run, tmp_path):
+def test_folders_without_a_backbone(run, tmp_path):
     with pytest.raises(ValueError, match=r"contains no model.safetensors, no complete checkpoint and no"):
         load_backbone(tmp_path)
     torn = shutil.copytree(run / "checkpoint-9", tmp_path / "byol" / "checkpoint-9")

@@ -58,12 +58,12 @@ def test_no_gradient_reaches_the_backbone():
     probe.update(features, torch.randint(3, (8,)))
     assert all(parameter.grad is None for parameter in backbone.parameters())
     assert all(parameter.grad is not None for parameter in probe.parameters())
-    features.sum().backward()  # its graph is still whole
+    features.sum().backward()  # its graph is still intact
     assert backbone.weight.grad is not None
 
 
 @pytest.mark.parametrize(("d", "scale", "offset"), [(16, 1.0, 0.0), (512, 1.0, 0.0), (64, 1000.0, 50.0)])
-def test_it_comes_near_logistic_regression_whatever_the_scale(d, scale, offset):
+def test_it_is_close_to_logistic_regression_at_any_scale(d, scale, offset):
     features, labels = blobs(3000, d, 8, 0.4 * d**0.5)
     features = scale * features + offset
     scaler = StandardScaler().fit(features[:2000].numpy())
@@ -93,7 +93,7 @@ def test_it_resumes_exactly():
         first.update(*batch)
     saved = copy.deepcopy(first.state_dict())
     for batch in batches[5:]:
-        first.update(*batch)  # what was saved does not move on
+        first.update(*batch)  # does not change what was saved
     resumed = OnlineProbe(12, 4)
     resumed.load_state_dict(saved)
     for batch in batches[5:]:

@@ -128,7 +128,7 @@ def test_nothing_else_changes():
     assert torch.equal(first, extract_features(backbone, Images(), **OPTIONS)[0])
 
 
-def test_modes_come_back_after_an_error():
+def test_modes_are_restored_after_an_error():
     backbone = timm.create_model("test_resnet", num_classes=0, global_pool="").train()
     with pytest.raises(ValueError, match="instead of B x D; build it with"):
         extract_features(backbone, Images(), **OPTIONS)

@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, trains the whole backbone, repeats, and leaves nothing else changed."""
+"""Fine-tuning: it learns, trains the whole backbone, repeats, and changes nothing else."""
 
 import sys
 
@@ -52,7 +52,7 @@ def small_backbone():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_it_learns_what_the_frozen_features_do_not_tell(optimizer):
+def test_it_learns_what_the_frozen_features_lack(optimizer):
     train, test = textures(240, 0), textures(120, 1)
     backbone = small_backbone()
     before = {name: value.clone() for name, value in backbone.named_parameters()}
@@ -65,7 +65,7 @@ def test_it_learns_what_the_frozen_features_do_not_tell(optimizer):
 
 
 def test_the_accuracy_is_that_of_the_test_images():
-    """A backbone that cannot learn gives the head's own answer: mean colors, told by hand."""
+    """With a backbone that cannot learn, the head separates mean colors; the accuracy is known."""
 
     class Color(nn.Module):
         num_features = 3
@@ -82,7 +82,7 @@ def test_the_accuracy_is_that_of_the_test_images():
     plain[torch.arange(60), labels] = 255
     train = CachedImages(plain, labels, None, "colors")
     wrong = labels.clone()
-    wrong[:15] = (wrong[:15] + 1) % 3  # a quarter is called by another name
+    wrong[:15] = (wrong[:15] + 1) % 3  # a quarter is mislabeled
     test = CachedImages(plain, wrong, None, "colors")
     assert finetune(Color(), train, test, epochs=3, batch_size=20, resolution=8) == 75.0
 
@@ -105,10 +105,10 @@ def test_the_batches_of_an_epoch(images, steps, world, size):
     indices = list(range(100, 100 + images))
     shares = _shares(indices, steps, world, torch.Generator().manual_seed(0))
     assert len(shares) == world and all(len(batches) == steps for batches in shares)
-    drawn = [index for batches in shares for batch in batches for index in batch]
+    sampled = [index for batches in shares for batch in batches for index in batch]
     assert {len(batch) for batches in shares for batch in batches} == {size}
-    assert len(set(drawn)) == len(drawn) and set(drawn) <= set(indices)
-    assert drawn != sorted(drawn)
+    assert len(set(sampled)) == len(sampled) and set(sampled) <= set(indices)
+    assert sampled != sorted(sampled)
 
 
 def test_only_the_chosen_images_are_trained_on():

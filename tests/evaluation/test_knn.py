@@ -65,13 +65,13 @@ def test_a_published_backbone_equals_scikit_learn(tmp_path):
     split = {}
     for name, count in (("train", 768), ("validation", 256)):
         whole = photo_patches(name, resolution)
-        # training patches go round the classes, evaluation patches class by class
+        # training patches cycle through the classes, evaluation patches are sorted by class
         images = whole.take(range(count) if name == "train" else range(0, len(whole), len(whole) // count))
         split[name] = extract_features(backbone, images, resolution=resolution, mean=mean, std=std)
     (bank, labels), (queries, truth) = split["train"], split["validation"]
     for k, temperature in ((KNN_K, KNN_TEMPERATURE), (1, 0.07), (200, 0.5)):
         got = knn_accuracy(bank, labels, queries, truth, k, temperature)
-        # a tie of two votes may fall to either side
+        # a tie of two votes may go either way
         assert got == pytest.approx(scikit_learn(bank, labels, queries, truth, k, temperature), abs=100 / 256)
         assert got > 3 * 100 / 16  # chance is a sixteenth
 

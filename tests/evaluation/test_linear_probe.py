@@ -92,7 +92,7 @@ def test_known_answers():
     # a quarter of the test labels is another class than the features say
     flipped = torch.where(torch.arange(400) < 100, (labels + 1) % 4, labels)
     assert linear_probe(features, labels, features, flipped) == 75.0
-    # xor is beyond any linear classifier: at best three of its four corners
+    # no linear classifier solves xor: at best three of its four corners
     corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(100, 1)
     xor = (corners[:, 0] != corners[:, 1]).long()
     assert linear_probe(corners, xor, corners, xor) <= 75.0
@@ -109,7 +109,7 @@ def test_scale_offset_and_a_constant_dimension_change_nothing():
     assert got == pytest.approx(plain, abs=0.3)
 
 
-def test_repeats_and_leaves_the_random_state():
+def test_it_repeats_and_keeps_the_random_state():
     data = blobs(500, 16, 4, 2.5)
     state = torch.get_rng_state()
     with torch.no_grad():  # as an evaluation loop calls it
@@ -121,7 +121,7 @@ def test_repeats_and_leaves_the_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_small_datasets_are_passed_over_until_3000_steps_and_imagenet_90_times():
+def test_epochs_of_small_datasets_make_3000_steps_and_imagenet_gets_90():
     assert probe_epochs(1_281_167) == 90
     assert probe_epochs(2_000) == 3_000 and probe_epochs(4_096) == 1_500 and probe_epochs(4_097) == 1_000
     assert probe_epochs(2_000, batch_size=100) == 150
@@ -147,27 +147,27 @@ def test_the_weights_are_those_of_a_penalized_logistic_regression():
     )
 
 
-def test_augmented_features_are_drawn_each_epoch_and_the_cached_ones_give_the_statistics():
+def test_augmented_features_are_made_each_epoch_and_the_cached_ones_give_the_statistics():
     train, labels, test, test_labels = blobs(500, 8, 3, 1.5)
-    drawn = []
+    made = []
 
     def augmented():
-        noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(len(drawn)))
-        drawn.append(train + 0.1 * noise)
-        return drawn[-1], labels
+        noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(len(made)))
+        made.append(train + 0.1 * noise)
+        return made[-1], labels
 
     classifier = train_linear(train, labels, augmented=augmented, epochs=5)
-    assert len(drawn) == 5
+    assert len(made) == 5
     torch.testing.assert_close(classifier.mean, train.mean(dim=0))
     torch.testing.assert_close(classifier.std, train.std(dim=0, correction=0), rtol=1e-4, atol=1e-4)
-    drawn.clear()
+    made.clear()
     classifier = train_linear(train, labels, augmented=augmented)  # 3,000 epochs of one step
-    assert 60 < len(drawn) <= 90
+    assert 60 < len(made) <= 90
     accuracy = 100 * (classifier.predict(test) == test_labels).float().mean().item()
     assert accuracy == pytest.approx(logistic_regression(train, labels, test, test_labels), abs=2.0)
 
 
-def test_features_are_left_alone():
+def test_features_do_not_change():
     data = blobs(200, 8, 3, 1.0)
     copies = [value.clone() for value in data]
     linear_probe(*data, epochs=3)

@@ -73,7 +73,7 @@ def test_std_of_a_collapsed_embedding_is_zero():
 
 
 def test_std_by_hand():
-    # unit vectors (1, 0) and (0, 1): each dimension holds 1 and 0, a sample deviation of sqrt(1/2)
+    # unit vectors (1, 0) and (0, 1): each dimension has 1 and 0, a sample deviation of sqrt(1/2)
     got = feature_std(torch.tensor([[5.0, 0.0], [0.0, 0.1]]))
     assert got.shape == ()
     assert got.item() == pytest.approx(math.sqrt(0.5))
