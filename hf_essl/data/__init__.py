@@ -1,10 +1,9 @@
 """Images: found, decoded to uint8 tensors, and cached or streamed."""
 
 from hf_essl.data.cache import CachedImages
-from hf_essl.data.dataset import DecodedImages, ImageDataset, image_count, sample_images
+from hf_essl.data.dataset import DecodedImages, Feed, ImageDataset, collate, image_count, sample_images
 from hf_essl.data.decode import Unreadable, UnreadableImage, UnreadableLog, decode
 from hf_essl.data.disk_cache import DiskImages
-from hf_essl.data.feed import Feed, collate
 from hf_essl.data.labels import NO_LABEL
 from hf_essl.data.load import Images, as_images, count_training_images, load_images
 from hf_essl.data.stream import StreamedImages

@@ -18,32 +18,20 @@ IMAGENET_TERMS = "ImageNet's terms of access allow non-commercial research and e
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What help, cost estimates and model cards say of a dataset.
+    """What help, cost estimates and model cards say of a dataset."""
 
-    Args:
-        description: one line for the help.
-        train_images: number of training images, known without loading them.
-        terms: terms of use of its images, one sentence without its period.
-        caveat: what an accuracy on it does not show; empty if there is nothing to say.
-    """
-
-    description: str
+    description: str  # one line
     train_images: int
-    terms: str
-    caveat: str = ""
+    terms: str  # of use of its images, one sentence without its period
+    caveat: str = ""  # what an accuracy on it does not show
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltInDataset(KnownDataset):
-    """A dataset that needs no download.
+    """A dataset that needs no download."""
 
-    Args:
-        splits: names of its splits, the training split first.
-        load: (split, side in pixels, device) to decoded images.
-    """
-
-    splits: tuple[str, ...]
-    load: Callable[[str, int, torch.device | str], CachedImages]
+    splits: tuple[str, ...]  # the training split first
+    load: Callable[[str, int, torch.device | str], CachedImages]  # of a split, at a side in pixels, on a device
 
 
 DATASETS: dict[str, KnownDataset] = {

@@ -20,6 +20,7 @@ from hf_essl.data.labels import label_tensor
 
 CHUNK = 1_024  # images decoded between two copies to the cache
 USABLE = 0.8  # share of the free memory that a cache may use
+Reading = Callable[[], tuple[Any, Any]]  # returns (image, label)
 
 
 class CachedImages(StoredImages):
@@ -65,21 +66,16 @@ def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreada
         ValueError: before decoding, if the images need more than 80 % of the free memory; while decoding, if more
             than `max_unreadable` of them are unreadable.
     """
-    source, log = dataset.source, UnreadableLog(len(dataset), max_unreadable)
-    reads = (partial(source.read, index) for index in range(len(source)))
-    images, labels = decode_all(reads, len(source), dataset.image_size, device, source.name, log)
+    log = UnreadableLog(len(dataset), max_unreadable)
+    reads = (partial(dataset.source.read, index) for index in range(len(dataset)))
+    images, labels = decode_all(reads, len(dataset), dataset.image_size, device, dataset.name, log)
     cached = CachedImages(images, label_tensor(labels), dataset.classes, dataset.name)
     cached.left_out = len(log.found)
     return cached
 
 
 def decode_all(
-    reads: Iterable[Callable[[], tuple[Any, Any]]],
-    count: int,
-    size: int,
-    device: torch.device | str,
-    name: str,
-    log: UnreadableLog,
+    reads: Iterable[Reading], count: int, size: int, device: torch.device | str, name: str, log: UnreadableLog
 ) -> tuple[torch.Tensor, list[Any]]:
     """Runs at most `count` reads of (image, label) and decodes the images in a pool of threads.
 
@@ -92,30 +88,33 @@ def decode_all(
     check_memory(count, size, device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
     labels: list[Any] = []
-    with progress_bar(count, name) as bar:
-        for results in decode_chunks(islice(reads, count), size, name):
-            readable = [result for result in results if not isinstance(result, Unreadable)]
-            log.update([result for result in results if isinstance(result, Unreadable)], seen=len(readable))
-            if readable:
-                images[len(labels) : len(labels) + len(readable)] = torch.stack([image for image, _ in readable])
-            labels += [label for _, label in readable]
-            bar.update(len(results))
+    for results in decode_chunks(reads, count, size, name, log):
+        readable = [result for result in results if not isinstance(result, Unreadable)]
+        if readable:
+            images[len(labels) : len(labels) + len(readable)] = torch.stack([image for image, _ in readable])
+        labels += [label for _, label in readable]
     if not labels:
         raise no_readable_image(name, list(log.found.values()))
     return images[: len(labels)], labels
 
 
 def decode_chunks(
-    reads: Iterable[Callable[[], tuple[Any, Any]]], size: int, name: str, chunk: int | None = None, start: int = 0
+    reads: Iterable[Reading], count: int, size: int, name: str, log: UnreadableLog, chunk: int = 0, start: int = 0
 ) -> Iterator[list[tuple[torch.Tensor, Any] | Unreadable]]:
-    """Runs reads of (image, label) in threads; yields what `read_image` returns, in order, `chunk` (1,024) at a time.
+    """Runs the reads of the images `start` to `count` in threads and shows a progress bar.
 
-    `start` is the index of the first read, for the names of unreadable images.
+    Yields what `read_image` returns, in order, `chunk` (by default 1,024) images at a time, after counting the
+    unreadable ones in `log`.
     """
-    numbered = enumerate(reads, start)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    numbered = zip(range(start, count), reads, strict=False)
+    bar = tqdm(total=count, initial=start, desc=f"decoding {name}", unit="image", disable=None)
+    with ThreadPoolExecutor(usable_cores()) as pool, bar:
         while jobs := list(islice(numbered, chunk or CHUNK)):
-            yield list(pool.map(lambda job: read_image(job[1], size, job[0], f"{name}[{job[0]}]"), jobs))
+            results = list(pool.map(lambda job: read_image(job[1], size, job[0], f"{name}[{job[0]}]"), jobs))
+            unreadable = [result for result in results if isinstance(result, Unreadable)]
+            log.update(unreadable, len(results) - len(unreadable))
+            bar.update(len(results))
+            yield results
 
 
 def check_memory(count: int, size: int, device: torch.device | str) -> None:
@@ -133,8 +132,3 @@ def check_memory(count: int, size: int, device: torch.device | str) -> None:
 def usable_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def progress_bar(count: int, name: str, done: int = 0) -> tqdm:
-    """A bar of `count` images on a terminal, starting at `done`."""
-    return tqdm(total=count, initial=done, desc=f"decoding {name}", unit="image", disable=None)

@@ -1,35 +1,20 @@
-"""Map-style datasets of decoded images."""
+"""Map-style datasets of decoded images, and batches of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_essl.common import evenly_spaced
 from hf_essl.compat import dataset_fingerprint
 from hf_essl.data.decode import MAX_IN_A_ROW, Unreadable, no_readable_image, read_image
 from hf_essl.data.labels import NO_LABEL, label_tensor
-
-
-class Source(Protocol):
-    """Images that are not yet decoded, by index, with their labels."""
-
-    name: str
-    classes: list[str] | None
-    fingerprint: str | None
-    """Text that changes with the images; None if the source has no such text."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> tuple[Any, int]:
-        """(anything that `decode` accepts, class index or NO_LABEL)."""
-
-    def read_labels(self) -> torch.Tensor | None:
-        """int64 N, or None if no image has a label."""
 
 
 class ImageDataset(Dataset):
@@ -42,7 +27,7 @@ class ImageDataset(Dataset):
     name: str
     image_size: int
     classes: list[str] | None = None
-    labels: torch.Tensor | None = None
+    labels: Tensor | None = None
     left_out: int = 0
     """Unreadable images that a cache leaves out."""
 
@@ -50,7 +35,7 @@ class ImageDataset(Dataset):
 class StoredImages(ImageDataset):
     """Decoded images that are read a batch at a time."""
 
-    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+    def gather(self, indices: Tensor) -> Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S."""
         raise NotImplementedError
 
@@ -70,14 +55,18 @@ class DecodedImages(ImageDataset):
 
     The next readable image replaces an unreadable one, so that the batch size does not change. The sample then has
     the label of the replacement and lists the unreadable images. `labels` are those of the images as stored.
+
+    Args:
+        source: the encoded images by index: `Rows`, `Items`, or an object with their attributes and methods.
+        image_size: side S in pixels.
     """
 
-    def __init__(self, source: Source, image_size: int) -> None:
+    def __init__(self, source: Rows | Items, image_size: int) -> None:
         self.source, self.image_size = source, image_size
         self.name, self.classes = source.name, source.classes
 
     @cached_property
-    def labels(self) -> torch.Tensor | None:  # type: ignore[override]
+    def labels(self) -> Tensor | None:  # type: ignore[override]
         return self.source.read_labels()
 
     def __len__(self) -> int:
@@ -97,9 +86,12 @@ class DecodedImages(ImageDataset):
 
 
 class Rows:
-    """Images of a `datasets.Dataset` whose image column returns {"bytes", "path"}, with labels read in advance."""
+    """Images of a `datasets.Dataset` whose image column returns {"bytes", "path"}, with labels read in advance.
 
-    def __init__(self, rows, image_column: str, labels: torch.Tensor | None, classes, name: str) -> None:
+    `fingerprint` is a text that changes with the images, or None if there is no such text.
+    """
+
+    def __init__(self, rows, image_column: str, labels: Tensor | None, classes, name: str) -> None:
         self.rows, self.column = rows.select_columns([image_column]), image_column
         self.labels, self.classes, self.name = labels, classes, name
         self.fingerprint: str | None = dataset_fingerprint(self.rows)
@@ -108,9 +100,11 @@ class Rows:
         return len(self.rows)
 
     def read(self, index: int) -> tuple[Any, int]:
+        """(anything that `decode` accepts, class index or NO_LABEL)."""
         return self.rows[index][self.column], NO_LABEL if self.labels is None else int(self.labels[index])
 
-    def read_labels(self) -> torch.Tensor | None:
+    def read_labels(self) -> Tensor | None:
+        """int64 N, or None if no image has a label."""
         return self.labels
 
 
@@ -133,7 +127,7 @@ class Items:
             return image, NO_LABEL
         return image, max(int(label[0]), NO_LABEL)
 
-    def read_labels(self) -> torch.Tensor | None:
+    def read_labels(self) -> Tensor | None:
         """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
 
         If the first item has no place for a label, no other item is read.
@@ -160,10 +154,50 @@ def image_count(dataset: Any) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def sample_images(dataset: Any, count: int = 3) -> torch.Tensor:
+def sample_images(dataset: Any, count: int = 3) -> Tensor:
     """At most `count` images, evenly spaced over a dataset or the first of a stream: uint8 B x 3 x S x S."""
     if hasattr(dataset, "__len__"):
         samples = [dataset[index] for index in evenly_spaced(len(dataset), count)]
     else:
         samples = [sample for sample, _ in zip(dataset, range(count), strict=False)]
     return torch.stack([sample["image"].cpu() for sample in samples])
+
+
+def collate(samples: Any) -> dict[str, Any]:
+    """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
+
+    Returns:
+        {"image": uint8 B x 3 x S x S, "label": int64 B, "unreadable": list}.
+    """
+    if isinstance(samples, dict):
+        return samples
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "label": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
+        "unreadable": [one for sample in samples for one in sample["unreadable"]],
+    }
+
+
+class Feed:
+    """Moves the batches of a loader to the device.
+
+    On a GPU the copy of a pinned batch has its own stream: it does not wait for the previous step, and later work
+    waits only for the copy.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its tensors on the device; its other values stay as they are."""
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            tensors = {key: batch[key].to(self.device, non_blocking=True) for key in ("image", "label")}
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for value in tensors.values():
+                value.record_stream(current)  # otherwise its memory could be reused while a step still reads it
+        return batch | tensors

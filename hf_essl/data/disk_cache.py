@@ -31,9 +31,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from hf_essl.common import write_text
-from hf_essl.data.cache import decode_chunks, progress_bar
+from hf_essl.data.cache import decode_chunks
 from hf_essl.data.dataset import DecodedImages, StoredImages
-from hf_essl.data.decode import VERSION, Unreadable, UnreadableLog, no_readable_image
+from hf_essl.data.decode import VERSION, Unreadable, UnreadableLog
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,9 @@ IMAGES, FACTS, JOURNAL = "images.u8", "cache.json", "journal.jsonl"
 class DiskImages(StoredImages):
     """Decoded images in a file; the process keeps only the batch that it reads.
 
-    The file is read by position. Its pages stay in the system's page cache, which all processes share and which the
-    system frees when memory is short. A memory map is worse: where the kernel maps large folios (Linux 6.18), one
-    random batch of 128 small images adds 500 MB to the process's RSS, an epoch adds the whole file, and mapping and
-    unmapping takes longer than reading.
+    The file is read by position, through the page cache that all processes share. A memory map is worse: if the kernel
+    maps large folios (Linux 6.18), one random batch of 128 small images adds 500 MB to the process's RSS and an epoch
+    the whole file, and it is slower.
 
     Args:
         path: a file of uint8 images, 3 x S x S each, one after the other.
@@ -99,7 +98,7 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
 
     Raises:
         ValueError: before decoding, for a source without a fingerprint and for too little space on the disk; while
-            decoding, if more than `max_unreadable` of the images are unreadable, or all of them.
+            decoding, if more than `max_unreadable` of the images are unreadable.
     """
     folder = _folder(dataset, root)
     log = UnreadableLog(len(dataset), max_unreadable)
@@ -110,8 +109,6 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
     unreadable = [Unreadable(**one) for one in facts["unreadable"]]
     slots = np.setdiff1d(np.arange(len(dataset)), [one.index for one in unreadable])
     log.update(unreadable, len(slots))
-    if not len(slots):
-        raise no_readable_image(dataset.name, unreadable)
     labels = None if dataset.labels is None else dataset.labels[slots]
     images = DiskImages(folder / IMAGES, dataset.image_size, slots, labels, dataset.classes, dataset.name)
     images.left_out = len(unreadable)
@@ -191,22 +188,20 @@ def _decode(dataset: DecodedImages, scratch: Path, done: int, log: UnreadableLog
     name, count = dataset.name, len(dataset)
     reads = (partial(dataset.source.read, index) for index in range(done, count))
     (scratch / IMAGES).touch()
-    with (scratch / IMAGES).open("r+b") as file, progress_bar(count, name, done) as bar:
+    with (scratch / IMAGES).open("r+b") as file:
         file.seek(_bytes(dataset, done))
-        for chunk in decode_chunks(reads, dataset.image_size, name, CHUNK, start=done):
+        for chunk in decode_chunks(reads, count, dataset.image_size, name, log, CHUNK, done):
             block = np.zeros((len(chunk), _bytes(dataset, 1)), dtype=np.uint8)
             for row, result in zip(block, chunk, strict=True):
                 if not isinstance(result, Unreadable):
                     row[:] = result[0].numpy().reshape(-1)
-            unreadable = [result for result in chunk if isinstance(result, Unreadable)]
-            log.update(unreadable, len(chunk) - len(unreadable))
             file.write(block.data)
             _sync(file)
-            bar.update(len(chunk))
             done += len(chunk)
-            if bar.disable and done * 10 // count > (done - len(chunk)) * 10 // count:
+            if not sys.stderr.isatty() and done * 10 // count > (done - len(chunk)) * 10 // count:
                 _report(f"caching {name} on disk: {done:,} of {count:,} images")
-            yield {"checksum": _checksum(block), "unreadable": [asdict(one) for one in unreadable]}
+            unreadable = [asdict(result) for result in chunk if isinstance(result, Unreadable)]
+            yield {"checksum": _checksum(block), "unreadable": unreadable}
 
 
 def _read_journal(scratch: Path, dataset: DecodedImages) -> list[dict[str, Any]]:

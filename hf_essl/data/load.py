@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +43,42 @@ class Images:
     bank: ImageDataset | None
 
 
-def load_images(args: DataArguments, device: Device | None = None, seed: int = 0) -> Images:
+def load_images(
+    args: DataArguments, device: Device | None = None, seed: int = 0, *, train_only: bool = False
+) -> Images:
     """The training and evaluation images that the arguments name.
 
     Args:
         device: the accelerator, for cache: device.
         seed: of the shuffling of a stream; the same in all processes.
+        train_only: without evaluation images, without a hold-out, and without the bank of a stream.
 
     Raises:
         ValueError: in one line, for anything that does not exist or cannot be read, for images that do not fit in the
             free memory, and for too many unreadable images in a cache.
     """
-    return _load(args, device, seed)
+    cache_on = _check(args, device)
+    args = replace(args, eval_split=None, eval_holdout=0.0) if train_only else args
+    source = built_in(args.dataset) or locate(args)
+    train_split, eval_split = choose_splits(args, list(source.splits))
+    eval_split = None if train_only else eval_split
+    if isinstance(source, BuiltInDataset):
+        whole = source.load(train_split, args.image_size, cache_on or "cpu")
+        first = whole.take(range(len(whole))[: args.max_train_samples])
+        test = source.load(eval_split, args.image_size, cache_on or "cpu") if eval_split else None
+        return Images(first, test and test.take(evenly_spaced(len(test), args.max_eval_samples)), first)
+    builder = source.builder([split for split in (train_split, eval_split) if split])
+    if args.streaming:
+        rows = encoded_images(builder.as_streaming_dataset(train_split), args.image_column, source.name)
+        rows = rows if args.max_train_samples is None else rows.take(args.max_train_samples)
+        stream = StreamedImages(rows, args.image_column, args.image_size, source.name, seed)
+        return Images(stream, None, None) if train_only else _with_bank(stream, builder, eval_split, args)
+    prepare(builder, source.name)
+    decoded, held_out = _read_splits(args, builder, source.name, train_split, eval_split)
+    if cache_on is not None:
+        check_memory(len(decoded) + len(held_out or ()), args.image_size, cache_on)
+    train = _cached(decoded, args, cache_on)
+    return Images(train, held_out and _cached(held_out, args, cache_on), train if decoded.labels is not None else None)
 
 
 def as_images(source: Any, args: DataArguments, device: Device | None = None) -> ImageDataset:
@@ -74,8 +97,8 @@ def as_images(source: Any, args: DataArguments, device: Device | None = None) ->
     if isinstance(source, ImageDataset):
         return source
     if isinstance(source, (str, Path)):
-        args = replace(args, dataset=str(source), max_train_samples=None, eval_split=None, eval_holdout=0.0)
-        return _load(args, device, train_only=True).train
+        args = replace(args, dataset=str(source), max_train_samples=None)
+        return load_images(args, device, train_only=True).train
     cache_on = _check(args, device)
     if isinstance(source, datasets.IterableDataset):
         stream = encoded_images(source, args.image_column, "the stream")
@@ -100,35 +123,10 @@ def count_training_images(args: DataArguments) -> int:
         ValueError: if the dataset cannot be found or read, or is a stream.
     """
     known = DATASETS.get(args.dataset)
-    count = known.train_images if known else image_count(load_images(args).train)
+    count = known.train_images if known else image_count(load_images(replace(args, cache="none")).train)
     if not count:
         raise ValueError(f"dataset {args.dataset} is a stream without a length; pass --images N")
     return min(count, args.max_train_samples or count)
-
-
-def _load(args: DataArguments, device: Device | None, seed: int = 0, train_only: bool = False) -> Images:
-    """The images of the arguments; `train_only` leaves out the evaluation images and the bank of a stream."""
-    cache_on = _check(args, device)
-    source = built_in(args.dataset) or locate(args)
-    train_split, eval_split = choose_splits(args, list(source.splits))
-    eval_split = None if train_only else eval_split
-    if isinstance(source, BuiltInDataset):
-        whole = source.load(train_split, args.image_size, cache_on or "cpu")
-        first = whole.take(range(len(whole))[: args.max_train_samples])
-        test = source.load(eval_split, args.image_size, cache_on or "cpu") if eval_split else None
-        return Images(first, test and test.take(evenly_spaced(len(test), args.max_eval_samples)), first)
-    builder = source.builder([split for split in (train_split, eval_split) if split])
-    if args.streaming:
-        rows = encoded_images(builder.as_streaming_dataset(train_split), args.image_column, source.name)
-        rows = rows if args.max_train_samples is None else rows.take(args.max_train_samples)
-        stream = StreamedImages(rows, args.image_column, args.image_size, source.name, seed)
-        return Images(stream, None, None) if train_only else _with_bank(stream, builder, eval_split, args)
-    prepare(builder, source.name)
-    decoded, held_out = _read_splits(args, builder, source.name, train_split, eval_split)
-    if cache_on is not None:
-        check_memory(len(decoded) + len(held_out or ()), args.image_size, cache_on)
-    train = _cached(decoded, args, cache_on)
-    return Images(train, held_out and _cached(held_out, args, cache_on), train if decoded.labels is not None else None)
 
 
 def _check(args: DataArguments, device: Device | None) -> Device | None:
@@ -194,26 +192,25 @@ def _with_bank(
     if args.label_column not in train.stream.features:
         return Images(train, None, None)
     count = min(args.max_train_samples or BANK_SIZE, BANK_SIZE)
-    bank, labels = _decode_rows(train.shuffled(0), count, args, train.name)
-    held_out, eval_labels = None, list[Any]()
+    decoded = [_decode_rows(train.shuffled(0), count, args, train.name)]
     if eval_split is not None:
         rows = encoded_images(builder.as_streaming_dataset(eval_split), args.image_column, train.name)
         total = sum(1 for _ in rows.select_columns([args.label_column]))
         wanted = set(evenly_spaced(total, args.max_eval_samples))
         chosen = (row for index, row in enumerate(rows) if index in wanted)
-        held_out, eval_labels = _decode_rows(chosen, len(wanted), args, train.name)
+        decoded.append(_decode_rows(chosen, len(wanted), args, train.name))
     names = getattr(train.stream.features[args.label_column], "names", None)
-    if names is None and all(isinstance(label, str) for label in labels + eval_labels):
-        names = sorted(set(labels + eval_labels))
-    return Images(
-        train,
-        None if held_out is None else _labeled(held_out, eval_labels, names, args, train.name),
-        _labeled(bank, labels, names, args, train.name),
-    )
+    labels = [label for _, part in decoded for label in part]
+    if names is None and all(isinstance(label, str) for label in labels):
+        names = sorted(set(labels))
+    bank, *held_out = (_labeled(images, part, names, args, train.name) for images, part in decoded)
+    return Images(train, held_out[0] if held_out else None, bank)
 
 
 def _decode_rows(rows, count: int, args: DataArguments, name: str) -> tuple[torch.Tensor, list[Any]]:
-    read = itemgetter(args.image_column, args.label_column)
+    def read(row: dict[str, Any]) -> tuple[Any, Any]:
+        return row[args.image_column], row.get(args.label_column)
+
     reads = (partial(read, row) for row in islice(rows, count))
     return decode_all(reads, count, args.image_size, "cpu", name, UnreadableLog(None, args.max_unreadable))
 

@@ -46,7 +46,7 @@ CANDIDATES = 4  # windows sampled for each one kept
 
 
 class Box(NamedTuple):
-    """A window in pixels of its photograph; `right` and `bottom` are the first ones outside."""
+    """A window, in pixels of its photograph; `right` and `bottom` are just outside."""
 
     left: int
     top: int
@@ -132,11 +132,7 @@ def _contrast(photo: str, windows: np.ndarray) -> np.ndarray:
 def _photo(photo: str) -> Image.Image:
     """A photograph, at most 1,000 pixels wide or high. Read from the wheel: `skimage.data` itself may download."""
     package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise FileNotFoundError(
-            "photo-patches needs scikit-image; pip install scikit-image, or choose another dataset"
-        )
-    path = Path(package.origin).parent / "data" / photo
+    path = Path(getattr(package, "origin", None) or "skimage").parent / "data" / photo
     if not path.is_file():
         raise FileNotFoundError(
             f"photo-patches needs {photo} of scikit-image, missing in {path.parent}; reinstall scikit-image from its "

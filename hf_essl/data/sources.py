@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -88,16 +87,11 @@ def encoded_images(rows, image_column: str, name: str):
     if image_column not in features:
         raise ValueError(f"image_column is {image_column}; the columns of {name} are {', '.join(features)}")
     kind = features[image_column]
-    if not _may_be_image(kind):
+    is_row = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+    is_text = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "binary", "large_binary")
+    if not (is_row or is_text or isinstance(kind, datasets.Image)):
         raise ValueError(f"image_column {image_column} of {name} contains {kind}; it must be images, bytes or paths")
     return rows.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _may_be_image(kind: Any) -> bool:
-    if isinstance(kind, dict):
-        return set(kind) == {"bytes", "path"}
-    strings = ("string", "large_string", "binary", "large_binary")
-    return isinstance(kind, datasets.Image) or (isinstance(kind, datasets.Value) and kind.dtype in strings)
 
 
 def _locate_path(path: Path, args: DataArguments) -> Location:

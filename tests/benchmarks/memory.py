@@ -1,12 +1,12 @@
-"""Memory of a training from disk, by the number of its images.
+"""Memory of a training from `cache: disk`, by the number of its images.
 
     python tests/benchmarks/memory.py [--images 200000] [--small 2000] [--image_size 64] [--epochs 1]
 
-Each number of images is trained on in a process of its own, from `cache: disk`, which another process has built, for
-as many steps as the larger set has in its epochs. What the process holds is read from /proc/self/status after every
-step: RssAnon, what it has allocated; RssFile, the pages of files that it has mapped, which are those of libraries;
-VmRSS, their sum. The system's page cache is no process's memory: it keeps what has been read as long as nobody needs
-the room. The largest values of the last nine tenths of a run are compared.
+Each number of images trains in its own process, from a cache that another process has built, for as many steps as the
+larger set needs for its epochs. After every step it reads from /proc/self/status what the process uses: RssAnon,
+allocated memory; RssFile, mapped pages of files, which belong to libraries; VmRSS, their sum. The system's page cache
+does not count: it keeps what has been read until the memory is needed. The script compares the largest values of the
+last nine tenths of each run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hf_essl.trainer import SSLTrainer
 
 
 class Synthetic(torch.utils.data.Dataset):
-    """Images of noise, each from its index."""
+    """Noise images, each seeded by its index."""
 
     def __init__(self, count, size):
         self.count, self.size, self.fingerprint = count, size, f"synthetic {count} {size}"
@@ -52,7 +52,7 @@ class Watch(TrainerCallback):
 
 
 def load(options, count):
-    args = DataArguments(image_size=options.image_size, cache=options.cache, cache_dir=options.folder)
+    args = DataArguments(image_size=options.image_size, cache="disk", cache_dir=options.folder)
     return as_images(Synthetic(count, options.image_size), args)
 
 
@@ -80,23 +80,21 @@ def train(options, count):
     return {"steps": len(watch.seen)} | {name: round(max(one[name] for one in late)) for name in late[0]}
 
 
-def measured(options, count, what):
-    words = [sys.executable, __file__, what, str(count)]
-    for name in ("images", "image_size", "epochs", "batch_size", "resolution", "cache", "folder"):
-        words += [f"--{name}", str(getattr(options, name))]
-    began = time.perf_counter()
+def measured(options, what, count):
+    flags = [f"--{name}={value}" for name, value in vars(options).items() if name != "what"]
+    start = time.perf_counter()
+    words = [sys.executable, __file__, what, str(count), *flags]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1]) | {"seconds": round(time.perf_counter() - began)}
+    return json.loads(done.stdout.splitlines()[-1]) | {"seconds": round(time.perf_counter() - start)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=argparse.SUPPRESS)
-    for name, default in (("images", 200_000), ("small", 2_000), ("image_size", 64), ("batch_size", 64)):
+    integers = {"images": 200_000, "small": 2_000, "image_size": 64, "batch_size": 64, "resolution": 32}
+    for name, default in integers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--cache", default="disk")
     parser.add_argument("--folder")
     options = parser.parse_args()
     if options.what:
@@ -105,12 +103,12 @@ def main():
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         options.folder = folder
-        found = {}
+        found = []
         for count in (options.small, options.images):
-            built = measured(options, count, "build")
-            found[count] = {"built_in": built["seconds"], **measured(options, count, "train")}
-            print(json.dumps({"images": count, "MB": found[count]}), flush=True)
-    small, large = found[options.small], found[options.images]
+            built = measured(options, "build", count)
+            found.append({"build_seconds": built["seconds"], **measured(options, "train", count)})
+            print(json.dumps({"images": count, "MB": found[-1]}), flush=True)
+    small, large = found
     print(json.dumps({"grown_MB": {name: large[name] - small[name] for name in ("RssAnon", "RssFile", "VmRSS")}}))
 
 

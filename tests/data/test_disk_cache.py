@@ -172,13 +172,6 @@ def test_too_many_unreadable_images_stop_a_build_that_continues_later(damaged, t
     assert values(images) == [value for value in range(20) if value not in (3, 9, 19)]
 
 
-def test_no_image_is_readable(unlabeled, tmp_path):
-    for path in unlabeled.iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"10 of 10 images are unreadable \(.*empty file"):
-        load(unlabeled, tmp_path, max_unreadable=0.99)
-
-
 def test_a_damaged_cache_is_rebuilt(log, caplog):
     images = build(Gray(log))
     os.truncate(images.path, 100)

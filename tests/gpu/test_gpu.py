@@ -12,7 +12,7 @@ import torch
 
 from hf_essl.benchmark import benchmark
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
-from hf_essl.data import Feed
+from hf_essl.data import NO_LABEL, Feed
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.recipe import load_recipe
 from hf_essl.trainer import SSLTrainer
@@ -75,9 +75,10 @@ def test_a_copy_waits_for_nothing_and_the_step_for_the_copy():
     feed = Feed(torch.device("cuda"))
     busy = torch.randn(4096, 4096, device="cuda")
     batches = [torch.full((64, 3, 128, 128), value, dtype=torch.uint8).pin_memory() for value in range(1, 9)]
+    label = torch.full((64,), NO_LABEL).pin_memory()
     sums = []
     for batch in batches:
-        sums.append(feed({"image": batch, "unreadable": []})["image"].sum())
+        sums.append(feed({"image": batch, "label": label, "unreadable": []})["image"].sum())
         for _ in range(20):
             busy = busy @ busy.T / 4096  # the device falls behind, so that a copy that did not wait would be seen
     assert [int(total) // (64 * 3 * 128 * 128) for total in sums] == list(range(1, 9))
