@@ -1,7 +1,6 @@
 """The pictures: that they show what they are given, and are written whole or not at all."""
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from hf_essl.config import ViewArguments
@@ -67,8 +66,3 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         save_figure(Figure(), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_sample_images_are_spread_over_the_dataset():
-    images = patches("train", 32)
-    assert torch.equal(sample_images(images, 3), images.images[[0, 15, 31]])
