@@ -28,14 +28,10 @@ from hf_essl.run_folder import last_complete_checkpoint
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
-
-    Args:
-        columns: what distinguishes it from other runs except the seed, by the table's headings.
-    """
+    """One run of a sweep."""
 
     name: str
-    columns: dict[str, str]
+    columns: dict[str, str]  # what distinguishes it from other runs except the seed, by the table's headings
     recipe: Recipe
 
     @property

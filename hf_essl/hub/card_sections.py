@@ -26,7 +26,6 @@ PAPER = r"""@inproceedings{kocyigit2023accelerating,
   booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
   year      = {2023}
 }"""
-
 LOADING = Path(__file__).with_name("card_loading.md").read_text(encoding="utf-8").strip()
 TITLES = {
     "knn_accuracy": PROTOCOLS["knn"].title,

@@ -44,6 +44,6 @@ def test_another_baseline_and_other_sizes(recipe, capsys):
 
 def test_mistakes_are_one_line(recipe, capsys):
     assert cli.main(["cost", str(recipe), "--images", "32"]) == 2
-    assert "32 images make no step of 64" in capsys.readouterr().err
+    assert "32 training images do not fill a batch of 64" in capsys.readouterr().err
     assert cli.main(["cost", str(recipe), "--backbone", "resnet5O"]) == 2
     assert "did you mean" in capsys.readouterr().err

@@ -287,9 +287,8 @@ def test_where_there_is_nothing_to_push(hub, run, tmp_path):
 def test_a_card_with_a_token_or_a_path_is_not_pushed(hub, tmp_path, leak):
     backbone = export_backbone(timm.create_model("test_resnet", num_classes=0), tmp_path / "backbone", input_size=32)
     (backbone / "README.md").write_text(CARD + leak.format(token=hub.token, folder=tmp_path))
-    with pytest.raises(
-        ValueError, match=r"README.md contains (the Hub token|.* a folder of this machine); remove it"
-    ) as caught:
+    message = r"README.md contains (the Hub token|.* a folder of this machine); remove it"
+    with pytest.raises(ValueError, match=message) as caught:
         push_backbone(tmp_path, "ada/net")
     assert hub.token not in str(caught.value) and not hub.received
 

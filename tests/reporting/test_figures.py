@@ -1,7 +1,6 @@
 """The pictures: that they show what they are given, and are written whole or not at all."""
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from hf_essl.config import ViewArguments
