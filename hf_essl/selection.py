@@ -4,8 +4,6 @@ A selection has three parts, plan → compare → pair: sample m views and rende
 student, and keep the parameters of the hardest pair. `HardAugment.__call__` does all three.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """BYOL: Bootstrap Your Own Latent (Grill et al., NeurIPS 2020)."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor, nn

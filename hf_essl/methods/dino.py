@@ -1,7 +1,5 @@
 """DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), two global crops."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """MoCo v2+: Improved Baselines with Momentum Contrastive Learning (Chen et al. 2020), with a symmetric loss."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 

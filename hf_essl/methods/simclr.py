@@ -1,7 +1,5 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., ICML 2020)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 

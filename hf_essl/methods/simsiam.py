@@ -1,7 +1,5 @@
 """SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021)."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor, nn

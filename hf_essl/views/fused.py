@@ -4,8 +4,6 @@ Its pixels are those of kornia's operations in SimCLR's order, with the same par
 the pixels as few times as possible, and on a CPU it processes a few images at a time, which stay in its cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 

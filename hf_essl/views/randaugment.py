@@ -11,8 +11,6 @@ policy:
   multiplies contrast, and scales the saturation of HSV.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Crop, flip and resize at once: on either axis, a line of a view is a weighted sum of a few lines of its image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

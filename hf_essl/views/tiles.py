@@ -1,7 +1,5 @@
 """Augmented views next to their originals, as one picture."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor
