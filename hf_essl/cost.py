@@ -26,15 +26,13 @@ from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.schedules import Curriculum
 
-STEP_TO_FORWARD = 6
-"""C of Eq. 11, a training step over the forward pass of one view: two views, forward and a backward of twice that."""
+STEP_TO_FORWARD = 6  # C of Eq. 11: a training step of two views over the forward pass of one
 
 
 class StepFlops(NamedTuple):
     """Floating-point operations of one step, per image."""
 
-    forward: float
-    """Of the student, both views."""
+    forward: float  # of the student, both views
     backward: float
     teacher: float
     selection: float
@@ -64,8 +62,7 @@ class Cost:
     counted_selection_petaflops: float
     paper_speedup: float
     counted_speedup: float
-    paper_selection_overhead: float
-    """Additional cost of the selection pass, in percent of the same run without it (Table 8)."""
+    paper_selection_overhead: float  # additional cost of the selection pass in percent (Table 8)
 
 
 class FlopCounter:

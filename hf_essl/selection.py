@@ -24,16 +24,14 @@ class Plan(NamedTuple):
     """m sampled views of N images."""
 
     candidates: list[ViewParams]
-    small: Iterable[Tensor] | None
-    """The m views at r_sel, N x 3 x r_sel x r_sel each; None without a selection pass."""
+    small: Iterable[Tensor] | None  # at r_sel, N x 3 x r_sel x r_sel each; None without a selection pass
 
 
 class Comparison(NamedTuple):
     """The student's keys of the m small views, N x D each, and how hard the pairs are."""
 
     keys: tuple[Tensor, ...]
-    scores: Tensor | None
-    """N x pairs, higher for a harder pair; None with random selection."""
+    scores: Tensor | None  # N x pairs, higher for a harder pair; None with random selection
 
 
 class Selection(NamedTuple):
@@ -41,12 +39,9 @@ class Selection(NamedTuple):
 
     first: ViewParams
     second: ViewParams
-    pair: Tensor | None = None
-    """N, int64: indices into `HardAugment.pairs`; None without a choice."""
-    scores: Tensor | None = None
-    """Those of the comparison, N x pairs."""
-    extra: Tensor | None = None
-    """N x (m - 2) x D: keys of the small views that were not chosen, with `extra_targets`."""
+    pair: Tensor | None = None  # N, int64: indices into `HardAugment.pairs`; None without a choice
+    scores: Tensor | None = None  # N x pairs, of the comparison
+    extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
 
     def scalars(self) -> dict[str, Tensor]:
         """For the log, on the device: mean score of the chosen and of all pairs, their gap, and the share of images
@@ -72,8 +67,7 @@ class HardAugment:
     running statistics, and teacher and queue are not used. Algorithm 1 prints `f(vs)`, which must be `f(vs_small)`.
     """
 
-    pairs: list[tuple[int, int]]
-    """Positions of the candidate pairs; if first and second views differ (BYOL, DINO), one of each kind."""
+    pairs: list[tuple[int, int]]  # positions; if first and second views differ (BYOL, DINO), one of each kind
 
     def __init__(self, views: Views):
         self.views, self.args = views, views.args

@@ -13,8 +13,7 @@ from torch import Tensor
 from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_where_
 from hf_essl.views.resample import blocks, resample, sum_rows
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a gray value, as in kornia and torchvision."""
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray value, as in kornia and torchvision
 
 
 def render_fused(

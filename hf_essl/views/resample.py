@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 2**19
-"""Values that a CPU processes at a time, at a measured optimum: temporaries stay in its cache, and their memory is
-reused."""
+BLOCK = 2**19  # values that a CPU processes at a time, at a measured optimum: temporaries stay in its cache
 
 
 def blocks(count: int, values: int, device: torch.device) -> Iterator[slice]:

@@ -9,8 +9,8 @@ import torch
 from hf_essl.schedules import F1CLR, Cosine, CurveScheduler, OneCycle
 
 
-def _sgd(lr=0.2):
-    return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=lr, momentum=0.9)
+def _sgd():
+    return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.2, momentum=0.9)
 
 
 def _advance(optimizer, scheduler, steps):
