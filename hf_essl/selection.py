@@ -44,9 +44,7 @@ class Selection(NamedTuple):
     extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
 
     def scalars(self) -> dict[str, Tensor]:
-        """For the log, on the device: mean score of the chosen and of all pairs, their gap, and the share of images
-        whose chosen pair is not the first one; empty without scores.
-        """
+        """Mean scores and the share of images that do not train on the first pair, on the device; {} without scores."""
         if self.scores is None:
             return {}
         score = self.scores.max(dim=1).values.mean()
