@@ -44,7 +44,7 @@ class Selection(NamedTuple):
     extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
 
     def scalars(self) -> dict[str, Tensor]:
-        """Mean scores and the share of images that do not train on the first pair, on the device; {} without scores."""
+        """Mean scores and the share of images that do not train on the first pair; {} without scores."""
         if self.scores is None:
             return {}
         score = self.scores.max(dim=1).values.mean()
