@@ -1,7 +1,5 @@
 """`hf-essl COMMAND …`: runs a command, and reports a user's mistake in one line."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Small helpers that every layer shares: exceptions that end a run, messages in one line, files, Markdown tables."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@
 Names that a class must override stand in that class, in a block marked "overrides of transformers".
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,15 +26,13 @@ from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
 from hf_essl.schedules import Curriculum
 
-STEP_TO_FORWARD = 6
-"""C of Eq. 11, a training step over the forward pass of one view: two views, forward and a backward of twice that."""
+STEP_TO_FORWARD = 6  # C of Eq. 11: a training step of two views over the forward pass of one
 
 
 class StepFlops(NamedTuple):
     """Floating-point operations of one step, per image."""
 
-    forward: float
-    """Of the student, both views."""
+    forward: float  # of the student, both views
     backward: float
     teacher: float
     selection: float
@@ -63,22 +62,20 @@ class Cost:
     counted_selection_petaflops: float
     paper_speedup: float
     counted_speedup: float
-    paper_selection_overhead: float
-    """Additional cost of the selection pass, in percent of the same run without it (Table 8)."""
+    paper_selection_overhead: float  # additional cost of the selection pass in percent (Table 8)
 
 
 class FlopCounter:
     """Counts the operations of a model's step at any resolution, without changing the model or a random state.
 
-    It runs a copy on the meta device, in train mode, in one process, with a batch of two; results are cached. A loss
-    that grows faster than the batch (SimCLR's pairs) is counted at this size, where its share is negligible.
+    It runs a copy on the meta device, in train mode, with a batch of two; results are cached. A loss that grows faster
+    than the batch (SimCLR's pairs) is counted at this size, where its share is negligible.
     """
 
     def __init__(self, model: SSLModel):
         self.view_args = ViewArguments()  # no selection pass
         self._model = _meta_copy(model).train()
-        self._steps: dict[int, StepFlops] = {}
-        self._forward: dict[tuple[str, int], float] = {}
+        self._step, self._forward = cache(self._count_step), cache(self._count_forward)  # shared with copies
 
     @classmethod
     def of(cls, model: SSLModel, view_args: ViewArguments) -> FlopCounter:
@@ -93,16 +90,14 @@ class FlopCounter:
 
     def step(self, resolution: int) -> StepFlops:
         """Operations per image of a step with views of `resolution` pixels."""
-        if resolution not in self._steps:
-            self._steps[resolution] = self._count_step(resolution)
         if not self.view_args.needs_selection_pass:
-            return self._steps[resolution]
-        small_view = self._count_forward("embed", self.view_args.selection_resolution)
-        return self._steps[resolution]._replace(selection=self.view_args.num_views * small_view)
+            return self._step(resolution)
+        small_view = self._forward("embed", self.view_args.selection_resolution)
+        return self._step(resolution)._replace(selection=self.view_args.num_views * small_view)
 
     def backbone_macs(self, resolution: int) -> float:
         """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels."""
-        return self._count_forward("backbone", resolution) / 2
+        return self._forward("backbone", resolution) / 2
 
     def _count_step(self, resolution: int) -> StepFlops:
         with _isolated(), torch.enable_grad():
@@ -117,11 +112,9 @@ class FlopCounter:
 
     def _count_forward(self, part: str, resolution: int) -> float:
         """Operations of one view in `backbone` or `embed`, without gradient."""
-        if (part, resolution) not in self._forward:
-            with _isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                getattr(self._model, part)(_views(resolution))
-            self._forward[part, resolution] = counter.get_total_flops() / _BATCH
-        return self._forward[part, resolution]
+        with _isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            getattr(self._model, part)(_views(resolution))
+        return counter.get_total_flops() / _BATCH
 
 
 def estimate_cost(
@@ -207,9 +200,6 @@ def _meta_copy(model: SSLModel) -> SSLModel:
 
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Restores the CPU's random state, compiles nothing, and hides the process group.
-
-    Collectives and SyncBatchNorm reject meta tensors, and a process that counts alone would wait for the others.
-    """
+    """Restores the CPU's random state, compiles nothing, and hides the process group, which may not count along."""
     with without_process_group(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         yield

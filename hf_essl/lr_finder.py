@@ -1,7 +1,5 @@
 """The learning-rate range test (appendix C): the loss while the learning rate grows exponentially."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass

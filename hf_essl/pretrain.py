@@ -1,7 +1,5 @@
 """Pretrains a backbone from a recipe: `hf-essl pretrain RECIPE`, or `accelerate launch -m hf_essl pretrain RECIPE`."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import statistics

@@ -1,7 +1,5 @@
 """The folder of a run: the names of its files, and which checkpoint to resume from."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ A selection has three parts, plan → compare → pair: sample m views and rende
 student, and keep the parameters of the hardest pair. `HardAugment.__call__` does all three.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_essl.config import ViewArguments, cpu_has_bf16
+from hf_essl.config import cpu_has_bf16
 from hf_essl.methods import Pair, SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.views import ViewParams, Views
@@ -26,16 +24,14 @@ class Plan(NamedTuple):
     """m sampled views of N images."""
 
     candidates: list[ViewParams]
-    small: Iterable[Tensor] | None
-    """The m views at r_sel, N x 3 x r_sel x r_sel each; None without a selection pass."""
+    small: Iterable[Tensor] | None  # at r_sel, N x 3 x r_sel x r_sel each; None without a selection pass
 
 
 class Comparison(NamedTuple):
     """The student's keys of the m small views, N x D each, and how hard the pairs are."""
 
     keys: tuple[Tensor, ...]
-    scores: Tensor | None
-    """N x pairs, higher for a harder pair; None with random selection."""
+    scores: Tensor | None  # N x pairs, higher for a harder pair; None with random selection
 
 
 class Selection(NamedTuple):
@@ -43,19 +39,12 @@ class Selection(NamedTuple):
 
     first: ViewParams
     second: ViewParams
-    pair: Tensor | None = None
-    """N, int64: indices into `HardAugment.pairs`; None without a choice."""
-    scores: Tensor | None = None
-    """Those of the comparison, N x pairs."""
-    extra: Tensor | None = None
-    """N x (m - 2) x D: keys of the small views that were not chosen, with `extra_targets`."""
+    pair: Tensor | None = None  # N, int64: indices into `HardAugment.pairs`; None without a choice
+    scores: Tensor | None = None  # N x pairs, of the comparison
+    extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
 
     def scalars(self) -> dict[str, Tensor]:
-        """Scalars for the log, on the device; empty if the pair was not chosen by its score.
-
-        They are the mean score of the chosen pairs and of all pairs, the gap between them, and the share of images
-        whose chosen pair is not the first one.
-        """
+        """Mean scores and the share of images that do not train on the first pair; {} without scores."""
         if self.scores is None:
             return {}
         score = self.scores.max(dim=1).values.mean()
@@ -74,18 +63,12 @@ class HardAugment:
     The student compares the m views at r_sel in one forward pass without gradient; the chosen two are rendered at full
     size later, from the same parameters. The pass changes no state: BatchNorm uses batch statistics and keeps its
     running statistics, and teacher and queue are not used. Algorithm 1 prints `f(vs)`, which must be `f(vs_small)`.
-
-    Args:
-        views: samples and renders the views.
-        args: number of views, selection, r_sel and score; by default those of `views`.
     """
 
-    pairs: list[tuple[int, int]]
-    """Positions of the candidate pairs; if first and second views differ (BYOL, DINO), one of each kind."""
+    pairs: list[tuple[int, int]]  # positions; if first and second views differ (BYOL, DINO), one of each kind
 
-    def __init__(self, views: Views, args: ViewArguments | None = None):
-        self.views = views
-        self.args = args or views.args
+    def __init__(self, views: Views):
+        self.views, self.args = views, views.args
         self.kinds = [i % 2 for i in range(self.args.num_views)]
         self.pairs = list(itertools.combinations(range(self.args.num_views), 2))
         if views.asymmetric:
@@ -116,19 +99,17 @@ class HardAugment:
         return (F.interpolate(view, size=(size, size), mode="bilinear", antialias=True) for view in full)
 
     def compare(self, model: SSLModel, plan: Plan) -> Comparison | None:
-        """Embeds the small views without gradient, one BatchNorm batch per view, and scores the pairs.
-
-        Returns None for a plan without small views.
-        """
+        """Embeds the small views, one BatchNorm batch per view, and scores the pairs; None without small views."""
         if plan.small is None:
             return None
         with torch.no_grad(), frozen_running_stats(model):
             queries, keys = zip(*(self._embed(model, view) for view in plan.small), strict=True)
             if self.args.selection != "hard":
                 return Comparison(keys, None)
-            if self.args.selection_score == "loss":
-                return Comparison(keys, pair_losses(model, queries, keys, self.pairs))
-            return Comparison(keys, pair_cosines(queries, keys, self.pairs))
+            if self.args.selection_score == "cosine":
+                return Comparison(keys, pair_cosines(queries, keys, self.pairs))
+            losses = [model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in self.pairs]
+            return Comparison(keys, torch.stack(losses, dim=1))
 
     def pair(self, plan: Plan, comparison: Comparison | None = None) -> Selection:
         """Chooses the hardest pair of each image, or a random one without scores."""
@@ -183,10 +164,3 @@ def pair_cosines(queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs: l
         cosines = torch.bmm(unit_queries, unit_keys.transpose(1, 2))  # N x m x m
     first, second = (list(side) for side in zip(*pairs, strict=True))
     return -(cosines[:, first, second] + cosines[:, second, first]) / 2
-
-
-def pair_losses(
-    model: SSLModel, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], pairs: list[tuple[int, int]]
-) -> Tensor:
-    """The method's own loss of each image and pair, with the student's keys as targets: m x N x D to N x pairs."""
-    return torch.stack([model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in pairs], dim=1)

@@ -9,8 +9,6 @@
 Each cell is a run in its own folder under `output_dir`. A finished one is skipped, an interrupted one is resumed.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence

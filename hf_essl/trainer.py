@@ -1,7 +1,5 @@
 """`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_essl.config import ViewArguments
 from hf_essl.methods import METHODS, SSLModel
-from hf_essl.selection import HardAugment, frozen_running_stats, keys_not_chosen, pair_cosines
+from hf_essl.selection import HardAugment, frozen_running_stats, pair_cosines
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -121,16 +121,6 @@ def test_compared_in_bf16_if_the_device_has_it(model, capable, monkeypatch):
     assert rough.dtype == torch.float32
     torch.testing.assert_close(exact, rough, atol=0.05, rtol=0)
     assert torch.equal(exact, rough) != capable
-
-
-def test_keys_not_chosen_by_brute_force():
-    keys = tuple(torch.randn(5, 3) for _ in range(4))
-    chosen = torch.tensor([[0, 1], [2, 0], [1, 3], [3, 2], [0, 3]])
-    expected = [[2, 3], [1, 3], [0, 2], [0, 1], [1, 2]]
-    got = keys_not_chosen(keys, chosen)
-    assert got.shape == (5, 2, 3)
-    for n, views in enumerate(expected):
-        assert all(torch.equal(got[n, i], keys[view][n]) for i, view in enumerate(views))
 
 
 @pytest.mark.parametrize("selection", ["hard", "random"])

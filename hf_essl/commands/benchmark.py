@@ -1,7 +1,5 @@
 """`hf-essl benchmark RECIPE`: images/s of each part of a training step, at each resolution."""
 
-from __future__ import annotations
-
 import sys
 
 from hf_essl.commands.parser import RecipeParser

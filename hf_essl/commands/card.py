@@ -1,7 +1,5 @@
 """`hf-essl card RUN`: writes the model card of a finished run again, from the files in its folder."""
 
-from __future__ import annotations
-
 from hf_essl.commands.parser import Parser
 
 

@@ -1,7 +1,5 @@
 """`hf-essl compare RUN…`: accuracy against cost of finished runs, as a picture and a table."""
 
-from __future__ import annotations
-
 from hf_essl.commands.parser import Parser
 
 

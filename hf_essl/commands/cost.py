@@ -1,7 +1,5 @@
 """`hf-essl cost RECIPE…`: what recipes cost and save, without training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

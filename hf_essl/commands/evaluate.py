@@ -1,7 +1,5 @@
 """`hf-essl evaluate SOURCE --dataset D`: the accuracy of a trained backbone by kNN, linear probe or fine-tuning."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`--accelerate_config NAME`: runs the command under `accelerate launch` with a named configuration."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`hf-essl lr-find RECIPE`: the learning-rate range test of appendix C, as a picture and a suggestion."""
 
-from __future__ import annotations
-
 from hf_essl.commands.parser import RecipeParser
 
 

@@ -1,7 +1,5 @@
 """Argument parsers of the commands: a mistake is a ValueError, reported like any other."""
 
-from __future__ import annotations
-
 import argparse
 
 

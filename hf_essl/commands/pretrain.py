@@ -1,7 +1,5 @@
 """`hf-essl pretrain RECIPE`: trains a backbone without labels."""
 
-from __future__ import annotations
-
 import os
 import sys
 

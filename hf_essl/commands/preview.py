@@ -1,7 +1,5 @@
 """`hf-essl preview RECIPE`: draws the schedules of a recipe, and on request its views."""
 
-from __future__ import annotations
-
 from hf_essl.commands.parser import RecipeParser
 
 

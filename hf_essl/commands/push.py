@@ -1,7 +1,5 @@
 """`hf-essl push RUN --repo_id user/name`: pushes the backbone of a finished run to the Hub."""
 
-from __future__ import annotations
-
 from hf_essl.commands.parser import Parser
 
 

@@ -1,7 +1,5 @@
 """`hf-essl sweep FILE`: runs every cell of a sweep and prints its table."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where the images come from and how they are kept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

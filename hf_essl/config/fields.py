@@ -1,7 +1,5 @@
 """Fields of a recipe: help, default and range in one declaration, checked for YAML, command line and Python."""
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from functools import cache

@@ -5,8 +5,6 @@ lr_schedule: f1_clr
 blur_p: [1.0, 0.1]
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

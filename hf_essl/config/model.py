@@ -1,7 +1,5 @@
 """What to train: the network and the method."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

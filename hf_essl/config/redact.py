@@ -1,7 +1,5 @@
 """Keeps the Hub token and the paths of this machine out of everything that is published."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any

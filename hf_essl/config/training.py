@@ -1,7 +1,5 @@
 """How to train: `transformers.TrainingArguments` with the paper's defaults, its schedules and the evaluation."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One value of a recipe: from YAML or from the words of a command line to what its field holds, or a `RecipeError`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

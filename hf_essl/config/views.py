@@ -1,7 +1,5 @@
 """The augmentation chain, its curriculum (Super Progressive Learning, Sec. 3.2) and Hard Augment (Sec. 3.3)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -3,8 +3,6 @@
 To add a built-in one, write its loader in a new file and add a line to `DATASETS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 `decode` raises an error for an unreadable image; `read_image` returns a report of it instead, for `UnreadableLog`.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Callable, Sequence

@@ -9,8 +9,6 @@ other images have another folder. A cache is built in `<folder>.building`, which
 For every 256 images on the disk a journal has one line; an interrupted build continues after its last line.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Class labels as class indices, with one value for "no label"."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

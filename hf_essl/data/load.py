@@ -1,7 +1,5 @@
 """From the arguments of a recipe, or from a dataset object, to decoded images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -4,8 +4,6 @@ One class per photograph. Training and evaluation windows lie in disjoint bands 
 the evaluation patches are never trained on.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Where images come from: a Hub id, a folder of images, a folder of parquet files, or a parquet file."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

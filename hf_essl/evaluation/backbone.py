@@ -1,7 +1,5 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Evaluates a trained backbone on a labeled dataset."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace

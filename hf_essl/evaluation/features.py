@@ -1,7 +1,5 @@
 """Features of a frozen backbone, extracted once and kept in host memory for every evaluation."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

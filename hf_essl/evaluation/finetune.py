@@ -1,7 +1,5 @@
 """Full fine-tuning: backbone and linear head, trained together on labeled images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbor accuracy of frozen features, within bounded memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

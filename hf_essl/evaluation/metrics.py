@@ -1,7 +1,5 @@
 """Metrics of predictions and of features: accuracy as an `evaluate.Metric`, and two that show a collapse."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import datasets

@@ -4,8 +4,6 @@ To add a protocol, write a file with a settings dataclass, a function `run(task,
 as in `knn.py`, and add it to the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

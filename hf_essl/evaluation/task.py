@@ -1,7 +1,5 @@
 """What a protocol evaluates (`Task`), and its entry in the table of protocols (`Protocol`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

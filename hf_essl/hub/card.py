@@ -1,7 +1,5 @@
 """The model card of a run: README.md next to the exported backbone, made from the run's own files."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

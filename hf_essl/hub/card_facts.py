@@ -1,7 +1,5 @@
 """The facts of a model card: the measured results of a run, and which strategies it used."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

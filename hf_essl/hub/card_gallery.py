@@ -1,7 +1,5 @@
 """A folder of cards: one sub-folder per run, and an index whose numbers come from their metrics.json."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sections of a model card in Markdown. Tables have a row for everything known, and none for the rest."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

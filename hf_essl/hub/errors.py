@@ -1,7 +1,5 @@
 """The errors of the Hub in one sentence that says what to do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Exports the backbone, without its heads, in the format that timm and transformers load."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Pushes an exported backbone to the Hub in one commit: only safetensors, JSON, YAML, Markdown and PNG files."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a trainer reports and uploads: the backbone as safetensors with its card, not the whole output folder."""
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path

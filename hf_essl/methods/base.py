@@ -26,28 +26,17 @@ Pair = tuple[Tensor, Tensor]
 class SSLModel(nn.Module):
     """A timm backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method."""
 
-    title: ClassVar[str]
-    """The method's name in prose, such as MoCo v2+."""
-    description: ClassVar[str]
-    """One line for help and README: the loss and the paper."""
-    citation: ClassVar[str] = ""
-    """BibTeX of the paper."""
-    small_args: ClassVar[dict[str, Any]] = {}
-    """`method_args` with heads small enough for tests."""
-    has_teacher = False
-    """Whether a momentum teacher also runs forward on both views."""
-    fixed_lr_modules: tuple[str, ...] = ()
-    """Submodules whose learning rate may be held constant (`fix_predictor_lr`)."""
-    sync_batchnorm = True
-    """Whether BatchNorm may use the statistics of all processes (`sync_batchnorm` of the training arguments)."""
-    clears_gradients = False
-    """Whether `after_backward` sets gradients to None, which torch's fused SGD does not support."""
-    collapse_hint = "lower learning_rate"
-    """What to try first if the embedding collapses, for the alarm."""
-    config: ModelArguments | None = None
-    """The arguments of `from_timm`; None for a model built by hand."""
-    projector: nn.Module
-    """The head on top of the backbone; the online probe reads the features that enter it."""
+    title: ClassVar[str]  # in prose, such as MoCo v2+
+    description: ClassVar[str]  # one line for help and README: the loss and the paper
+    citation: ClassVar[str] = ""  # BibTeX of the paper
+    small_args: ClassVar[dict[str, Any]] = {}  # `method_args` with heads small enough for tests
+    has_teacher = False  # whether a momentum teacher also runs forward on both views
+    fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
+    sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
+    clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
+    collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
+    config: ModelArguments | None = None  # the arguments of `from_timm`; None for a model built by hand
+    projector: nn.Module  # the head on the backbone; the online probe reads the features that enter it
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it if a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):

@@ -1,7 +1,5 @@
 """BYOL: Bootstrap Your Own Latent (Grill et al., NeurIPS 2020)."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ class BYOL(SSLModel):
     """L = (2 - 2 cos(q1, k2)) + (2 - 2 cos(q2, k1)), with k from a momentum teacher (Eq. 2 of BYOL, symmetric).
 
     Args:
-        backbone: B x 3 x r x r to B x C.
         projector_hidden: hidden size of the projector.
         projector_dim: D, the size of projections and predictions.
         predictor_hidden: hidden size of the predictor.

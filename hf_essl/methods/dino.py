@@ -1,7 +1,5 @@
 """DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), two global crops."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 
@@ -18,7 +16,6 @@ class DINO(SSLModel):
     """Cross-entropy from the teacher's centered and sharpened softmax to the student's over K outputs (Eq. 3, Alg. 1).
 
     Args:
-        backbone: B x 3 x r x r to B x C.
         hidden: hidden size of the head.
         bottleneck: size before the last layer.
         output_dim: K; 65,536 on ImageNet, 1,024 to 2,048 on data sets of up to 20,000 images.

@@ -1,7 +1,5 @@
 """Collectives over all W processes; each is the identity in a single process."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Projector and predictor heads, shared by the methods."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Literal

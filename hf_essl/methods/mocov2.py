@@ -1,7 +1,5 @@
 """MoCo v2+: Improved Baselines with Momentum Contrastive Learning (Chen et al. 2020), with a symmetric loss."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 
@@ -22,8 +20,7 @@ class MoCoV2(SSLModel):
     image is never its own negative.
 
     Args:
-        backbone: B x 3 x r x r to B x C.
-        projector_hidden: hidden size of the projector; by default C.
+        projector_hidden: hidden size of the projector; by default the backbone's width.
         projector_dim: D, the size of queries and keys.
         queue_length: K, less than data set - batch: 4,096 on Imagenette, 65,536 on ImageNet.
         temperature: of the softmax over similarities.

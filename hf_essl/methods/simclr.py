@@ -1,7 +1,5 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., ICML 2020)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 
@@ -20,8 +18,7 @@ class SimCLR(SSLModel):
     Gradient accumulation adds no negatives; they come from one micro-batch.
 
     Args:
-        backbone: B x 3 x r x r to B x C.
-        projector_hidden: hidden size of the projector; by default C.
+        projector_hidden: hidden size of the projector; by default the backbone's width.
         projector_dim: D, the size of z.
         temperature: of the softmax over similarities.
     """

@@ -1,7 +1,5 @@
 """SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021)."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -14,8 +12,7 @@ class SimSiam(SSLModel):
     """L = D(p1, stopgrad(z2)) / 2 + D(p2, stopgrad(z1)) / 2, with D the negative cosine (Eq. 1 and 2 of SimSiam).
 
     Args:
-        backbone: B x 3 x r x r to B x C.
-        projector_hidden: hidden size of the projector; by default C, as published.
+        projector_hidden: hidden size of the projector; by default the backbone's width, as published.
         projector_dim: D, the size of z and p.
         predictor_hidden: bottleneck of the predictor.
     """

@@ -1,7 +1,5 @@
 """The momentum teacher: a copy of the student that follows it slowly and makes the target keys."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """A comparison of runs: accuracy against cost as in the paper's Figure 1, and a Markdown table."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What recipes cost without training them: petaFLOPs in both conventions, their parts, and speed-ups."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

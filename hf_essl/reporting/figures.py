@@ -1,7 +1,5 @@
 """The pictures of a run: its curves and its views."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`metrics.json`: the results of a run, written from its facts and read back, also from older runs."""
 
-from __future__ import annotations
-
 import json
 import platform
 from dataclasses import dataclass

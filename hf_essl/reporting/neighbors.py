@@ -1,7 +1,5 @@
 """What a backbone finds similar: query images, each next to its nearest neighbors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A recipe's schedules in one picture, without training: the paper's Fig. 2 and Fig. 3."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

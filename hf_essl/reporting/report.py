@@ -1,7 +1,5 @@
 """The report of a finished run: the files in its folder, and the table on the screen."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The results of a benchmark as a table, a picture and JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

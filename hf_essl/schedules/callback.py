@@ -1,7 +1,5 @@
 """The only writer of the views' resolution and magnitude."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from transformers import TrainerCallback

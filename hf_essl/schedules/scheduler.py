@@ -1,7 +1,5 @@
 """A curve bound to an optimizer: the only writer of learning rate and momentum."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

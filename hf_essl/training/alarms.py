@@ -1,7 +1,5 @@
 """Alarms: a loss that is not finite and an embedding that collapses, reported early with the likely cause."""
 
-from __future__ import annotations
-
 import logging
 import math
 

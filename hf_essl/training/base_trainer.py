@@ -1,7 +1,5 @@
 """The overrides of transformers.Trainer that have nothing to do with views: loaders, optimizer, checkpoints."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

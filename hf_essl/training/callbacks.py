@@ -1,7 +1,5 @@
 """The trainer's own callbacks: when to evaluate, the clock, and how to stop."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable

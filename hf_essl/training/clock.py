@@ -1,7 +1,5 @@
 """A stopwatch that counts training only, not evaluation and saving."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

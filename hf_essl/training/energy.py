@@ -1,7 +1,5 @@
 """Energy and emissions of a run: transformers' CodeCarbonCallback, read for the log, the report and the card."""
 
-from __future__ import annotations
-
 from transformers.integrations import CodeCarbonCallback
 
 from hf_essl.compat import measured_energy

@@ -1,7 +1,5 @@
 """How a model and its memory are laid out: BatchNorm over processes, channels last, compiled backbones, FSDP."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os

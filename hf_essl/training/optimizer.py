@@ -1,7 +1,5 @@
 """The optimizer's parameter groups."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

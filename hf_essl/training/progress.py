@@ -1,7 +1,5 @@
 """What a user watches while a run trains."""
 
-from __future__ import annotations
-
 import sys
 
 from tqdm.auto import tqdm

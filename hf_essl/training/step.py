@@ -3,8 +3,6 @@
 before_step → forward → backward → after_backward → optimizer → after_step
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 

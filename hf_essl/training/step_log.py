@@ -1,7 +1,5 @@
 """What a training step adds to the log: means over the steps since the last log, and facts of the last step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ Trainer's own callbacks send what `SSLTrainer.log` gives them; the classes here 
 talks to a tracker.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import re

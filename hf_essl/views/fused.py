@@ -4,8 +4,6 @@ Its pixels are those of kornia's operations in SimCLR's order, with the same par
 the pixels as few times as possible, and on a CPU it processes a few images at a time, which stay in its cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -15,8 +13,7 @@ from torch import Tensor
 from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_where_
 from hf_essl.views.resample import blocks, resample, sum_rows
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a gray value, as in kornia and torchvision."""
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray value, as in kornia and torchvision
 
 
 def render_fused(

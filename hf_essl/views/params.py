@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-REFERENCE_SIZE = 224
-"""Side in pixels of the views to which the sigma of the blur and RandAugment's sharpness refer."""
-
-NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])
-"""The row of `ViewParams.jitter` that changes nothing."""
+REFERENCE_SIZE = 224  # side in pixels of the views to which blur sigma and RandAugment's sharpness refer
+NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])  # the row of `ViewParams.jitter` that changes nothing
 
 
 @dataclass(frozen=True)
@@ -23,22 +20,14 @@ class ViewParams:
     They stay on the host: on a GPU, the images that an operation changes could only be found by waiting for it.
     """
 
-    box: Tensor
-    """N x 4: left, top, width, height of the crop."""
-    flip: Tensor
-    """N, bool: flipped horizontally."""
-    jitter: Tensor
-    """N x 4: factors of brightness, contrast and saturation, and the shift of the hue in turns."""
-    grayscale: Tensor
-    """N, bool."""
-    sigma: Tensor
-    """N: sigma of the Gaussian blur at 224 px; 0 is no blur."""
-    solarize: Tensor
-    """N, bool."""
-    operations: Tensor
-    """N x n, int64: indices into `randaugment.OPERATIONS`, in the order of application; n = 0 for SimCLR's chain."""
-    strengths: Tensor
-    """N x n in [-1, 1]: the strengths of these operations, as shares of their ranges."""
+    box: Tensor  # N x 4: left, top, width, height of the crop
+    flip: Tensor  # N, bool: flipped horizontally
+    jitter: Tensor  # N x 4: factors of brightness, contrast and saturation, and the shift of the hue in turns
+    grayscale: Tensor  # N, bool
+    sigma: Tensor  # N: sigma of the Gaussian blur at 224 px; 0 is no blur
+    solarize: Tensor  # N, bool
+    operations: Tensor  # N x n, int64: indices into `randaugment.OPERATIONS`, in order; n = 0 for SimCLR's chain
+    strengths: Tensor  # N x n in [-1, 1]: the strengths of these operations, as shares of their ranges
 
     @staticmethod
     def neutral(count: int, **changes: Tensor) -> ViewParams:

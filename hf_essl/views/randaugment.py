@@ -1,17 +1,13 @@
 """RandAugment (Cubuk et al. 2020): a few random operations per image, all at one magnitude.
 
-The operations and their ranges are those of `kornia.augmentation.auto.RandAugment`. Three things differ from its
-policy:
+The operations and their ranges are those of `kornia.augmentation.auto.RandAugment`, with three differences:
 
 - Each image samples its own operations; kornia samples them once per batch.
 - Every operation grows with the magnitude from no change at 0, as in torchvision's and timm's "increasing" policies,
-  so that a curriculum can raise it. In kornia and in the publication, enhancements run from 0.1 to 1.9 with no change
-  in the middle, and solarization is strongest at 0.
-- Brightness, contrast, color and solarize_add are PIL's, as in the publication. kornia's policy adds brightness,
-  multiplies contrast, and scales the saturation of HSV.
+  so that a curriculum can raise it. In kornia and in the paper, enhancements run from 0.1 to 1.9 with no change in the
+  middle, and solarization is strongest at 0.
+- Brightness, contrast, color and solarize_add are PIL's, as in the paper.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +26,7 @@ def sample_operations(count: int, operations: int, magnitude: float) -> tuple[Te
     """Samples operations and their strengths for `count` images from torch's global generator.
 
     Args:
-        operations: n per image, distinct as in kornia; the publication may repeat one.
+        operations: n per image, distinct as in kornia; the paper may repeat one.
         magnitude: strength of all of them, 0 to `MAX_RANDAUGMENT`.
 
     Returns:
@@ -50,9 +46,8 @@ def sample_operations(count: int, operations: int, magnitude: float) -> tuple[Te
 def augment_(view: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     """Applies each image's operations in their order, in place: float32 N x 3 x r x r in [0, 1].
 
-    The result is about the same picture at any resolution, except for auto_contrast and equalize, which depend on the
-    extremes and the histogram of the pixels: the mean difference is 0.01 to 0.05, and below some 50 px the integer
-    steps of equalize are visible. Regions from outside the view are black.
+    The result looks about the same at any resolution. auto_contrast and equalize differ by 0.01 to 0.05 in the mean,
+    because they depend on the extremes and the histogram of the pixels. Regions from outside the view are black.
 
     Args:
         operations: N x n, indices into `OPERATIONS`, on the host.
@@ -94,7 +89,7 @@ def _sharpness(view: Tensor, strength: Tensor) -> Tensor:
 
 
 def _shear(view: Tensor, strength: Tensor, axis: int) -> Tensor:
-    """Shears about the center by up to 54 degrees, kornia's interpretation of the publication's 0.3 (17 degrees)."""
+    """Shears about the center by up to 54 degrees, kornia's interpretation of the paper's 0.3 (17 degrees)."""
     size = view.shape[-1]
     angles = [torch.zeros_like(strength), torch.zeros_like(strength)]
     angles[axis] = 54 * (torch.pi / 180) * strength

@@ -3,8 +3,6 @@
 It is slower than the fused executor, whose pixels must equal its own.
 """
 
-from __future__ import annotations
-
 import torch
 from kornia import enhance
 from kornia.color import rgb_to_grayscale

@@ -1,16 +1,12 @@
 """Crop, flip and resize at once: on either axis, a line of a view is a weighted sum of a few lines of its image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 2**19
-"""Values that a CPU processes at a time, at a measured optimum: temporaries stay in its cache, and their memory is
-reused."""
+BLOCK = 2**19  # values that a CPU processes at a time, at a measured optimum: temporaries stay in its cache
 
 
 def blocks(count: int, values: int, device: torch.device) -> Iterator[slice]:

@@ -1,7 +1,5 @@
 """Samples the parameters of views with kornia's generators, on the host: SimCLR's chain or RandAugment."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Augmented views next to their originals, as one picture."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,9 +8,6 @@ from torchvision.utils import make_grid
 
 from hf_essl.config import ViewArguments
 from hf_essl.views.views import Views
-
-SMALLEST_TILE = 96
-"""Side in pixels to which smaller images are enlarged."""
 
 
 def tile_views(
@@ -28,7 +23,7 @@ def tile_views(
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
     rendered = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
-    side = max(images.shape[-1], SMALLEST_TILE)
+    side = max(images.shape[-1], 96)  # smaller images are enlarged
     tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *rendered)]
     grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,7 +1,5 @@
 """`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change during training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,6 +1,5 @@
 """DINO: its loss, center, temperature and frozen last layer, against lightly's and by hand."""
 
-import pytest
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
@@ -55,15 +54,6 @@ def test_loss_center_and_temperature_are_lightlys_over_40_epochs():
         model._pending_means.append(torch.cat([t1, t2]).mean(dim=0, keepdim=True))
         model.after_step()
         torch.testing.assert_close(model.center, published.center[0], atol=1e-7, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("epoch", "temperature"), [(0.0, 0.04), (0.9, 0.04), (1.0, 0.05), (2.5, 0.06), (3.0, 0.07), (80.0, 0.07)]
-)
-def test_teacher_temperature_by_hand(epoch, temperature):
-    model = build(teacher_temperature=0.07, warmup_teacher_epochs=4)
-    model.before_step(0.0, epoch)
-    assert model.temperature == pytest.approx(temperature)
 
 
 def test_after_step_moves_the_center_by_a_tenth_of_the_teachers_mean(views):

@@ -99,11 +99,6 @@ def test_keys_of_a_skipped_step_are_dropped(views):
     assert int(model.pointer) == 12
 
 
-def test_queue_and_pointer_are_saved():
-    state = build().state_dict()
-    assert state["queue"].shape == (20, 8) and state["pointer"].dtype == torch.long
-
-
 def test_split_batchnorm_groups_keep_the_images_in_order(views):
     model = build(splits=3).train()
     first, _ = views

@@ -40,17 +40,13 @@ def _trainer(folder, accumulation=1):
 EXPECTED = [224] * 2 + [96] * 2 + [128] * 2 + [160] * 2 + [192] * 2 + [224] * 2  # 2 of 12 steps are warm-up
 
 
-def test_every_step_has_its_resolution_and_magnitude(tmp_path):
-    trainer, model = _trainer(tmp_path)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_batch_of_a_step_has_its_resolution_and_magnitude(tmp_path, accumulation):
+    trainer, model = _trainer(tmp_path, accumulation)
     trainer.train()
-    assert [resolution for resolution, _ in model.seen] == EXPECTED
-    assert [magnitude for _, magnitude in model.seen] == pytest.approx([4 + step / 6 for step in range(12)])
-
-
-def test_the_micro_batches_of_an_optimizer_step_share_them(tmp_path):
-    trainer, model = _trainer(tmp_path, accumulation=2)
-    trainer.train()
-    assert [resolution for resolution, _ in model.seen] == [size for size in EXPECTED for _ in range(2)]
+    assert [resolution for resolution, _ in model.seen[::accumulation]] == EXPECTED
+    assert [magnitude for _, magnitude in model.seen[::accumulation]] == pytest.approx([4 + k / 6 for k in range(12)])
+    assert model.seen[::accumulation] == model.seen[accumulation - 1 :: accumulation]
 
 
 def test_a_resumed_run_continues_with_the_new_views(tmp_path):

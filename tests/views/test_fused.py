@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 from skimage import data
+from torchvision.transforms.v2 import RandomCrop
 
 from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
@@ -18,20 +19,11 @@ PLAIN = torch.zeros(3), torch.ones(3)
 
 
 def patches(count, height=HEIGHT, width=WIDTH):
-    """Pieces of four real photographs, uint8 count x 3 x height x width."""
-    pictures = [
-        torch.from_numpy(p).permute(2, 0, 1) for p in (data.astronaut(), data.coffee(), data.cat(), data.rocket())
-    ]
-    generator = torch.Generator().manual_seed(0)
-
-    def piece(picture):
-        top, left = (
-            int(torch.randint(whole - part + 1, (), generator=generator))
-            for whole, part in zip(picture.shape[1:], (height, width), strict=True)
-        )
-        return picture[:, top : top + height, left : left + width]
-
-    return torch.stack([piece(pictures[n % 4]) for n in range(count)])
+    """Random pieces of four real photographs, uint8 count x 3 x height x width."""
+    pictures = [torch.from_numpy(p()).permute(2, 0, 1) for p in (data.astronaut, data.coffee, data.cat, data.rocket)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.stack([RandomCrop((height, width))(pictures[n % 4]) for n in range(count)])
 
 
 def by_kornia(images, params, size):
