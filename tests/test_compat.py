@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
@@ -25,6 +26,14 @@ from hf_essl import compat
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.training.base_trainer import BaseTrainer
+
+
+@pytest.fixture
+def accelerator():
+    """One that leaves no state behind, which other tests would find."""
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 OVERRIDES = {
     "_build_accelerator_args": ["kwargs"],
@@ -81,8 +90,8 @@ def test_the_optimizer_is_chosen_by_a_static_method():
     assert optimizer is torch.optim.SGD and "lr" in settings and "momentum" not in settings
 
 
-def test_accelerate_marks_a_prepared_model_and_we_clear_the_mark():
-    accelerator, model = Accelerator(cpu=True), nn.Linear(2, 2)
+def test_accelerate_marks_a_prepared_model_and_we_clear_the_mark(accelerator):
+    model = nn.Linear(2, 2)
     accelerator.prepare_model(model, evaluation_mode=True)
     assert model._is_accelerate_prepared
     compat.forget_preparation(model)
@@ -90,8 +99,8 @@ def test_accelerate_marks_a_prepared_model_and_we_clear_the_mark():
     compat.forget_preparation(model)  # a second time does nothing
 
 
-def test_a_prepared_loader_keeps_its_batches_and_its_generator():
-    loader = Accelerator(cpu=True).prepare_data_loader(DataLoader(TensorDataset(torch.arange(8.0)), batch_size=4))
+def test_a_prepared_loader_keeps_its_batches_and_its_generator(accelerator):
+    loader = accelerator.prepare_data_loader(DataLoader(TensorDataset(torch.arange(8.0)), batch_size=4))
     assert hasattr(loader, "base_dataloader") and loader.device is not None
     kept = compat.keep_batches_on_host(loader, seed=7)
     assert kept is loader and loader.device is None

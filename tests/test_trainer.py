@@ -184,7 +184,7 @@ def test_an_online_probe_learns_resumes_and_changes_nothing_of_the_run(tmp_path)
 
 def test_an_online_probe_without_labels_is_told(tmp_path):
     images = CachedImages(patches("train", 32).images, None, None, "heap")
-    with pytest.raises(ValueError, match="online_probe is on, but the training images of heap come without labels"):
+    with pytest.raises(ValueError, match="online_probe is on, but the training images of heap have no labels"):
         small_trainer(tmp_path, train=images, online_probe=True)
 
 
@@ -282,7 +282,7 @@ def test_fewer_images_than_a_batch_are_told(tmp_path):
 
 def test_a_queue_as_long_as_the_data_is_told(tmp_path):
     trainer = small_trainer(tmp_path, method="mocov2", train=patches("train", 48))
-    with pytest.raises(ValueError, match="queue_length is 40 with 48 images and batches of 16"):
+    with pytest.raises(ValueError, match="queue_length is 40, too long for 48 images in batches of 16"):
         trainer.train()
 
 

@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.redact import check_public, public_recipe
 from hf_essl.hub.card import CARD, card_on_hub
-from hf_essl.hub.errors import HubError, HubUnreachable, plain_errors
+from hf_essl.hub.hub_errors import HubError, HubUnreachable, plain_errors
 from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -78,7 +78,10 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
         (["--dataset", "./no/such/folder"], "dataset is ./no/such/folder, which does not exist; give a folder"),
         (["--backbone", "resnet51"], "backbone is 'resnet51', which is not a timm model; did you mean"),
         (["--method", "simsiaam"], "method is 'simsiaam'; choose one of simsiam"),
-        (["--method_args", "{projector_size: 3}"], "method_args holds 'projector_size', unknown to simsiam"),
+        (
+            ["--method_args", "{projector_size: 3}"],
+            "method_args contains 'projector_size', which simsiam does not accept",
+        ),
         (["--resume_from_checkpoint", "true"], "no complete checkpoint in"),
     ],
 )

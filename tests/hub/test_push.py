@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from hf_essl import cli, export_backbone, load_backbone, push_backbone
 from hf_essl.config.redact import without_paths
-from hf_essl.hub.errors import HubError, HubUnreachable, explain
+from hf_essl.hub.hub_errors import HubError, HubUnreachable, explain
 from hf_essl.methods import METHODS, SSLModel
 from tests.evaluation.test_backbone import write_checkpoint
 

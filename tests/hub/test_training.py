@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from hf_essl import SSLTrainingArguments, cli
-from hf_essl.hub.errors import HubError
+from hf_essl.hub.hub_errors import HubError
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
 from tests.helpers import small_trainer
