@@ -182,7 +182,7 @@ def test_an_online_probe_learns_resumes_and_changes_nothing_of_the_run(tmp_path)
     assert losses[0] == pytest.approx(math.log(classes), abs=1e-4) and losses[-1] < losses[0]
 
 
-def test_an_online_probe_without_labels_is_told(tmp_path):
+def test_an_online_probe_without_labels_is_an_error(tmp_path):
     images = CachedImages(patches("train", 32).images, None, None, "heap")
     with pytest.raises(ValueError, match="online_probe is on, but the training images of heap have no labels"):
         small_trainer(tmp_path, train=images, online_probe=True)
