@@ -1,8 +1,11 @@
 """A run small enough for a test: 96 patches of 32 px, a network of 0.4 M parameters, every strategy switched on."""
 
+from functools import cache
+
 import torch
 
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.cost import FlopCounter
 from hf_essl.data import CachedImages
 from hf_essl.data.photo_patches import photo_patches
 from hf_essl.methods import METHODS, SSLModel
@@ -33,9 +36,17 @@ TRAINING = {
 }
 
 
+COUNTERS: dict[str, FlopCounter] = {}
+
+
+@cache
+def _patches(split: str) -> CachedImages:
+    return photo_patches(split, 32)
+
+
 def patches(split: str, count: int) -> CachedImages:
     """Photo patches of 32 px, evenly spaced over the classes."""
-    whole = photo_patches(split, 32)
+    whole = _patches(split)
     return whole.take([i * len(whole) // count for i in range(count)])
 
 
@@ -43,7 +54,7 @@ def small_trainer(output_dir, *, train=None, held=None, views=None, callbacks=No
     """A trainer over 96 patches (6 steps an epoch); `training` and `views` override."""
     torch.manual_seed(0)
     model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
-    return SSLTrainer(
+    trainer = SSLTrainer(
         model,
         SSLTrainingArguments(output_dir=str(output_dir), **{**TRAINING, **training}),
         train if train is not None else patches("train", 96),
@@ -52,3 +63,6 @@ def small_trainer(output_dir, *, train=None, held=None, views=None, callbacks=No
         data_args=DataArguments(image_size=32),
         callbacks=callbacks,
     )
+    counter = COUNTERS.setdefault(method, trainer.flop_counter)  # operations are counted once per network
+    trainer.flop_counter = counter.under(trainer.views.args)
+    return trainer

@@ -45,7 +45,9 @@ def curriculum(trainer):
     return [[entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (6, 0), (8, 0), (8, 2)])
+@pytest.mark.parametrize(
+    ("stop", "workers"), [(8, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (6, 0), (8, 2)))]
+)
 def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
     images = Uncached(patches("train", 96))
     whole = small_trainer(tmp_path / "whole", train=images, dataloader_num_workers=workers)
@@ -66,6 +68,7 @@ def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
     assert resumed.state.total_flos == whole.state.total_flos
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_bit_for_bit(tmp_path, method):
     """Weights, teacher, queue and its pointer, center, and so the losses; tau and temperature follow the step."""
@@ -86,6 +89,7 @@ def test_every_method_resumes_bit_for_bit(tmp_path, method):
         assert getattr(resumed.model, attribute, None) == getattr(whole.model, attribute, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simsiam", "mocov2"])
 def test_resumed_with_gradient_accumulation(tmp_path, method):
     settings = {"method": method, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
@@ -163,6 +167,7 @@ def test_labels_never_reach_the_model(tmp_path):
     assert "label" in collate([trainer.train_dataset[0]])  # they were there to be dropped
 
 
+@pytest.mark.slow
 def test_an_online_probe_learns_resumes_and_changes_nothing_of_the_run(tmp_path):
     plain, whole = small_trainer(tmp_path / "plain"), small_trainer(tmp_path / "whole", online_probe=True)
     for trainer in (plain, whole):
@@ -204,6 +209,7 @@ def test_views_are_made_outside_autocast_in_float32(tmp_path, monkeypatch):
     assert {name: view.dtype for name, view in views.items()} == dict.fromkeys(("first", "second"), torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["hard", "random"])
 def test_extra_targets_reach_the_loss_and_resume(tmp_path, selection):
     settings = {"views": {"selection": selection, "num_views": 4, "extra_targets": True}, "max_steps": 6}
@@ -219,6 +225,7 @@ def test_extra_targets_reach_the_loss_and_resume(tmp_path, selection):
     assert "selection_cost_percent" in whole.state.log_history[1] or selection == "random"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simsiam", "dino"])
 def test_the_backbone_alone_is_compiled(tmp_path, method):
     """By the cheapest backend: the graphs are traced, one a resolution, and run eagerly; the weights agree."""
@@ -237,6 +244,7 @@ def test_the_backbone_alone_is_compiled(tmp_path, method):
         torch.testing.assert_close(state[name], value, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simsiam", "byol"])
 def test_everything_is_compiled_before_the_clock_runs_and_nothing_is_left_of_it(tmp_path, method):
     torch.compiler.reset()  # what other tests have compiled would not be compiled again
@@ -306,6 +314,7 @@ def test_another_evaluation_set_may_be_any_source(tmp_path):
     assert given["other_knn_accuracy"] == pytest.approx(own["eval_knn_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_stream_trains_and_resumes_bit_for_bit(tmp_path):
     pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in patches("train", 48).images]
     rows = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))

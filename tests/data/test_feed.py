@@ -32,6 +32,7 @@ def test_workers_stay_from_epoch_to_epoch(tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_training(tmp_path):
     trainer = small_trainer(tmp_path, train=Uncached(patches("train", 96)), dataloader_num_workers=1, max_steps=2)
     trainer.train()

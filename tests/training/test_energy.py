@@ -2,6 +2,8 @@
 
 import socket
 
+import pytest
+
 from hf_essl.training.energy import EnergyCallback
 from tests.helpers import small_trainer
 from tests.test_trainer import StopAfter
@@ -11,6 +13,7 @@ def energies(trainer):
     return [(e["energy_kwh"], e["co2e_kg"]) for e in trainer.state.log_history if "energy_kwh" in e]
 
 
+@pytest.mark.slow
 def test_a_run_measures_its_energy_and_a_resumed_one_continues(tmp_path, monkeypatch):
     def unreachable(*_):
         raise OSError("no network")
