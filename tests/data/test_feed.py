@@ -3,6 +3,7 @@
 import os
 
 import psutil
+import pytest
 import torch
 from torch import nn
 
