@@ -191,7 +191,8 @@ def test_model_and_random_state_do_not_change():
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
-def test_prepared_by_accelerate_and_compiled():
+def test_prepared_by_accelerate_and_compiled(monkeypatch):
+    monkeypatch.setattr("accelerate.state.AcceleratorState._shared_state", {})  # of other tests
     model = build()
     model.backbone = torch.compile(model.backbone)
     prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)

@@ -3,7 +3,7 @@
     python tests/benchmarks/hard_augment.py [--backbone resnet18] [--sizes 128 160 224] [--selection_precision bf16]
 
 A step of SimSiam consists of selection, views, forward, backward and optimizer, on uint8 images in memory. Both kinds
-of step run alternately, and the ratio is that of their medians. By FLOPs alone it is 1 + m r_sel² / (6 r²).
+of step run alternately, and the ratio is that of their medians. Predicted from FLOPs: 1 + m r_sel² / (6 r²).
 """
 
 import argparse
@@ -62,9 +62,8 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 160, 224])
     parser.add_argument("--view_executor", default="fused", choices=["fused", "kornia"])
     parser.add_argument("--selection_precision", default="training", choices=["training", "bf16"])
-    for name, default in (("batch_size", 32), ("image_size", 256), ("views", 6), ("selection_resolution", 64)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("rounds", 5), ("threads", 2)):
+    numbers = {"batch_size": 32, "image_size": 256, "views": 6, "selection_resolution": 64, "rounds": 5, "threads": 2}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

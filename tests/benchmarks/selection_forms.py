@@ -22,9 +22,7 @@ from hf_essl.training.step import run_step
 from hf_essl.views import Views
 
 
-def compare(
-    model, images: torch.Tensor, one: ViewArguments, other: ViewArguments, batch_size: int
-) -> dict[str, float]:
+def compare(model, images, one: ViewArguments, other: ViewArguments, batch_size: int) -> dict[str, float]:
     """Agreement of two forms, and what the first loses by the scores of the other, over all images."""
     forms = [HardAugment(Views(args)) for args in (one, other)]  # from one seed: the same views
     same, gaps, spreads, correlations = [], [], [], []
@@ -60,9 +58,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset")
     parser.add_argument("--backbone", default="resnet18")
-    for name, default in (("images", 2000), ("image_size", 256), ("resolution", 224), ("train_steps", 60)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("batch_size", 64), ("threads", 2)):
+    numbers = {"images": 2000, "image_size": 256, "resolution": 224, "train_steps": 60, "batch_size": 64, "threads": 2}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -26,13 +26,9 @@ from hf_essl.training.step import run_step
 def build(options, folder):
     """A trainer, and the views that it always trains on."""
     pixels = torch.randint(0, 256, (options.batch_size * 4, 3, 32, 32), dtype=torch.uint8)
+    quiet = {"save_strategy": "no", "disable_tqdm": True, "measure_speedup": False}
     args = SSLTrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=options.batch_size,
-        max_steps=options.steps,
-        save_strategy="no",
-        disable_tqdm=True,
-        measure_speedup=False,
+        output_dir=folder, per_device_train_batch_size=options.batch_size, max_steps=options.steps, **quiet
     )
     trainer = SSLTrainer(
         SSLModel.from_timm(options.backbone),

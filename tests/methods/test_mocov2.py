@@ -104,8 +104,8 @@ def test_split_batchnorm_groups_keep_the_images_in_order(views):
     first, _ = views
     together = model._shuffled_keys(first)
     for n in range(6):
-        alone = model.teacher(torch.stack([first[n], first[(n + 3) % 6]]))[0]  # the groups are n::3
-        torch.testing.assert_close(together[n], alone, atol=1e-4, rtol=1e-4)
+        own_group = model.teacher(torch.stack([first[n], first[(n + 3) % 6]]))[0]  # the groups are n::3
+        torch.testing.assert_close(together[n], own_group, atol=1e-4, rtol=1e-4)
 
 
 def test_a_queue_too_long_for_the_data_is_rejected():
