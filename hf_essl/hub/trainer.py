@@ -14,8 +14,8 @@ from hf_essl.config.redact import check_public
 from hf_essl.cost import Cost
 from hf_essl.data import image_count
 from hf_essl.hub.card import write_card
-from hf_essl.hub.hub_errors import HubUnreachable
 from hf_essl.hub.export import export_backbone
+from hf_essl.hub.hub_errors import HubUnreachable
 from hf_essl.hub.push import Files, backbone_files, commit, open_repository, push_backbone, repository_name, ssl_files
 from hf_essl.methods import method_name
 from hf_essl.recipe import Recipe
