@@ -76,6 +76,7 @@ def linear_probe(
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     learning_rate: float = LEARNING_RATE,
+    weight_decay: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> float:
@@ -95,6 +96,7 @@ def linear_probe(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         seed=seed,
         device=device,
     )
@@ -110,6 +112,7 @@ def train_linear(
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     learning_rate: float = LEARNING_RATE,
+    weight_decay: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> LinearClassifier:
@@ -129,6 +132,7 @@ def train_linear(
         epochs: passes over the features; by default see `probe_epochs`.
         batch_size: largest batch; an epoch is split into equal batches of at most this size.
         learning_rate: at the start; not scaled with the batch size.
+        weight_decay: of the weights only; by default 1 / N. The paper's appendix B has none.
         seed: of the order of the images.
         device: where to train; by default where the features are.
 
@@ -143,7 +147,7 @@ def train_linear(
     device = torch.device(device or features.device)
     mean, std = (value.to(device) for value in _statistics(features))
     linear = zero_linear(features.shape[1], check_classes("train", labels)).to(device)
-    optimizer = _lars(linear, learning_rate, weight_decay=1 / len(features))
+    optimizer = _lars(linear, learning_rate, 1 / len(features) if weight_decay is None else weight_decay)
     scheduler, generator = CosineAnnealingLR(optimizer, T_max=epochs * steps), torch.Generator().manual_seed(seed)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for rows, classes in _passes((features, labels), augmented, epochs):

@@ -107,8 +107,8 @@ class MoCoV2(SSLModel):
     def check_data(self, images: int, batch: int) -> None:
         if len(self.queue) >= images - batch:
             raise ValueError(
-                f"queue_length is {len(self.queue)}, too long for {images} images in batches of {batch} (an image would "
-                f"meet its own keys); set method_args: {{queue_length: N}} with N below {max(images - batch, 1)}"
+                f"queue_length is {len(self.queue)}, too long for {images} images in batches of {batch} (an image "
+                f"would meet its own keys); set method_args: {{queue_length: N}} with N below {max(images - batch, 1)}"
             )
 
     def before_step(self, progress: float, epoch: float) -> None:
