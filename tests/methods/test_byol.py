@@ -29,12 +29,10 @@ def test_loss_is_the_squared_distance_of_unit_vectors_in_both_directions(model):
 
 def test_the_teacher_equals_the_student_at_step_0_and_has_no_predictor(model, views):
     student = nn.ModuleDict({"backbone": model.backbone, "head": model.projector})
-    torch.testing.assert_close(
-        dict(model.teacher.named_parameters()), dict(student.named_parameters()), atol=0, rtol=0
-    )
-    assert torch.equal(
-        model.teacher(views[0]), copy.deepcopy(model.projector)(copy.deepcopy(model.backbone)(views[0]))
-    )
+    ours, theirs = (dict(network.named_parameters()) for network in (model.teacher, student))
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    twin = copy.deepcopy(nn.Sequential(model.backbone, model.projector))
+    assert torch.equal(model.teacher(views[0]), twin(views[0]))
 
 
 def test_only_after_step_moves_the_teacher(model, views):
