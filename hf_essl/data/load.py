@@ -30,15 +30,13 @@ Device = torch.device | str
 class Images:
     """The images of a recipe.
 
-    train: a map-style dataset, or an endless `StreamedImages`.
-    eval: labeled evaluation images, or None.
-    bank: labeled training images, the neighbors of the kNN evaluation; None without labels. It is `train` itself if
-        that is map-style; of a stream it is the first images, at most 5,000 or max_train_samples, in memory.
+    `bank` is `train` itself if that is map-style; of a stream it is the first images in memory, at most 5,000 or
+    max_train_samples.
     """
 
-    train: ImageDataset
-    eval: ImageDataset | None
-    bank: ImageDataset | None
+    train: ImageDataset  # map-style, or an endless `StreamedImages`
+    eval: ImageDataset | None  # labeled evaluation images
+    bank: ImageDataset | None  # labeled training images, the neighbors of the kNN evaluation
 
 
 def load_images(
@@ -115,11 +113,7 @@ def as_images(source: Any, args: DataArguments, device: Device | None = None) ->
 
 
 def count_training_images(args: DataArguments) -> int:
-    """The number of training images of the arguments, without reading them if it is known.
-
-    Raises:
-        ValueError: if the dataset cannot be found or read, or is a stream.
-    """
+    """The number of training images, without reading them if it is known. Raises ValueError for a stream."""
     known = DATASETS.get(args.dataset)
     count = known.train_images if known else image_count(load_images(replace(args, cache="none")).train)
     if not count:

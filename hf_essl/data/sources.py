@@ -53,11 +53,7 @@ def locate(args: DataArguments) -> Location:
 
 
 def choose_splits(args: DataArguments, splits: list[str]) -> tuple[str, str | None]:
-    """The training split and the evaluation split, or None if there is no evaluation split.
-
-    Raises:
-        ValueError: for a split that the dataset does not have.
-    """
+    """The training split and the evaluation split or None. Raises ValueError for a split that does not exist."""
     for setting, split in (("train_split", args.train_split), ("eval_split", args.eval_split)):
         if split is not None and split not in splits:
             raise ValueError(f"{setting} is {split}; the splits of {args.dataset} are {', '.join(splits)}")
@@ -78,8 +74,7 @@ def prepare(builder: datasets.DatasetBuilder, name: str) -> None:
 def encoded_images(rows, image_column: str, name: str):
     """A `datasets` set or stream whose image column returns {"bytes", "path"}, so that only `decode` decodes.
 
-    Raises:
-        ValueError: for a column that is missing or contains no images.
+    Raises ValueError for a column that is missing or contains no images.
     """
     features = resolved_features(rows)
     if image_column not in features:
