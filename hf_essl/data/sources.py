@@ -33,9 +33,8 @@ class Location:
 def locate(args: DataArguments) -> Location:
     """Finds the dataset of the arguments; reads names only.
 
-    Raises:
-        ValueError: for a path that does not exist, a folder without images, an unknown configuration, or a Hub id
-            that is unknown, private or out of reach.
+    Raises ValueError for a path that does not exist, a folder without images, an unknown configuration, or a Hub id
+    that is unknown, private or out of reach.
     """
     path = Path(args.dataset).expanduser()
     if path.exists():
@@ -55,8 +54,7 @@ def locate(args: DataArguments) -> Location:
 def choose_splits(args: DataArguments, splits: list[str]) -> tuple[str, str | None]:
     """The training split and the evaluation split, or None if there is no evaluation split.
 
-    Raises:
-        ValueError: for a split that the dataset does not have.
+    Raises ValueError for a split that the dataset does not have.
     """
     for setting, split in (("train_split", args.train_split), ("eval_split", args.eval_split)):
         if split is not None and split not in splits:
@@ -78,8 +76,7 @@ def prepare(builder: datasets.DatasetBuilder, name: str) -> None:
 def encoded_images(rows, image_column: str, name: str):
     """A `datasets` set or stream whose image column returns {"bytes", "path"}, so that only `decode` decodes.
 
-    Raises:
-        ValueError: for a column that is missing or contains no images.
+    Raises ValueError for a column that is missing or contains no images.
     """
     features = resolved_features(rows)
     if image_column not in features:
