@@ -7,8 +7,6 @@ counted:  operations in convolutions and matrix products by torch's `FlopCounter
           the real backward pass, about twice the forward pass.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator
@@ -78,11 +76,11 @@ class FlopCounter:
         self._step, self._forward = cache(self._count_step), cache(self._count_forward)  # shared with copies
 
     @classmethod
-    def of(cls, model: SSLModel, view_args: ViewArguments) -> FlopCounter:
+    def of(cls, model: SSLModel, view_args: ViewArguments) -> "FlopCounter":
         """The counter of a model with these views."""
         return cls(model).under(view_args)
 
-    def under(self, view_args: ViewArguments) -> FlopCounter:
+    def under(self, view_args: ViewArguments) -> "FlopCounter":
         """A counter of the same model with other views; both share the cached results."""
         other = copy.copy(self)
         other.view_args = view_args
@@ -135,8 +133,7 @@ def estimate_cost(
         images_per_step: over all processes and accumulated batches.
         counter: a counter of this model, for its cached results.
 
-    Raises:
-        ValueError: for steps or images_per_step below 1.
+    Raises ValueError for steps or images_per_step below 1.
     """
     if steps < 1 or images_per_step < 1:
         raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")

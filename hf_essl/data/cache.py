@@ -1,7 +1,5 @@
 """Decoded images, kept as one uint8 tensor on the host or on the accelerator."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +29,7 @@ class CachedImages(StoredImages):
         labels: int64 N on the host, or None.
     """
 
-    def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor | None, classes: list[str] | None, name: str
-    ) -> None:
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None, classes: list[str] | None, name: str):
         self.images, self.labels, self.classes, self.name = images, labels, classes, name
         self.image_size = images.shape[-1]
 
@@ -43,14 +39,13 @@ class CachedImages(StoredImages):
     def gather(self, indices: torch.Tensor) -> torch.Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S on the cache's device.
 
-        Raises:
-            ValueError: in a worker process if the images are on an accelerator, which forked workers cannot use.
+        Raises ValueError in a worker process if the images are on an accelerator, which forked workers cannot use.
         """
         if self.images.device.type != "cpu" and get_worker_info() is not None:
             raise ValueError("cache is device with dataloader workers; set dataloader_num_workers: 0 or cache: memory")
         return self.images.index_select(0, indices.to(self.images.device))
 
-    def take(self, indices: Sequence[int]) -> CachedImages:
+    def take(self, indices: Sequence[int]) -> "CachedImages":
         """A copy of the images at `indices`; the same object for all of them in order."""
         if list(indices) == list(range(len(self))):
             return self
@@ -62,9 +57,8 @@ class CachedImages(StoredImages):
 def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreadable: float) -> CachedImages:
     """Decodes a whole dataset in a pool of threads and keeps it on `device`, without its unreadable images.
 
-    Raises:
-        ValueError: before decoding, if the images need more than 80 % of the free memory; while decoding, if more
-            than `max_unreadable` of them are unreadable.
+    Raises ValueError before decoding, if the images need more than 80 % of the free memory; while decoding, if more
+    than `max_unreadable` of them are unreadable.
     """
     log = UnreadableLog(len(dataset), max_unreadable)
     reads = (partial(dataset.source.read, index) for index in range(len(dataset)))
@@ -79,11 +73,8 @@ def decode_all(
 ) -> tuple[torch.Tensor, list[Any]]:
     """Runs at most `count` reads of (image, label) and decodes the images in a pool of threads.
 
-    Returns:
-        The readable images, uint8 N x 3 x size x size on `device` in the order of the reads, and their N labels.
-
-    Raises:
-        ValueError: for too little free memory, for too many unreadable images, and if none is readable.
+    Returns the readable images, uint8 N x 3 x size x size on `device` in the order of the reads, and their N labels.
+    Raises ValueError for too little free memory, for too many unreadable images, and if none is readable.
     """
     check_memory(count, size, device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)

@@ -1,7 +1,5 @@
 """Map-style datasets of decoded images, and batches of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -28,8 +26,7 @@ class ImageDataset(Dataset):
     image_size: int
     classes: list[str] | None = None
     labels: Tensor | None = None
-    left_out: int = 0
-    """Unreadable images that a cache leaves out."""
+    left_out: int = 0  # unreadable images that a cache leaves out
 
 
 class StoredImages(ImageDataset):
@@ -61,7 +58,7 @@ class DecodedImages(ImageDataset):
         image_size: side S in pixels.
     """
 
-    def __init__(self, source: Rows | Items, image_size: int) -> None:
+    def __init__(self, source: "Rows | Items", image_size: int) -> None:
         self.source, self.image_size = source, image_size
         self.name, self.classes = source.name, source.classes
 
@@ -166,8 +163,7 @@ def sample_images(dataset: Any, count: int = 3) -> Tensor:
 def collate(samples: Any) -> dict[str, Any]:
     """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
 
-    Returns:
-        {"image": uint8 B x 3 x S x S, "label": int64 B, "unreadable": list}.
+    Returns {"image": uint8 B x 3 x S x S, "label": int64 B, "unreadable": list}.
     """
     if isinstance(samples, dict):
         return samples

@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 1_000  # unreadable images, after which a readable one is unlikely
 MIN_SEEN = 1_000  # images of a stream, before which its share of unreadable ones means little
-VERSION = 1
-"""Increased with every change of the pixels that `decode` returns: caches on disk are then rebuilt."""
+VERSION = 1  # increased with every change of the pixels that `decode` returns: caches on disk are then rebuilt
 
 
 class UnreadableImage(Exception):
@@ -82,8 +81,7 @@ class Unreadable:
 def read_image(read: Callable[[], tuple[Any, Any]], size: int, index: int | None, name: str):
     """Reads (image, label) and decodes the image.
 
-    Returns:
-        (uint8 3 x size x size, label), or an `Unreadable` named by the image's path if it has one, else by `name`.
+    Returns (uint8 3 x size x size, label), or an `Unreadable` named by the image's path if it has one, else by `name`.
     """
     image = None
     try:
@@ -109,8 +107,7 @@ class UnreadableLog:
     def update(self, unreadable: Sequence[Unreadable], seen: int) -> None:
         """Counts the unreadable images of a batch, next to `seen` readable ones, and logs a warning once for each.
 
-        Raises:
-            ValueError: if more than `max_share` of the images are unreadable.
+        Raises ValueError if more than `max_share` of the images are unreadable.
         """
         for one in unreadable:
             if (one.index, one.name) not in self.found:

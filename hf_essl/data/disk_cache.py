@@ -94,9 +94,8 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
         root: folder of the caches.
         max_unreadable: largest share of unreadable images.
 
-    Raises:
-        ValueError: before decoding, for a source without a fingerprint and for too little space on the disk; while
-            decoding, if more than `max_unreadable` of the images are unreadable.
+    Raises ValueError before decoding, for a source without a fingerprint and for too little space on the disk; while
+    decoding, if more than `max_unreadable` of the images are unreadable.
     """
     folder = _folder(dataset, root)
     log = UnreadableLog(len(dataset), max_unreadable)

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-NO_LABEL = -1
-"""The label of an image that has none, in samples, batches and the `labels` of a data set."""
+NO_LABEL = -1  # the label of an image that has none, in samples, batches and the `labels` of a data set
 
 
 def label_tensor(labels: Sequence[int] | torch.Tensor) -> torch.Tensor | None:
@@ -25,11 +24,8 @@ def encode_labels(
         names: the class names if they are known, from the column's type or from the training split.
         column: the column's name, for messages.
 
-    Returns:
-        (int64 N, class names or None), or (None, None) if no image has a label.
-
-    Raises:
-        ValueError: for labels of another type, for a partly labeled split, and for a string that is not in `names`.
+    Returns (int64 N, class names or None), or (None, None) if no image has a label.
+    Raises ValueError for labels of another type, for a partly labeled split, and for a string that is not in `names`.
     """
     values = [value.item() if hasattr(value, "item") else value for value in values]
     missing = sum(value is None or (isinstance(value, int) and value < 0) for value in values)

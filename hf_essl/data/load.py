@@ -30,13 +30,15 @@ Device = torch.device | str
 class Images:
     """The images of a recipe.
 
-    `bank` is `train` itself if that is map-style; of a stream it is the first images in memory, at most 5,000 or
-    max_train_samples.
+    train: a map-style dataset, or an endless `StreamedImages`.
+    eval: labeled evaluation images, or None.
+    bank: labeled training images, the neighbors of the kNN evaluation; None without labels. It is `train` itself if
+        that is map-style; of a stream it is the first images, at most 5,000 or max_train_samples, in memory.
     """
 
-    train: ImageDataset  # map-style, or an endless `StreamedImages`
-    eval: ImageDataset | None  # labeled evaluation images
-    bank: ImageDataset | None  # labeled training images, the neighbors of the kNN evaluation
+    train: ImageDataset
+    eval: ImageDataset | None
+    bank: ImageDataset | None
 
 
 def load_images(
@@ -49,9 +51,8 @@ def load_images(
         seed: of the shuffling of a stream; the same in all processes.
         train_only: without evaluation images, without a hold-out, and without the bank of a stream.
 
-    Raises:
-        ValueError: in one line, for anything that does not exist or cannot be read, for images that do not fit in the
-            free memory, and for too many unreadable images in a cache.
+    Raises ValueError in one line, for anything that does not exist or cannot be read, for images that do not fit in
+    the free memory, and for too many unreadable images in a cache.
     """
     cache_on = _check(args, device)
     args = replace(args, eval_split=None, eval_holdout=0.0) if train_only else args
@@ -87,8 +88,7 @@ def as_images(source: Any, args: DataArguments, device: Device | None = None) ->
             which are returned as they are.
         device: the accelerator, for cache: device.
 
-    Raises:
-        ValueError: as `load_images` does, and for a source of another kind.
+    Raises ValueError as `load_images` does, and for a source of another kind.
     """
     if isinstance(source, ImageDataset):
         return source
@@ -113,7 +113,10 @@ def as_images(source: Any, args: DataArguments, device: Device | None = None) ->
 
 
 def count_training_images(args: DataArguments) -> int:
-    """The number of training images, without reading them if it is known. Raises ValueError for a stream."""
+    """The number of training images of the arguments, without reading them if it is known.
+
+    Raises ValueError if the dataset cannot be found or read, or is a stream.
+    """
     known = DATASETS.get(args.dataset)
     count = known.train_images if known else image_count(load_images(replace(args, cache="none")).train)
     if not count:

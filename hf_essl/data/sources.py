@@ -33,9 +33,8 @@ class Location:
 def locate(args: DataArguments) -> Location:
     """Finds the dataset of the arguments; reads names only.
 
-    Raises:
-        ValueError: for a path that does not exist, a folder without images, an unknown configuration, or a Hub id
-            that is unknown, private or out of reach.
+    Raises ValueError for a path that does not exist, a folder without images, an unknown configuration, or a Hub id
+    that is unknown, private or out of reach.
     """
     path = Path(args.dataset).expanduser()
     if path.exists():
@@ -53,7 +52,10 @@ def locate(args: DataArguments) -> Location:
 
 
 def choose_splits(args: DataArguments, splits: list[str]) -> tuple[str, str | None]:
-    """The training split and the evaluation split or None. Raises ValueError for a split that does not exist."""
+    """The training split and the evaluation split, or None if there is no evaluation split.
+
+    Raises ValueError for a split that the dataset does not have.
+    """
     for setting, split in (("train_split", args.train_split), ("eval_split", args.eval_split)):
         if split is not None and split not in splits:
             raise ValueError(f"{setting} is {split}; the splits of {args.dataset} are {', '.join(splits)}")

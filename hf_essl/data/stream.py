@@ -1,7 +1,5 @@
 """Images of a `datasets` stream: decoded as they arrive, never stored."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Generator, Iterator
@@ -33,13 +31,11 @@ class StreamedImages(ImageDataset, IterableDataset):
         stream: a `datasets.IterableDataset` whose image column returns {"bytes", "path"}.
     """
 
-    def __init__(
-        self, stream: datasets.IterableDataset, image_column: str, image_size: int, name: str, seed: int = 0
-    ) -> None:
+    def __init__(self, stream: datasets.IterableDataset, image_column: str, image_size: int, name: str, seed: int = 0):
         self.stream, self.column, self.image_size, self.name, self.seed = stream, image_column, image_size, name, seed
         self.rank, self.world_size = 0, 1
 
-    def for_process(self, rank: int, world_size: int) -> StreamedImages:
+    def for_process(self, rank: int, world_size: int) -> "StreamedImages":
         """The share of one of several processes; the loader must then not shard it again."""
         share = copy.copy(self)
         share.rank, share.world_size = rank, world_size

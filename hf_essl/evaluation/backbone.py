@@ -49,8 +49,7 @@ class LoadedBackbone(NamedTuple):
         Args:
             images: N paths, PIL images or encoded bytes.
 
-        Raises:
-            ValueError: for an image that cannot be read.
+        Raises ValueError for an image that cannot be read.
         """
         pixels = torch.stack([_decoded(image, self.resolution) for image in images])  # uint8
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
@@ -69,9 +68,8 @@ def load_backbone(
         backbone: timm's name of the architecture, for a checkpoint without the `recipe.yaml` of its run.
         resolution: test resolution in pixels; by default that of the training.
 
-    Raises:
-        ValueError: for a source that does not exist, cannot be downloaded or contains no backbone, for weights that
-            are not safetensors or do not fit, for a missing teacher, and for a resolution that does not work.
+    Raises ValueError for a source that does not exist, cannot be downloaded or contains no backbone, for weights that
+    are not safetensors or do not fit, for a missing teacher, and for a resolution that does not work.
     """
     if which not in PREFIXES:
         raise ValueError(unknown("which", which, PREFIXES))

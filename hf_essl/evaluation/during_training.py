@@ -1,7 +1,5 @@
 """The evaluation of a run while it trains: online probe, kNN, and metrics that show a collapse."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +22,7 @@ from hf_essl.methods.distributed import gather
 
 logger = logging.getLogger(__name__)
 
-PROBE = "online_probe.pt"
-"""The probe's file in a checkpoint."""
+PROBE = "online_probe.pt"  # the probe's file in a checkpoint
 
 
 class OnlineProbe(nn.Module):
@@ -48,7 +45,7 @@ class OnlineProbe(nn.Module):
         self.optimizer = torch.optim.SGD(self.linear.parameters(), lr=1.0, momentum=0.9)
 
     @classmethod
-    def for_model(cls, model: SSLModel, images: ImageDataset, device: torch.device) -> OnlineProbe:
+    def for_model(cls, model: SSLModel, images: ImageDataset, device: torch.device) -> "OnlineProbe":
         """A probe for a model and its training images. Raises ValueError if they have no labels."""
         if images.labels is None:
             raise ValueError(
@@ -77,9 +74,8 @@ class OnlineProbe(nn.Module):
             features: of the backbone, B x D with B at least 2, of any floating dtype.
             labels: B classes; images with `NO_LABEL` are ignored.
 
-        Returns:
-            `probe_loss`, the mean cross-entropy, and `probe_train_accuracy`, top-1 in percent, both from before the
-            step. Scalars over all processes, on the device; reading them waits for it.
+        Returns `probe_loss`, the mean cross-entropy, and `probe_train_accuracy`, top-1 in percent, both from before
+        the step. Scalars over all processes, on the device; reading them waits for it.
         """
         features, labels = gather(features.detach().float()), gather(labels.to(features.device))
         self.train()

@@ -45,11 +45,8 @@ def evaluate_backbone(
         mixed_precision: no, fp16 or bf16; by default as configured for `accelerate launch`.
         report: prints what is evaluated, and the progress. Only the main process calls it.
 
-    Returns:
-        `accuracy`, the protocol's settings, and facts about weights and data; the command writes them as JSON.
-
-    Raises:
-        ValueError: in one line, for arguments that cannot work.
+    Returns `accuracy`, the protocol's settings, and facts about weights and data; the command writes them as JSON.
+    Raises ValueError in one line, for arguments that cannot work.
     """
     start = time.perf_counter()
     options = make_settings(protocol, settings or {})

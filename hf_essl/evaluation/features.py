@@ -18,8 +18,7 @@ logger = logging.getLogger(__name__)
 LARGE_BANK = 2e9
 """Bytes in float32 above which features are kept in float16: ImageNet's 1.28 M x 2048 then need 5.2 GB, not 10.5."""
 
-Transform = Callable[[Tensor], Tensor]
-"""uint8 B x 3 x S x S to normalized float32 B x 3 x r x r, on one device."""
+Transform = Callable[[Tensor], Tensor]  # uint8 B x 3 x S x S to normalized float32 B x 3 x r x r, on one device
 
 
 def extract_features(
@@ -54,12 +53,9 @@ def extract_features(
         indices: use only the images with these indices, in this order.
         transform: makes the input of the backbone, such as augmented views; by default images are only resized.
 
-    Returns:
-        Features, N x D, and labels, N, or None if no image has a label; both on the CPU.
-
-    Raises:
-        ValueError: for a dataset without a length or without images, for a backbone that does not return one vector
-            per image, and for features beyond the range of dtype.
+    Returns features, N x D, and labels, N, or None if no image has a label; both on the CPU.
+    Raises ValueError for a dataset without a length or without images, for a backbone that does not return one vector
+    per image, and for features beyond the range of dtype.
     """
     if not hasattr(dataset, "__len__"):
         raise ValueError("the dataset is a stream without a length; pass its first samples, list(islice(dataset, N))")

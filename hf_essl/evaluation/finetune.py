@@ -44,8 +44,8 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
     by dropout. An epoch is split into equal batches of at most `task.batch_size` over all processes; the few images
     left over are skipped in this epoch.
 
-    Raises:
-        ValueError: for fewer images than processes, a backbone without `num_features`, and a loss that is not finite.
+    Raises ValueError for fewer images than processes, a backbone without `num_features`, and a loss that is not
+    finite.
     """
     world, device = task.accelerator.num_processes, task.accelerator.device
     indices = range(task.train_images) if task.indices is None else task.indices

@@ -70,8 +70,8 @@ def knn_accuracy(
         device: where chunks are compared; by default the accelerator's, or where the bank is. The bank stays in place.
         accelerator: provides several processes.
 
-    Raises:
-        ValueError: for shapes that do not match, k outside [1, N], a temperature not above 0, or features not finite.
+    Raises ValueError for shapes that do not match, k outside [1, N], a temperature not above 0, or features not
+    finite.
     """
     check_labeled("bank", bank, bank_labels)
     check_labeled("query", queries, query_labels)

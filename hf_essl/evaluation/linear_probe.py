@@ -1,7 +1,5 @@
 """Linear probe: a linear classifier trained on the cached features of a frozen backbone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from hf_essl.evaluation.task import Protocol, Task
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 90, 2048, 0.8
 """Defaults of the paper's appendix B."""
-MIN_STEPS = 3_000
-"""Minimum number of optimizer steps: LARS moves the weights by less than 1 % of their norm in each."""
+MIN_STEPS = 3_000  # minimum number of optimizer steps: LARS moves the weights by less than 1 % of their norm in each
 CHUNK = 16_384  # rows that are in float32 at once
 
 Features = tuple[Tensor, Tensor]
@@ -115,7 +112,7 @@ def train_linear(
     weight_decay: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-) -> LinearClassifier:
+) -> "LinearClassifier":
     """Trains a linear classifier on frozen features by the paper's appendix B, with LARS and cosine decay to 0.
 
     Features are standardized like in the affine-free BatchNorm of MAE's probe (Sec. A.1), so that one learning rate
@@ -136,8 +133,7 @@ def train_linear(
         seed: of the order of the images.
         device: where to train; by default where the features are.
 
-    Raises:
-        ValueError: for shapes that do not match, features that are not finite, or epochs or batch_size below 1.
+    Raises ValueError for shapes that do not match, features that are not finite, or epochs or batch_size below 1.
     """
     _check("train", features, labels)
     if batch_size < 1 or (epochs is not None and epochs < 1):

@@ -14,8 +14,7 @@ class LabelMetric(evaluate.Metric):
     """A metric against class labels, built without `evaluate.load`, which may download a script."""
 
     summary: ClassVar[str]
-    prediction: ClassVar[Any]
-    """The type of one prediction."""
+    prediction: ClassVar[Any]  # the type of one prediction
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -52,11 +51,8 @@ def feature_std(z: Tensor) -> Tensor:
     Args:
         z: N x D, of any floating dtype; computed in float32.
 
-    Returns:
-        A scalar tensor on the device of `z`; reading it waits for the device.
-
-    Raises:
-        ValueError: for another shape, or N below 2.
+    Returns a scalar tensor on the device of `z`; reading it waits for the device.
+    Raises ValueError for another shape, or N below 2.
     """
     _check(z)
     return F.normalize(z.float(), dim=1).std(dim=0).mean()
@@ -73,8 +69,7 @@ def rankme(z: Tensor, eps: float = 1e-7) -> float:
         z: N x D, of any floating dtype.
         eps: added to the normalized singular values, as published.
 
-    Raises:
-        ValueError: for another shape, N below 2, or values that are not finite.
+    Raises ValueError for another shape, N below 2, or values that are not finite.
     """
     _check(z)
     if not torch.isfinite(z).all():

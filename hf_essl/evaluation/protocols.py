@@ -19,8 +19,7 @@ PROTOCOLS = {"knn": KNN, "linear": LINEAR, "finetune": FINETUNE}
 def make_settings(protocol: str, values: Mapping[str, Any]) -> Any:
     """The settings of a protocol: these values, and defaults for the rest.
 
-    Raises:
-        ValueError: for an unknown protocol, an unknown setting or one of another protocol, and a value out of range.
+    Raises ValueError for an unknown protocol, an unknown setting or one of another protocol, and a value out of range.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))

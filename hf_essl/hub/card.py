@@ -40,9 +40,8 @@ def write_card(
         license: of the weights, by its name on the Hub such as apache-2.0; by default the card names none.
 
     Returns the path of the card.
-
-    Raises:
-        ValueError: for a folder without a backbone, an unknown schedule, or a baseline on another dataset or backbone.
+    Raises ValueError for a folder without a backbone, an unknown schedule, or a baseline on another dataset or
+    backbone.
     """
     folder = Path(folder)
     _check(folder, metrics, recipe, metrics if baseline is None else baseline)
@@ -69,8 +68,7 @@ def card_of_run(
     Args:
         baseline: folder of another finished run.
 
-    Raises:
-        ValueError: as `write_card`, and for a folder without a finished run.
+    Raises ValueError as `write_card`, and for a folder without a finished run.
     """
     return write_card(
         Path(run) / "backbone",

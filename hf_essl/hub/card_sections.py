@@ -15,8 +15,7 @@ from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import CONFIG
 from hf_essl.schedules import CURVES, Curriculum, warmup_fraction
 
-SMALL_DATASET = 100_000
-"""Training images below which the card calls a dataset small; ImageNet has 1.28 million."""
+SMALL_DATASET = 100_000  # training images below which the card calls a dataset small; ImageNet has 1.28 million
 
 PAPER = r"""@inproceedings{kocyigit2023accelerating,
   title     = {Accelerating Self-Supervised Learning via Efficient Training Strategies},

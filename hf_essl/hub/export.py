@@ -11,8 +11,7 @@ from torch import nn
 
 from hf_essl.run_folder import CONFIG
 
-TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")
-"""Configuration keys that describe the weights published by timm."""
+TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
 PREPROCESSING = {"crop_pct": 1.0, "interpolation": "bicubic"}
 """Images in evaluation: bicubic, the whole short side. An architecture's own crop may differ."""
 
@@ -28,8 +27,7 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
         input_size: side in pixels of the training images.
         tag: name of the pretraining in the configuration.
 
-    Returns:
-        The folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+    Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
     """
     backbone: Any = getattr(model, "backbone", model)
     target = Path(output_dir)

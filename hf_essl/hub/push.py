@@ -16,10 +16,8 @@ from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
-SSL_STATE = "ssl"
-"""Folder of a repository for the weights of the whole method: backbone, heads, teacher and queue."""
-Files = dict[str, Path | bytes]
-"""The files of a commit, by path in the repository."""
+SSL_STATE = "ssl"  # folder of a repository for the weights of the whole method: backbone, heads, teacher and queue
+Files = dict[str, Path | bytes]  # the files of a commit, by path in the repository
 
 
 def push_backbone(

@@ -5,8 +5,6 @@ declares `title`, `description`, `citation` and `small_args`, and defines `proje
 override `targets`, `loss_components`, `before_step` and `after_step`.
 """
 
-from __future__ import annotations
-
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -60,11 +58,10 @@ class SSLModel(nn.Module):
         pretrained: bool = False,
         backbone_args: dict | None = None,
         method_args: dict | None = None,
-    ) -> SSLModel:
+    ) -> "SSLModel":
         """Builds a method on a timm backbone, by their names.
 
-        Raises:
-            ValueError: for an unknown backbone, method or method argument; the message lists valid ones.
+        Raises ValueError for an unknown backbone, method or method argument; the message lists valid ones.
         """
         config = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
         check_method(method, config.method_args)
@@ -133,8 +130,7 @@ class SSLModel(nn.Module):
         """Called once after each optimizer step that fp16 did not skip, to update teacher, queue or center."""
 
 
-METHODS: dict[str, type[SSLModel]] = {}
-"""The methods by name; `hf_essl.methods` fills it."""
+METHODS: dict[str, type[SSLModel]] = {}  # the methods by name; `hf_essl.methods` fills it
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

@@ -13,8 +13,7 @@ from transformers import TrainerState
 from hf_essl.cost import Cost
 from hf_essl.recipe import Recipe
 
-Metrics = dict[str, Any]
-"""The content of `metrics.json`, or the JSON of `hf-essl evaluate`."""
+Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-essl evaluate`
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "kornia")
 FORMS = {
@@ -36,8 +35,6 @@ OLD_NAMES = {
     "selection_score": "selection_pair_score",
 }
 """Older names in the log entries of training steps, and today's; evaluation entries have `eval_*` names."""
-
-
 COUNTED = tuple("parameters dataset train_images bank_images eval_images unreadable_images processes".split())
 """Facts of a run that `metrics.json` contains unchanged."""
 

@@ -13,8 +13,7 @@ from hf_essl.common import evenly_spaced
 from hf_essl.data.decode import decode
 from hf_essl.reporting.figures import save_figure
 
-SIDE = 128
-"""Pixels per side of a drawn image."""
+SIDE = 128  # pixels per side of a drawn image
 
 
 def draw_neighbors(
@@ -35,8 +34,7 @@ def draw_neighbors(
         queries: indices of the query images; or their number, evenly spaced.
         neighbors: columns next to the query.
 
-    Raises:
-        ValueError: if images and features differ in number, for too few images, and for a query that does not exist.
+    Raises ValueError if images and features differ in number, for too few images, and for a query that does not exist.
     """
     count = len(images)
     if count != len(features):

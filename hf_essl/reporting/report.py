@@ -26,8 +26,7 @@ ROWS = {
     "energy of this machine": ("energy_kwh", "co2e_kg"),
 }
 """Names of the rows on the screen, and the keys of `metrics.json` that they show."""
-OPTIONAL = ("probe_accuracy", "energy_kwh")
-"""Measured on request only; without a value they have no row."""
+OPTIONAL = ("probe_accuracy", "energy_kwh")  # measured on request only; without a value they have no row
 
 
 def write_report(

@@ -1,7 +1,5 @@
 """The parameters of augmented views, independent of the pixel size, and the selection of images by them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +28,7 @@ class ViewParams:
     strengths: Tensor  # N x n in [-1, 1]: the strengths of these operations, as shares of their ranges
 
     @staticmethod
-    def neutral(count: int, **changes: Tensor) -> ViewParams:
+    def neutral(count: int, **changes: Tensor) -> "ViewParams":
         """Parameters of `count` views that show the whole image unchanged, except for the fields in `changes`."""
         never = torch.zeros(count, dtype=torch.bool)
         fields = {
@@ -48,23 +46,23 @@ class ViewParams:
     def __len__(self) -> int:
         return len(self.box)
 
-    def take(self, index: Tensor | slice) -> ViewParams:
+    def take(self, index: Tensor | slice) -> "ViewParams":
         """The parameters at an index, a mask or a slice."""
         return ViewParams(*(x[index] for x in vars(self).values()))
 
     @staticmethod
-    def concatenate(candidates: Sequence[ViewParams]) -> ViewParams:
+    def concatenate(candidates: Sequence["ViewParams"]) -> "ViewParams":
         """m candidates of N images to m · N views, one candidate after the other."""
         return ViewParams(*(torch.cat(x) for x in _by_field(candidates)))
 
     @staticmethod
-    def gather(candidates: Sequence[ViewParams], choice: Tensor) -> ViewParams:
+    def gather(candidates: Sequence["ViewParams"], choice: Tensor) -> "ViewParams":
         """The parameters of candidate `choice[n]` for each image n: m candidates of N images, choice N."""
         rows = torch.arange(len(choice))
         return ViewParams(*(torch.stack(x)[choice, rows] for x in _by_field(candidates)))
 
 
-def _by_field(candidates: Sequence[ViewParams]) -> list[tuple[Tensor, ...]]:
+def _by_field(candidates: Sequence["ViewParams"]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(vars(one).values() for one in candidates), strict=True))
 
 

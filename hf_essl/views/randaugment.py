@@ -29,12 +29,9 @@ def sample_operations(count: int, operations: int, magnitude: float) -> tuple[Te
         operations: n per image, distinct as in kornia; the paper may repeat one.
         magnitude: strength of all of them, 0 to `MAX_RANDAUGMENT`.
 
-    Returns:
-        Indices into `OPERATIONS`, N x n, in the order of application, and strengths, N x n: the magnitude as a share
-        of `MAX_RANDAUGMENT`, with a random sign.
-
-    Raises:
-        ValueError: for a magnitude outside of the scale.
+    Returns indices into `OPERATIONS`, N x n, in the order of application, and strengths, N x n: the magnitude as a
+    share of `MAX_RANDAUGMENT`, with a random sign.
+    Raises ValueError for a magnitude outside of the scale.
     """
     if not 0 <= magnitude <= MAX_RANDAUGMENT:
         raise ValueError(f"magnitude is {magnitude}; RandAugment's scale is 0 to {MAX_RANDAUGMENT:g}")

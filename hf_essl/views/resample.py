@@ -85,8 +85,7 @@ def resize_weights(
         terms: pixels per sample, `taps` of the longest interval.
         flip: N, bool: reverses the samples.
 
-    Returns:
-        The pixels, int32, and their weights: N x size x terms each.
+    Returns the pixels, int32, and their weights: N x size x terms each.
     """
     start, end, step = (x[:, None, None] for x in (start, start + length, length / size))
     reach = step.clamp(min=1)  # half the width of the filter

@@ -22,8 +22,7 @@ def sample_params(
         kinds: 0 for a first view, 1 for a second, if their blur and solarization differ (BYOL, DINO); RandAugment
             ignores them.
 
-    Returns:
-        The parameters of kinds x count views, those of the first kind first.
+    Returns the parameters of kinds x count views, those of the first kind first.
     """
     views = count * len(kinds)
     if args.augmentation == "randaugment":

@@ -90,8 +90,7 @@ class Views:
         Args:
             size: side in pixels; by default the current resolution.
 
-        Raises:
-            ValueError: if the images are not uint8 N x 3 x H x W, or not as many as the parameters.
+        Raises ValueError if the images are not uint8 N x 3 x H x W, or not as many as the parameters.
         """
         return self.render_all(images, [params], size)[0]
 
