@@ -33,12 +33,7 @@ class LRRange:
 
 
 def lr_range_test(
-    trainer: SSLTrainer,
-    *,
-    start: float = 1e-3,
-    end: float = 1.0,
-    steps: int = 200,
-    validation_images: int = 4096,
+    trainer: SSLTrainer, *, start: float = 1e-3, end: float = 1.0, steps: int = 200, validation_images: int = 4096
 ) -> LRRange:
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 

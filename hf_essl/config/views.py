@@ -79,8 +79,7 @@ class ViewArguments:
         "Probability of solarization; two values if the first and second view differ.", factory=lambda: [0.0]
     )
     view_executor: Literal["fused", "kornia"] = option(
-        "fused, or kornia (one operation after the other, same pixels; always used for randaugment).",
-        "fused",
+        "fused, or kornia (one operation after the other, same pixels; always used for randaugment).", "fused"
     )
     compile_views: bool | None = option(
         "Compile the fused color operations; on by default on a GPU (on a CPU it takes 20 s, once)."
