@@ -5,31 +5,25 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "SSLTrainer": "hf_essl.trainer",
-    "SSLTrainingArguments": "hf_essl.config",
-    "ModelArguments": "hf_essl.config",
-    "DataArguments": "hf_essl.config",
-    "ViewArguments": "hf_essl.config",
-    "SSLModel": "hf_essl.methods",
-    "Views": "hf_essl.views",
-    "SuperProgressiveCallback": "hf_essl.schedules",
-    "Curriculum": "hf_essl.schedules",
-    "CurveScheduler": "hf_essl.schedules",
-    "F1CLR": "hf_essl.schedules",
-    "HardAugment": "hf_essl.selection",
-    "knn_accuracy": "hf_essl.evaluation.knn",
-    "linear_probe": "hf_essl.evaluation.linear_probe",
-    "lr_range_test": "hf_essl.lr_finder",
-    "estimate_cost": "hf_essl.cost",
-    "export_backbone": "hf_essl.hub",
-    "push_backbone": "hf_essl.hub",
-    "load_backbone": "hf_essl.evaluation.backbone",
-    "draw_neighbors": "hf_essl.reporting.neighbors",
-    "write_card": "hf_essl.hub.card",
-    "CardCallback": "hf_essl.hub.trainer",
-    "load_recipe": "hf_essl.recipe",
+_NAMES = {
+    "hf_essl.config": ("SSLTrainingArguments", "ModelArguments", "DataArguments", "ViewArguments"),
+    "hf_essl.cost": ("estimate_cost",),
+    "hf_essl.evaluation.backbone": ("load_backbone",),
+    "hf_essl.evaluation.knn": ("knn_accuracy",),
+    "hf_essl.evaluation.linear_probe": ("linear_probe",),
+    "hf_essl.hub": ("export_backbone", "push_backbone"),
+    "hf_essl.hub.card": ("write_card",),
+    "hf_essl.hub.trainer": ("CardCallback",),
+    "hf_essl.lr_finder": ("lr_range_test",),
+    "hf_essl.methods": ("SSLModel",),
+    "hf_essl.recipe": ("load_recipe",),
+    "hf_essl.reporting.neighbors": ("draw_neighbors",),
+    "hf_essl.schedules": ("SuperProgressiveCallback", "Curriculum", "CurveScheduler", "F1CLR"),
+    "hf_essl.selection": ("HardAugment",),
+    "hf_essl.trainer": ("SSLTrainer",),
+    "hf_essl.views": ("Views",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:

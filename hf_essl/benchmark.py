@@ -1,7 +1,5 @@
 """How fast a recipe trains, stage by stage: the parts of a step, the whole step, and the bare step as the limit."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import tempfile
@@ -29,8 +27,7 @@ from hf_essl.training.callbacks import EvaluateEveryCallback, StopOnSignalCallba
 from hf_essl.training.step import endless, run_step
 from hf_essl.views import Views
 
-HALFWAY = 0.5
-"""Progress of the run that is measured: its magnitude, and the state of the method's own schedules."""
+HALFWAY = 0.5  # progress of the run that is measured: its magnitude, and the state of the method's own schedules
 
 
 def benchmark(
@@ -42,13 +39,7 @@ def benchmark(
     and the limit alternately, after warm-up steps, so that a drift in the machine's speed affects all alike; the
     median of the rounds is reported.
 
-    Args:
-        steps: consecutive timed steps.
-        rounds: repetitions.
-        report: called with a line before each stage.
-
-    Raises:
-        ValueError: for anything that cannot work, before any image is read.
+    `report` gets a line before each stage. Raises ValueError for anything that cannot work, before any image is read.
     """
     _check(recipe, steps, rounds)
     training = recipe.training
@@ -112,12 +103,17 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
     return {name: statistics.median(seconds) for name, seconds in watch.seconds.items()}
 
 
+class Made(NamedTuple):
+    """What a step makes from its images: the plan of the selection, and the views that train."""
+
+    plan: Plan
+    views: dict[str, Tensor]
+
+
 class RoundsCallback(TrainerCallback):
     """Times training steps in rounds and, between rounds, the parts of a step and the bare step.
 
-    Args:
-        warmup: steps of a round before the timed ones.
-        steps: timed steps per round.
+    A round has `warmup` steps and then `steps` timed ones.
     """
 
     def __init__(self, trainer: SSLTrainer, warmup: int, steps: int):
@@ -125,8 +121,7 @@ class RoundsCallback(TrainerCallback):
         self.watch = Stopwatch(trainer.args.device)
         self.kornia = Views(dataclasses.replace(trainer.views.args, view_executor="kornia"))
         self.batches = endless(trainer.get_train_dataloader())
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        """Per step, by name of the part; one entry per round."""
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # per step, by name of the part; one per round
 
     def on_step_end(self, args, state, control, **kwargs):
         position = state.global_step % (self.warmup + self.steps)
@@ -205,13 +200,6 @@ class RoundsCallback(TrainerCallback):
             if selection:
                 self._select(made.plan)
             self._train(made.views, lambda name: nullcontext())
-
-
-class Made(NamedTuple):
-    """What a step makes from its images: the plan of the selection, and the views that train."""
-
-    plan: Plan
-    views: dict[str, Tensor]
 
 
 class Stopwatch:

@@ -46,14 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(
+    return "\n\n".join(
         [
             "usage: hf-essl COMMAND [ARGUMENTS]",
-            "",
             "Pretrain vision backbones without labels at about 40 % of the usual compute.",
-            "",
-            *lines,
-            "",
+            "\n".join(lines),
             "`hf-essl COMMAND --help` explains a command. HF_ESSL_DEBUG=1 shows the traceback of an error.",
         ]
     )

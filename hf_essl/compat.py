@@ -16,10 +16,8 @@ from torch.utils.data import DataLoader
 from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-KNOWN_TRACKERS = tuple(sorted(INTEGRATION_TO_CALLBACK))
-"""The names that `report_to` accepts."""
-AVAILABILITY = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
-"""Trackers whose availability check in transformers has another name."""
+KNOWN_TRACKERS = tuple(sorted(INTEGRATION_TO_CALLBACK))  # the names that `report_to` accepts
+AVAILABILITY = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # other names in transformers' checks
 TRACKER_CALLBACKS = tuple(INTEGRATION_TO_CALLBACK.values())
 
 

@@ -26,32 +26,22 @@ class LRRange:
 
     learning_rates: list[float]
     train_losses: list[float]
-    validation_losses: list[float]
-    """Empty without validation images."""
-    suggestion: float
-    """Where the fall of the (validation) loss meets its plateau: the suggested peak learning rate."""
+    validation_losses: list[float]  # empty without validation images
+    suggestion: float  # the peak learning rate, where the fall of the (validation) loss meets its plateau
 
 
 def lr_range_test(
-    trainer: SSLTrainer,
-    *,
-    start: float = 1e-3,
-    end: float = 1.0,
-    steps: int = 200,
-    validation_images: int = 4096,
+    trainer: SSLTrainer, *, start: float = 1e-3, end: float = 1.0, steps: int = 200, validation_images: int = 4096
 ) -> LRRange:
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 
     The trainer's model, optimizer and random state do not change. The test ends early if the loss is not finite.
 
     Args:
-        trainer: provides model, images, views and optimizer.
-        steps: optimizer steps, 200 in the paper.
         validation_images: images for the loss after each step, 4,096 in the paper; evaluation images if there are any;
             0 measures only the training loss.
 
-    Raises:
-        ValueError: for an invalid range, or fewer than 10 steps.
+    Raises ValueError for an invalid range, or fewer than 10 steps.
     """
     if not 0 < start < end or steps < 10:
         raise ValueError(f"start {start}, end {end}, steps {steps}: a test needs 0 < start < end and 10 steps or more")

@@ -24,10 +24,7 @@ from hf_essl.training.step import endless, run_step
 
 
 def pretrain(recipe: Recipe) -> Metrics:
-    """Trains a recipe to its end and writes its report.
-
-    Returns:
-        What `metrics.json` holds.
+    """Trains a recipe to its end and writes its report; returns the content of `metrics.json`.
 
     Raises:
         ValueError: for what cannot work, before any model is built.
@@ -77,11 +74,7 @@ def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
 
 
 def prepare_output_dir(recipe: Recipe) -> None:
-    """Makes sure that no existing run is overwritten, unless it is resumed or overwritten on purpose.
-
-    Raises:
-        ValueError: for a run that would be lost, or if there is nothing to resume.
-    """
+    """Raises ValueError for a run that would be lost, or nothing to resume; clears one that may be overwritten."""
     folder = recipe.training.folder
     if recipe.training.resume_from_checkpoint:
         if recipe.training.resume_from_checkpoint is True:

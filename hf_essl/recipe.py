@@ -1,14 +1,12 @@
 """A recipe: the four groups of fields, checked together and against the tables of methods, schedules and data sets."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -23,16 +21,13 @@ from hf_essl.methods import METHODS, check_method
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
 from hf_essl.views.randaugment import check_operations
 
+# the fields whose values are entries of a table; each entry has a `description`
 TABLES: dict[str, Mapping[str, Any]] = {"method": METHODS, "lr_schedule": CURVES, "dataset": DATASETS}
-"""The fields whose values are entries of a table. Each entry has a `description`."""
 
 
 @dataclass
 class Recipe:
-    """What to train, on which images, with which views, and how.
-
-    Two recipes are equal if their four groups are, however they were written down.
-    """
+    """What to train, on which images, with which views, and how; recipes with equal groups are equal."""
 
     model: ModelArguments
     data: DataArguments
@@ -50,22 +45,17 @@ class Recipe:
         views: ViewArguments,
         training: SSLTrainingArguments,
         dataset: str,
-    ) -> Recipe:
-        """The recipe of a training from the Python API.
+    ) -> Self:
+        """The recipe of a training from the Python API; `dataset` is the name of the training images.
 
-        Args:
-            model: `SSLModel.config`; None for a model that `SSLModel.from_timm` did not build.
-            dataset: the name of the training images; a data set that was passed as an object cannot be loaded by it.
-
-        Raises:
-            ValueError: for a model whose arguments are not known.
+        Raises ValueError if `model` is None: `SSLModel.from_timm` did not build it, so its arguments are not known.
         """
         if model is None:
             raise ValueError("the model was built by hand, so its recipe is not known; use SSLModel.from_timm")
         named = name_dataset(data, dataset)
         return cls(model, named, views, training, given=flat_fields(model, named, views, training))
 
-    def redacted(self) -> Recipe:
+    def redacted(self) -> Self:
         """The same recipe to show to others: paths of this machine are cut to their last component."""
         return dataclasses.replace(self, given=without_paths(self.given))
 
@@ -98,9 +88,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
     """Reads the recipe at `path` and everything it extends, applies the overrides, checks and builds the groups.
 
     Args:
-        path: a YAML file.
-        cell: fields of one run of a sweep, over those of the file.
         overrides: words of a command line, see `parse_overrides`.
+        cell: fields of one run of a sweep, over those of the file.
 
     Raises:
         RecipeError: in one line, for anything wrong with either.
@@ -122,10 +111,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe.yaml of a run, to report on it on any machine: nothing is checked, and no device is set up.
 
-    It skips fields that only older versions had.
-
-    Raises:
-        RecipeError: for a file that is not a recipe.
+    It skips fields that only older versions had. Raises RecipeError for a file that is not a recipe.
     """
     content = read_yaml(Path(path))
     given = {key: convert(key, value, str(path)) for key, value in content.items() if key in all_fields()}
@@ -140,14 +126,7 @@ def check_groups(
 ) -> Curriculum:
     """Checks each group, what the tables require, and what must agree between groups; recipes and Python share it.
 
-    Args:
-        model: None for a model that was built by hand.
-
-    Returns:
-        The curriculum of the run.
-
-    Raises:
-        ValueError: in one line, with the value, the choices and the fix.
+    `model` is None for a model that was built by hand. Returns the curriculum of the run. Raises ValueError.
     """
     if model is not None:
         model.check()
@@ -195,10 +174,7 @@ def describe_fields() -> str:
 def flat_fields(
     model: ModelArguments | None, data: DataArguments, views: ViewArguments, training: SSLTrainingArguments
 ) -> dict[str, Any]:
-    """The groups as one flat mapping.
-
-    Of the training arguments it holds the package's own, and those of transformers that differ from their defaults.
-    """
+    """The groups as one flat mapping; of transformers' own arguments, those that differ from their defaults."""
     flat: dict[str, Any] = {}
     for group in (model, data, views):
         flat |= {} if group is None else dataclasses.asdict(group)

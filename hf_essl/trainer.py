@@ -88,9 +88,8 @@ class SSLTrainer(HubTrainer):
         self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
-        if bank_dataset is None and not isinstance(train_dataset, StreamedImages):
-            bank_dataset = train_dataset
-        self.bank_dataset = bank_dataset
+        can_be_bank = bank_dataset is None and not isinstance(train_dataset, StreamedImages)
+        self.bank_dataset = train_dataset if can_be_bank else bank_dataset
         self.flop_counter = FlopCounter.of(model, view_args)
         prepare_layers(model, args)
         self.clock = Clock()

@@ -4,7 +4,6 @@ from hf_essl.commands.parser import Parser
 
 
 def run(argv: list[str]) -> None:
-    """Prints the table in Markdown and writes the picture."""
     parser = Parser("compare", "Compare finished runs; runs that differ in a trailing -seedN only are averaged.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run; the first is the baseline")
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")

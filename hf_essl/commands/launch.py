@@ -14,11 +14,7 @@ FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "
 
 
 def find_config(name: str) -> Path:
-    """The launch configuration with this name in recipes/accelerate, or at this path.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The launch configuration with this name in recipes/accelerate, or at this path. Raises ValueError if none."""
     if Path(name).is_file():
         return Path(name)
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
@@ -31,9 +27,7 @@ def launch_command(config: Path, words: Sequence[str]) -> list[str]:
     """The words of `accelerate launch` with this configuration and of `hf-essl pretrain` with these words.
 
     On one machine `gpu_ids: all` uses all GPUs, whatever num_processes says; `use_cpu` is passed on to the recipe.
-
-    Raises:
-        ValueError: if the configuration needs GPUs and there is none.
+    Raises ValueError if the configuration needs GPUs and there is none.
     """
     settings = yaml.safe_load(config.read_text()) or {}
     options, overrides = [], []

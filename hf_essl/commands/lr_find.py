@@ -4,7 +4,6 @@ from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Trains a copy of the recipe's model over a range of learning rates, and prints a suggestion."""
     parser = RecipeParser("lr-find", "Train while the learning rate grows exponentially, and suggest a peak (Fig. 4).")
     parser.add_argument("--start", type=float, default=1e-3, metavar="LR", help="lowest learning rate [0.001]")
     parser.add_argument("--end", type=float, default=1.0, metavar="LR", help="highest learning rate [1]")

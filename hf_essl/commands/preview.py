@@ -4,7 +4,6 @@ from hf_essl.commands.parser import RecipeParser
 
 
 def run(argv: list[str]) -> None:
-    """Writes the pictures and prints their paths."""
     parser = RecipeParser("preview", "Draw learning rate, momentum, magnitude and resolution of a recipe (Fig. 2, 3).")
     parser.add_argument("--output", default="preview.png", metavar="PNG", help="path of the picture [preview.png]")
     parser.add_argument("--views", metavar="PNG", help="also draw views of the recipe's own images to this path")

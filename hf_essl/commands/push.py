@@ -4,7 +4,6 @@ from hf_essl.commands.parser import Parser
 
 
 def run(argv: list[str]) -> None:
-    """Pushes it and prints the URL."""
     parser = Parser(
         "push",
         "Push the backbone of a finished run to the Hub, in one commit.",

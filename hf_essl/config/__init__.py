@@ -4,5 +4,3 @@ from hf_essl.config.data import DataArguments
 from hf_essl.config.model import ModelArguments
 from hf_essl.config.training import SSLTrainingArguments, cpu_has_bf16
 from hf_essl.config.views import ViewArguments
-
-__all__ = ["DataArguments", "ModelArguments", "SSLTrainingArguments", "ViewArguments", "cpu_has_bf16"]

@@ -13,21 +13,17 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-PerView = Annotated[list[Probability], Field(min_length=1, max_length=2)]
-"""One probability for both views, or one for each (BYOL, DINO)."""
+PerView = Annotated[list[Probability], Field(min_length=1, max_length=2)]  # one for both views, or one for each
 
 
 def option(text: str, default: Any = None, *, factory: Any = None) -> Any:
     """A dataclass field with its help text."""
-    metadata = {"help": text}
-    if factory is not None:
-        return dataclasses.field(default_factory=factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    source = {"default": default} if factory is None else {"default_factory": factory}
+    return dataclasses.field(**source, metadata={"help": text})
 
 
 @cache
 def fields_of(group: type) -> dict[str, dataclasses.Field]:
-    """The fields of a group by name."""
     return {field.name: field for field in dataclasses.fields(group)}
 
 
@@ -48,11 +44,7 @@ def _adapter(group: type, key: str) -> TypeAdapter:
 
 
 def validate(group: type, key: str, value: Any) -> Any:
-    """`value` as the type of the field `key`.
-
-    Raises:
-        ValueError: if it does not fit the type or the range; the message says what would, without the name.
-    """
+    """`value` as the type of the field `key`. Raises ValueError, without the name, if it does not fit."""
     hint = hints_of(group)[key]
     if bool not in kinds(hint) and any(isinstance(one, bool) for one in _flat(value)):
         raise ValueError(f"expected {_article(hint)}, not true or false")  # Python counts True as the integer 1
@@ -63,11 +55,7 @@ def validate(group: type, key: str, value: Any) -> Any:
 
 
 def check_field(group: type, key: str, value: Any) -> Any:
-    """`value` as the type of the field `key`.
-
-    Raises:
-        ValueError: if it does not fit the type or the range; with the field's name, its value and its default.
-    """
+    """As `validate`, but the error has the field's name, its value and its default."""
     try:
         return validate(group, key, value)
     except ValueError as error:

@@ -12,8 +12,7 @@ import yaml
 
 from hf_essl.config.values import RecipeError, convert
 
-SWEEP_KEYS = ("title", "rows", "grid")
-"""Keys of a file that describes several runs, see `hf_essl.sweep`."""
+SWEEP_KEYS = ("title", "rows", "grid")  # of a file that describes several runs, see `hf_essl.sweep`
 
 
 def read_file(path: Path, above: tuple[Path, ...] = (), *, sweep: bool = False) -> dict[str, Any]:

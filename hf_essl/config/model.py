@@ -28,6 +28,5 @@ class ModelArguments:
         """The fields by name; transformers' tracker callbacks read a model's configuration this way."""
         return dataclasses.asdict(self)
 
-    def to_json_string(self) -> str:
-        """The fields as JSON, for the same callbacks."""
+    def to_json_string(self) -> str:  # for the same callbacks
         return json.dumps(self.to_dict(), indent=2)

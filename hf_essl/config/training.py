@@ -15,9 +15,7 @@ from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, 
 
 logger = logging.getLogger(__name__)
 
-KNN_K = 20
-KNN_TEMPERATURE = 0.07
-"""Defaults of the kNN classifier, here and in `hf_essl.evaluation` (Wu et al. 2018, Sec. 3.4)."""
+KNN_K, KNN_TEMPERATURE = 20, 0.07  # also the defaults of `hf_essl.evaluation` (Wu et al. 2018, Sec. 3.4)
 
 
 @dataclass
@@ -109,7 +107,6 @@ class SSLTrainingArguments(TrainingArguments):
 
     @property
     def folder(self) -> Path:
-        """`output_dir`, the folder of the run."""
         return Path(self.output_dir or ".")
 
 

@@ -21,7 +21,7 @@ GROUPS: dict[str, type] = {
 COMMAND_LINE = "the command line"
 
 _TOKEN = "never put a token in a recipe or a command; set HF_TOKEN or run `hf auth login`"
-REFUSED = {
+REFUSED = {  # fields that a recipe does not accept, and what to do instead
     "hf_token": _TOKEN,
     "hub_token": _TOKEN,
     "push_to_hub_token": _TOKEN,
@@ -30,7 +30,6 @@ REFUSED = {
     "warmup_steps": "set warmup_epochs instead",
     "warmup_ratio": "set warmup_epochs instead",
 }
-"""Fields that a recipe does not accept, and what to do instead."""
 
 
 class RecipeError(ValueError):
@@ -43,7 +42,6 @@ def group_of(key: str) -> type:
 
 
 def all_fields() -> dict[str, Any]:
-    """The fields of all groups by name."""
     return {key: field for group in GROUPS.values() for key, field in fields_of(group).items()}
 
 

@@ -8,10 +8,8 @@ from pydantic import Field
 from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, option
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
-STANDARD_MAGNITUDE = 5.0
-"""The magnitude at which the color jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)."""
-MAX_RANDAUGMENT = 30.0
-"""The top of RandAugment's scale of magnitudes (m of Table 11), where each operation reaches the end of its range."""
+STANDARD_MAGNITUDE = 5.0  # at which the color jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)
+MAX_RANDAUGMENT = 30.0  # at which each operation of RandAugment reaches the end of its range (m of Table 11)
 AreaShare = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -79,8 +77,7 @@ class ViewArguments:
         "Probability of solarization; two values if the first and second view differ.", factory=lambda: [0.0]
     )
     view_executor: Literal["fused", "kornia"] = option(
-        "fused, or kornia (one operation after the other, same pixels; always used for randaugment).",
-        "fused",
+        "fused, or kornia (one operation after the other, same pixels; always used for randaugment).", "fused"
     )
     compile_views: bool | None = option(
         "Compile the fused color operations; on by default on a GPU (on a CPU it takes 20 s, once)."
@@ -99,15 +96,13 @@ class ViewArguments:
 
     def _check_magnitudes(self) -> None:
         strongest = max(self.min_magnitude, self.max_magnitude)
+        magnitudes = f"magnitudes are {self.min_magnitude} to {self.max_magnitude}"
         if self.augmentation == "randaugment" and strongest > MAX_RANDAUGMENT:
-            raise ValueError(
-                f"magnitudes are {self.min_magnitude} to {self.max_magnitude}; RandAugment's scale is 0 to "
-                f"{MAX_RANDAUGMENT:g}"
-            )
+            raise ValueError(f"{magnitudes}; RandAugment's scale is 0 to {MAX_RANDAUGMENT:g}")
         if self.augmentation == "simclr" and self.jitter[3] * strongest / STANDARD_MAGNITUDE > 0.5:
             raise ValueError(
-                f"magnitudes are {self.min_magnitude} to {self.max_magnitude} with hue {self.jitter[3]}; hue x "
-                f"magnitude / {STANDARD_MAGNITUDE:g} must be at most 0.5: lower max_magnitude or the hue of jitter"
+                f"{magnitudes} with hue {self.jitter[3]}; hue x magnitude / {STANDARD_MAGNITUDE:g} must be at most "
+                f"0.5: lower max_magnitude or the hue of jitter"
             )
 
     @property

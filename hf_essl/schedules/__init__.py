@@ -15,21 +15,3 @@ from hf_essl.schedules.curves import (
     warmup_fraction,
 )
 from hf_essl.schedules.scheduler import CurveScheduler
-
-__all__ = [
-    "CURVES",
-    "F1CLR",
-    "Constant",
-    "Cosine",
-    "CosineWarmup",
-    "Curriculum",
-    "Curve",
-    "CurveScheduler",
-    "MagnitudeSchedule",
-    "OneCycle",
-    "ResolutionSchedule",
-    "SuperProgressiveCallback",
-    "check_schedule",
-    "curve_from_args",
-    "warmup_fraction",
-]

@@ -1,9 +1,8 @@
 """Super Progressive Learning (Sec. 3.2): view resolution and augmentation magnitude as pure functions of progress."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
+from typing import Self
 
 from hf_essl.config import SSLTrainingArguments, ViewArguments
 from hf_essl.schedules.curves import warmup_fraction
@@ -60,20 +59,13 @@ class MagnitudeSchedule:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The curriculum of a run, built once: what the views show at each point of it.
-
-    Callback, cost, compile warm-up, benchmark, preview and card read it.
-
-    Args:
-        resolution: pixels by progress in [0, 1].
-        magnitude: augmentation magnitude by progress in [0, 1].
-    """
+    """What the views show at each point of a run, built once: resolution and magnitude by progress in [0, 1]."""
 
     resolution: ResolutionSchedule
     magnitude: MagnitudeSchedule
 
     @classmethod
-    def from_args(cls, views: ViewArguments, training: SSLTrainingArguments) -> Curriculum:
+    def from_args(cls, views: ViewArguments, training: SSLTrainingArguments) -> Self:
         """The curriculum of a recipe (Fig. 3, middle and right).
 
         constant: `resolution` throughout. progressive: stages from `min_resolution` to `resolution` in steps of
@@ -86,7 +78,7 @@ class Curriculum:
         return cls.with_warmup(views, warmup_fraction(training))
 
     @classmethod
-    def with_warmup(cls, views: ViewArguments, warmup: float) -> Curriculum:
+    def with_warmup(cls, views: ViewArguments, warmup: float) -> Self:
         """`from_args` with the share of the run before the learning rate's peak, in [0, 1)."""
         magnitude = MagnitudeSchedule(views.min_magnitude, views.max_magnitude)
         full, name = views.resolution, views.resolution_schedule

@@ -6,8 +6,6 @@ between the lowest (0) and the highest (1) momentum, or None if the curve does n
 To add a curve, write a subclass of `Curve` and add a line to `CURVES`.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from dataclasses import dataclass
@@ -20,19 +18,15 @@ from hf_essl.config import SSLTrainingArguments
 class Curve(abc.ABC):
     """A learning-rate and momentum curve over the steps `t` of a run, 0 <= t <= length."""
 
-    title: ClassVar[str]
-    """How tables call it."""
-    description: ClassVar[str]
-    """One line for the help."""
-    course: ClassVar[str]
-    """What the card says of the learning rate; may contain {peak} and {warmup}."""
-    has_warmup: ClassVar[bool] = False
-    """Whether the learning rate rises before it falls, over `warmup_epochs` unless the curve says otherwise."""
+    title: ClassVar[str]  # in tables
+    description: ClassVar[str]  # one line for the help
+    course: ClassVar[str]  # what the card says of the learning rate; may contain {peak} and {warmup}
+    has_warmup: ClassVar[bool] = False  # whether the learning rate first rises, over `warmup_epochs`
     cycles_momentum: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Curve:
+    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Self:
         """The curve for a run of `total_steps` optimizer steps. Raises ValueError for a warm-up that does not fit."""
 
     @abc.abstractmethod
@@ -85,7 +79,7 @@ class Cosine(Curve):
         _check_lengths(self.length)
 
     @classmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Cosine:
+    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Self:
         return cls(total_steps)
 
     def lr(self, t: float) -> float:
@@ -116,8 +110,7 @@ class _WithWarmup(Curve):
         return _fall((t - self.warmup) / (self.length - self.warmup))
 
     def _rise(self, u: float) -> float:
-        """The share of the peak by the finished share of the warm-up."""
-        return u
+        return u  # the share of the peak by the finished share of the warm-up
 
 
 @dataclass(frozen=True)
@@ -164,13 +157,12 @@ class OneCycle(Curve):
         _check_lengths(self.length, self.fraction * self.length)
 
     @classmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> OneCycle:
+    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Self:
         return cls(total_steps, args.one_cycle_fraction)
 
     @classmethod
     def warmup_fraction(cls, args: SSLTrainingArguments) -> float:
-        """rho of Eq. 7."""
-        return args.one_cycle_fraction
+        return args.one_cycle_fraction  # rho of Eq. 7
 
     def lr(self, t: float) -> float:
         return F1CLR(self.length, self.fraction * self.length).lr(t)
@@ -188,7 +180,7 @@ class Constant(Curve):
     course = "{peak:g} throughout"
 
     @classmethod
-    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Constant:
+    def from_args(cls, args: SSLTrainingArguments, total_steps: float) -> Self:
         return cls()
 
     def lr(self, t: float) -> float:

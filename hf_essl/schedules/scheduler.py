@@ -19,7 +19,6 @@ class CurveScheduler(LRScheduler):
         optimizer: its groups' learning rates are the peaks.
         curve: shares of the peak and of `momentum_range`, by optimizer step.
         momentum_range: lowest and highest momentum, beta_l and beta_h of Eq. 7 and 8.
-        last_epoch: the last step taken, as in every torch scheduler.
 
     Raises:
         ValueError: if the curve cycles momentum and the optimizer has none.

@@ -9,30 +9,22 @@ from hf_essl.methods import SSLModel
 
 logger = logging.getLogger(__name__)
 
-GRACE = 0.1
-"""First share of the run, in which a small spread or a loss near its trivial value is not yet a collapse."""
-PATIENCE = 3
-"""Consecutive logs that must show a collapse; a single one may be chance."""
-NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02
-"""Embedding std times sqrt(D), 1 on the whole sphere: a warning below the first, a lost run below the second."""
-TRIVIAL_LOSS = 0.001
-"""A loss this close to that of a collapsed network counts as collapsed, as a share of the loss's scale."""
+GRACE = 0.1  # first share of the run, in which a small spread or a loss near its trivial value is not yet a collapse
+PATIENCE = 3  # consecutive logs that must show a collapse; a single one may be chance
+NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02  # std times sqrt(D), 1 on the whole sphere: below it, a warning, a lost run
+TRIVIAL_LOSS = 0.001  # distance from the loss of a collapsed network that counts as collapsed, relative to its scale
 
 
 class AlarmCallback(TrainerCallback):
     """Warns once about each kind of trouble, and stops a run that is lost if `on_divergence` is stop.
 
     It reads only the log, which is the same in all processes and part of a checkpoint: all processes decide alike, and
-    so does a resumed run.
-
-    Args:
-        model: knows the loss of a collapsed network, and what to try.
+    so does a resumed run. The model knows the loss of a collapsed network, and what to try.
     """
 
     def __init__(self, model: SSLModel):
         self.model = model
-        self.lost: str | None = None
-        """Why the run was stopped."""
+        self.lost: str | None = None  # why the run was stopped
         self._reported: set[str] = set()
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -40,9 +32,9 @@ class AlarmCallback(TrainerCallback):
         self._reported = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        trouble = find_trouble(
-            state.log_history, state.max_steps, self.model, images_per_batch(args), args.mixed_precision == "fp16"
-        )
+        images = args.train_batch_size * args.world_size  # that one loss compares: a forward pass in all processes
+        fp16 = args.mixed_precision == "fp16"
+        trouble = find_trouble(state.log_history, state.max_steps, self.model, images, fp16)
         for kind, message in trouble.items():
             if kind not in self._reported:
                 self._reported.add(kind)
@@ -54,18 +46,8 @@ class AlarmCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def images_per_batch(args) -> int:
-    """Number of images that one loss compares: those of one forward pass in all processes."""
-    return args.train_batch_size * args.world_size
-
-
 def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: int, fp16: bool) -> dict[str, str]:
-    """The troubles that the log shows, by kind, each with the likely cause.
-
-    Args:
-        history: `state.log_history`.
-        images: number of images that one loss compares.
-    """
+    """The troubles that `state.log_history` shows, by kind, with the likely cause; one loss compares `images`."""
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_rankme" in entry]
     trouble = {}
@@ -78,28 +60,23 @@ def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: i
         trouble |= _find_collapse(late, model, images)
     if len(evaluations) > 1 and evaluations[-1]["eval_rankme"] < evaluations[0]["eval_rankme"] / 2:
         first, last = evaluations[0]["eval_rankme"], evaluations[-1]["eval_rankme"]
-        trouble["rank"] = (
-            f"RankMe fell from {first:.1f} to {last:.1f}: the features lose dimensions; {model.collapse_hint}"
-        )
+        fell = f"RankMe fell from {first:.1f} to {last:.1f}"
+        trouble["rank"] = f"{fell}: the features lose dimensions; {model.collapse_hint}"
     return trouble
 
 
 def _find_collapse(entries: list[dict], model: SSLModel, images: int) -> dict[str, str]:
     widest = max(entry.get("embedding_spread", math.inf) for entry in entries)
+    spread, hint = f"(spread {widest:.3f}, healthy near 1)", model.collapse_hint
     if widest < LOST_SPREAD:
-        return {
-            "collapsed": f"the embedding has collapsed to a point (spread {widest:.3f}, healthy near 1); "
-            f"{model.collapse_hint}"
-        }
+        return {"collapsed": f"the embedding has collapsed to a point {spread}; {hint}"}
     trouble = {}
     if widest < NARROW_SPREAD:
-        trouble["narrow"] = f"the embedding is collapsing (spread {widest:.3f}, healthy near 1); {model.collapse_hint}"
+        trouble["narrow"] = f"the embedding is collapsing {spread}; {hint}"
     trivial = model.loss_at_collapse(images)
     if trivial is not None:
-        scale = abs(trivial) or 1.0
-        if all(abs(entry["loss"] - trivial) < TRIVIAL_LOSS * scale for entry in entries):
-            trouble["trivial"] = (
-                f"the loss stays at {entries[-1]['loss']:.3f}, that of a network that maps all images to one point; "
-                f"{model.collapse_hint}"
-            )
+        tolerance = TRIVIAL_LOSS * (abs(trivial) or 1.0)
+        if all(abs(entry["loss"] - trivial) < tolerance for entry in entries):
+            stays = f"the loss stays at {entries[-1]['loss']:.3f}"
+            trouble["trivial"] = f"{stays}, that of a network that maps all images to one point; {hint}"
     return trouble

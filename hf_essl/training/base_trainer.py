@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -64,10 +64,6 @@ class BaseTrainer(Trainer):
             self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta)
             self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def step_images(self) -> Tensor | None:
-        """The last batch, uint8 N x 3 x S x S on the device, before augmentation; None before the first step."""
-        return self.step_log.images
 
     # ---- overrides of transformers (private names) ----
 

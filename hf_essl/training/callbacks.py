@@ -10,16 +10,10 @@ from hf_essl.training.clock import Clock
 
 
 class EvaluateEveryCallback(TrainerCallback):
-    """Evaluates the random initialization, then at the end of every N-th epoch and of the run.
-
-    Args:
-        evaluate: the trainer's `evaluate`.
-        epochs: N; 0 evaluates only at the start and the end.
-    """
+    """Evaluates the random initialization, every `epochs` epochs (0: none) and the end of the run."""
 
     def __init__(self, evaluate: Callable[[], object], epochs: int):
-        self.evaluate = evaluate
-        self.epochs = epochs
+        self.evaluate, self.epochs = evaluate, epochs
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:  # a resumed run has it in its log

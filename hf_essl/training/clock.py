@@ -19,8 +19,7 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Seconds counted so far."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self._counted + running
+        return self._counted + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def lap(self) -> float:
         """Seconds counted since the last call."""

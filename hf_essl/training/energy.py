@@ -10,12 +10,11 @@ class EnergyCallback(CodeCarbonCallback):
 
     codecarbon reads the sensors of GPUs and processors, and estimates what it cannot read; one process per machine
     measures. Its own settings come from its environment variables and configuration file.
-
-    Args:
-        replaced: transformers' callback, whose tracker it takes over.
     """
 
-    def __init__(self, replaced: CodeCarbonCallback):
+    _is_running = False
+
+    def __init__(self, replaced: CodeCarbonCallback):  # transformers' callback, whose tracker it takes over
         super().__init__()
         self.tracker = replaced.tracker
         self._before = self._counted = (0.0, 0.0)
@@ -38,5 +37,3 @@ class EnergyCallback(CodeCarbonCallback):
         self.read()
         self._is_running = False
         super().on_train_end(args, state, control, **kwargs)
-
-    _is_running = False

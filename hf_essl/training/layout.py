@@ -41,8 +41,7 @@ def set_up_loading(args: SSLTrainingArguments, data: DataArguments) -> None:
         args.dataloader_persistent_workers = True
 
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Names of `mallopt`, from glibc's malloc.h."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # names of `mallopt`, from glibc's malloc.h
 
 
 @cache
@@ -74,12 +73,10 @@ def warm_up_backbones(model: SSLModel, batch: int, curriculum: Curriculum, views
     """Runs the backbones once at each resolution, forward and backward, so that no step has to compile one.
 
     It leaves no gradients, statistics or random draws behind. Call it before DDP wraps the model, under the autocast
-    of training.
+    of training. The selection pass has graphs of its own.
 
     Args:
         batch: images per view.
-        curriculum: the resolutions of the run.
-        views_args: the resolution of the selection pass, which has graphs of its own.
     """
 
     def views(resolution: int) -> Tensor:

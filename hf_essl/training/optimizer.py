@@ -13,10 +13,7 @@ def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool 
     """The optimizer `args.optim`, with weight decay on every parameter, including biases and norms.
 
     A method's `fixed_lr_modules` form a group of their own, whose learning rate stays at the peak with
-    `fix_predictor_lr`.
-
-    Args:
-        fused: use torch's fused SGD if the method allows it.
+    `fix_predictor_lr`. `fused` uses torch's fused SGD if the method allows it.
     """
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     if optimizer_class is torch.optim.SGD:

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 
 class ProgressBarCallback(TrainerCallback):
-    """A bar with loss, LR, momentum, resolution, magnitude, images/s and petaFLOPs; lines if there is no terminal."""
+    """A bar of the main figures; lines if there is no terminal."""
 
     FIELDS = (
         ("loss", "loss {:.4f}"),
@@ -25,9 +25,8 @@ class ProgressBarCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and not args.disable_tqdm:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=not sys.stderr.isatty()
-            )
+            no_terminal, done = not sys.stderr.isatty(), state.global_step
+            self.bar = tqdm(total=state.max_steps, initial=done, dynamic_ncols=True, disable=no_terminal)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -29,12 +29,7 @@ def run_step(
 ) -> Tensor:
     """One optimizer step of a model in train mode; returns the mean loss before it, a scalar on the device.
 
-    Args:
-        views: what the model's forward takes.
-        progress, epoch: as `SSLModel.before_step` takes them.
-        autocast: of the forward pass.
-        backward: such as accelerate's.
-        timed: a context around each of the parts forward, backward and optimizer.
+    `timed` is a context around each of the parts forward, backward and optimizer.
     """
     with timed("forward"):
         model.before_step(progress, epoch)

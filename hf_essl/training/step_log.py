@@ -19,7 +19,6 @@ class RunningMeans:
         self._counts: dict[str, int] = {}
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Adds scalar tensors of one batch."""
         for name, value in scalars.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -56,7 +55,6 @@ class StepLog:
         self._seen = 0
 
     def add_batch(self, images: Tensor, labels: Tensor | None, world_size: int) -> None:
-        """Records the batch of a micro-step."""
         self.images, self.labels = images, labels
         self._seen += len(images) * world_size
 

@@ -1,7 +1,7 @@
 """What the trackers of `report_to` get from a run: its recipe, every logged metric, its views, and its backbone.
 
 Trainer's own callbacks send what `SSLTrainer.log` gives them; the classes here add the rest. Only the main process
-talks to a tracker.
+talks to a tracker. A `run` is the `SSLTrainer`, whose layer this one cannot import.
 """
 
 import copy
@@ -11,66 +11,33 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import CodeCarbonCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.integrations.integration_utils import WandbLogModel
-from transformers.trainer_callback import CallbackHandler
 
 from hf_essl.common import one_line, write_text
 from hf_essl.compat import TRACKER_CALLBACKS
-from hf_essl.config import DataArguments, SSLTrainingArguments
 from hf_essl.config.redact import without_paths
 from hf_essl.methods import method_name
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.recipe import flat_fields, name_dataset
-from hf_essl.training.clock import Clock
 from hf_essl.training.energy import EnergyCallback
 from hf_essl.training.layout import unsharded
-from hf_essl.views import Views
 from hf_essl.views.tiles import tile_views
 
-RUN_ID = "wandb_run_id"
-"""File of the output folder that holds the id of its W&B run."""
+RUN_ID = "wandb_run_id"  # file of the output folder with the id of its W&B run
 PICTURED_IMAGES = 3
-ALWAYS_SHOWN = ("seed", "bf16", "fp16", "gradient_accumulation_steps")
-"""Of transformers' own arguments, those in the configuration whatever their value."""
-NEVER_SHOWN = re.compile(
+ALWAYS_SHOWN = ("seed", "bf16", "fp16", "gradient_accumulation_steps")  # of transformers' arguments, also as default
+NEVER_SHOWN = re.compile(  # names of accounts, and settings of the process that do not describe the training
     r".*token|hub_model_id|trackio_.*|report_to|run_name|resume_from_checkpoint|data_seed|use_cpu|disable_tqdm"
 )
-"""Names of accounts, and settings of the process that do not describe the training."""
 
 
-class TrackedRun(Protocol):
-    """What a tracker reads of a trainer."""
-
-    args: SSLTrainingArguments
-    model: Any
-    data_args: DataArguments
-    train_dataset: Any
-    views: Views
-    clock: Clock
-    callback_handler: CallbackHandler
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether an alarm or a signal ended the run early."""
-
-    def step_images(self) -> Tensor | None:
-        """The last batch, uint8 N x 3 x S x S."""
-
-    def export_backbone(self, folder: str | Path) -> Path:
-        """Writes the backbone as it is now."""
-
-    def add_callback(self, callback: Any) -> None:
-        """Adds a transformers callback."""
-
-
-def attach_trackers(run: TrackedRun) -> None:
+def attach_trackers(run: Any) -> None:
     """Names the run, replaces transformers' callbacks with ours where we have one, and adds the pictures."""
     callbacks, args = run.callback_handler.callbacks, run.args
     if not any(isinstance(callback, TRACKER_CALLBACKS) for callback in callbacks):
@@ -82,7 +49,7 @@ def attach_trackers(run: TrackedRun) -> None:
     run.add_callback(ViewPicturesCallback(run))
 
 
-def energy_so_far(run: TrackedRun) -> dict[str, float]:
+def energy_so_far(run: Any) -> dict[str, float]:
     """kWh and kgCO2e of all machines, if codecarbon measures them; call it on all processes."""
     meter = next((c for c in run.callback_handler.callbacks if isinstance(c, EnergyCallback)), None)
     if meter is None:
@@ -92,7 +59,7 @@ def energy_so_far(run: TrackedRun) -> dict[str, float]:
     return {"energy_kwh": kwh, "co2e_kg": kg}
 
 
-def run_config(run: TrackedRun) -> dict[str, Any]:
+def run_config(run: Any) -> dict[str, Any]:
     """The recipe of a run as one flat mapping, without tokens, accounts and absolute paths.
 
     It holds the fields of the four groups; of transformers' own arguments those that differ from their default.
@@ -121,7 +88,7 @@ class WandbRunCallback(WandbCallback):
 
     _open: ClassVar[Any] = None  # the run that this class started; a failed trainer may leave one
 
-    def __init__(self, run: TrackedRun):
+    def __init__(self, run: Any):
         super().__init__()
         self.run = run
 
@@ -156,7 +123,7 @@ class WandbRunCallback(WandbCallback):
                 project=os.getenv("WANDB_PROJECT", args.project),
                 name=state.trial_name or args.run_name,
                 group=args.run_name if state.trial_name else None,
-                id=stored_run_id(args.folder / RUN_ID, os.getenv("WANDB_RUN_ID") or secrets.token_hex(4)),
+                id=stored_run_id(args.folder / RUN_ID),
                 resume="allow",
                 settings=self._wandb.Settings(max_end_of_run_history_metrics=0, max_end_of_run_summary_metrics=0),
             )
@@ -197,17 +164,17 @@ class WandbRunCallback(WandbCallback):
         WandbRunCallback._open = None
 
 
-def stored_run_id(path: Path, new: str) -> str:
+def stored_run_id(path: Path) -> str:
     """The id in a file; a missing file is created with a new one."""
     if not path.is_file():
-        write_text(path, f"{new}\n")
+        write_text(path, f"{os.getenv('WANDB_RUN_ID') or secrets.token_hex(4)}\n")
     return path.read_text().strip()
 
 
 class TrackioRunCallback(TrackioCallback):
     """Trackio with the recipe as its config. It identifies a run by its name: `run_name`, or the output folder's."""
 
-    def __init__(self, run: TrackedRun):
+    def __init__(self, run: Any):
         super().__init__()
         self.run = run
 
@@ -217,18 +184,17 @@ class TrackioRunCallback(TrackioCallback):
         super().setup(shown, state, model, **kwargs)
 
 
-OURS: dict[type, Callable[[TrackedRun, Any], TrainerCallback]] = {
+OURS: dict[type, Callable[[Any, Any], TrainerCallback]] = {  # from the run and transformers' callback
     WandbCallback: lambda run, _: WandbRunCallback(run),
     TrackioCallback: lambda run, _: TrackioRunCallback(run),
     CodeCarbonCallback: lambda _, callback: EnergyCallback(callback),
 }
-"""transformers' callback and what replaces it, from the run and the callback."""
 
 
 class ViewPicturesCallback(TrainerCallback):
     """Sends the trackers views of a step's own images: at the first step, and when the resolution changes."""
 
-    def __init__(self, run: TrackedRun):
+    def __init__(self, run: Any):
         self.run = run
         self._shown: int | None = None
 
@@ -236,7 +202,7 @@ class ViewPicturesCallback(TrainerCallback):
         self._shown = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        views, images = self.run.views, self.run.step_images()
+        views, images = self.run.views, self.run.step_log.images
         if not state.is_world_process_zero or views.resolution == self._shown or images is None:
             return
         self._shown = views.resolution
