@@ -155,7 +155,9 @@ def describe_fields() -> str:
     for name, group in GROUPS.items():
         lines = [f"{name}: {_first_line(group)}"]
         for key in group.__annotations__:
-            text = f"{fields_of(group)[key].metadata['help']} [{_inline(default_of(group, key))}]"
+            text = (
+                f"{fields_of(group)[key].metadata['help']} [{_inline(default_of(group, key)).replace('null', 'none')}]"
+            )
             lines += textwrap.wrap(text, 110, initial_indent=f"  --{key:<28} ", subsequent_indent=" " * 33)
             for entry, known in TABLES.get(key, {}).items():
                 lines += textwrap.wrap(

@@ -1,6 +1,5 @@
 """`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,14 +211,6 @@ class SSLTrainer(HubTrainer):
             )
         if images is not None:
             self.model.check_data(images, batch)
-
-    def planned_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        batches = len(self.get_train_dataloader())
-        per_epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
-        return math.ceil(self.args.num_train_epochs * per_epoch)
 
     def predicted_cost(self) -> Cost:
         """What the whole run costs."""

@@ -1,6 +1,7 @@
 """The overrides of transformers.Trainer that have nothing to do with views: loaders, optimizer, checkpoints."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ class BaseTrainer(Trainer):
             self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        batches = len(self.get_train_dataloader())
+        per_epoch = max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+        return math.ceil(self.args.num_train_epochs * per_epoch)
 
     # ---- overrides of transformers (private names) ----
 
