@@ -93,7 +93,6 @@ class SSLTrainer(HubTrainer):
         prepare_layers(model, args)
         self.clock = Clock()
         self.step_log = StepLog(self.clock)
-        self._seeded_step = -1
         super().__init__(
             model=model,
             args=args,
@@ -154,9 +153,9 @@ class SSLTrainer(HubTrainer):
     def _seed_views(self) -> None:
         """Each process and optimizer step has its own stream, so a resumed run makes the same views."""
         step = self.state.global_step
-        if self._seeded_step != step:
+        if self.step_log.step != step:
             self.views.seed(self.args.seed, self.args.process_index, step)
-            self._seeded_step, self.step_log.momentum = step, momentum_of(self.optimizer)
+            self.step_log.step, self.step_log.momentum = step, momentum_of(self.optimizer)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the images, from one forward pass of both views."""
@@ -185,7 +184,6 @@ class SSLTrainer(HubTrainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
         self._check_batch()
         self.step_log.clear()
-        self._seeded_step = -1
         if self.args.torch_compile:
             compile_backbones(self.model, self.args)
             with self.accelerator.autocast():  # before the clock runs

@@ -41,9 +41,8 @@ def run(argv: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "evaluate", "Evaluate a trained backbone; `accelerate launch -m hf_essl evaluate …` uses several GPUs."
-    )
+    summary = "Evaluate a trained backbone; `accelerate launch -m hf_essl evaluate …` uses several GPUs."
+    parser = Parser("evaluate", summary)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
     described = ", ".join(f"{name} ({protocol.description})" for name, protocol in PROTOCOLS.items())

@@ -52,6 +52,7 @@ class StepLog:
         self.labels: Tensor | None = None
         self.embedding: Tensor | None = None
         self.momentum: float | None = None
+        self.step = -1  # whose views were seeded
         self._seen = 0
 
     def add_batch(self, images: Tensor, labels: Tensor | None, world_size: int) -> None:
