@@ -34,7 +34,7 @@ class StoredImages(ImageDataset):
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define gather(indices)")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([range(len(self))[index]])  # type: ignore[arg-type]  # or IndexError
