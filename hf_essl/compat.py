@@ -13,16 +13,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader
-from transformers.integrations import integration_utils
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-KNOWN_TRACKERS = tuple(sorted(INTEGRATION_TO_CALLBACK))  # the names that `report_to` accepts
 AVAILABILITY = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # other names in transformers' checks
-TRACKER_CALLBACKS = tuple(INTEGRATION_TO_CALLBACK.values())
+
+
+def tracker_callbacks() -> dict[str, type]:
+    """transformers' callbacks by the names that `report_to` accepts."""
+    from transformers.integrations import integration_utils  # prints a line on import with WANDB_MODE=offline
+
+    return dict(sorted(integration_utils.INTEGRATION_TO_CALLBACK.items()))
 
 
 def is_tracker_installed(name: str) -> bool:
     """Whether the package of a tracker is there; True for one that transformers has no check for."""
+    from transformers.integrations import integration_utils
+
     check = getattr(integration_utils, f"is_{AVAILABILITY.get(name, name)}_available", None)
     return check is None or check()
 

@@ -164,15 +164,17 @@ def test_datasets_fingerprints_follow_the_selection_and_streams_name_their_colum
 
 
 def test_trackers_by_name():
-    assert {"wandb", "tensorboard", "trackio", "codecarbon", "mlflow"} <= set(compat.KNOWN_TRACKERS)
+    assert {"wandb", "tensorboard", "trackio", "codecarbon", "mlflow"} <= set(compat.tracker_callbacks())
     assert compat.is_tracker_installed("wandb") and not compat.is_tracker_installed("comet_ml")
     unchecked = {
         n
-        for n in compat.KNOWN_TRACKERS
+        for n in compat.tracker_callbacks()
         if not hasattr(integration_utils, f"is_{compat.AVAILABILITY.get(n, n)}_available")
     }
     assert unchecked <= {"kubeflow"}  # it has no package of its own
-    assert {WandbCallback, TensorBoardCallback, TrackioCallback, CodeCarbonCallback} <= set(compat.TRACKER_CALLBACKS)
+    assert {WandbCallback, TensorBoardCallback, TrackioCallback, CodeCarbonCallback} <= set(
+        compat.tracker_callbacks().values()
+    )
 
 
 def test_the_wandb_callback_has_the_state_that_ours_uses():

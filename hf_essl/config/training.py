@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
-from hf_essl.compat import KNOWN_TRACKERS, is_tracker_installed
+from hf_essl.compat import is_tracker_installed, tracker_callbacks
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, option
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ class SSLTrainingArguments(TrainingArguments):
         for name in names:
             if name in ("all", "none"):
                 continue
-            if name not in KNOWN_TRACKERS:
-                raise ValueError(f"report_to is {name}; choose all, none, or some of {', '.join(KNOWN_TRACKERS)}")
+            if name not in tracker_callbacks():
+                raise ValueError(f"report_to is {name}; choose all, none, or some of {', '.join(tracker_callbacks())}")
             if not is_tracker_installed(name):
                 raise ValueError(f"report_to is {name}, but {name} is not installed: pip install {name}")
 

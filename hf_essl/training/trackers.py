@@ -20,7 +20,7 @@ from transformers.integrations import CodeCarbonCallback, TensorBoardCallback, T
 from transformers.integrations.integration_utils import WandbLogModel
 
 from hf_essl.common import one_line, write_text
-from hf_essl.compat import TRACKER_CALLBACKS
+from hf_essl.compat import tracker_callbacks
 from hf_essl.config.redact import without_paths
 from hf_essl.methods import method_name
 from hf_essl.methods.distributed import mean_over_processes
@@ -40,7 +40,7 @@ NEVER_SHOWN = re.compile(  # names of accounts, and settings of the process that
 def attach_trackers(run: Any) -> None:
     """Names the run, replaces transformers' callbacks with ours where we have one, and adds the pictures."""
     callbacks, args = run.callback_handler.callbacks, run.args
-    if not any(isinstance(callback, TRACKER_CALLBACKS) for callback in callbacks):
+    if not any(isinstance(callback, tuple(tracker_callbacks().values())) for callback in callbacks):
         return
     args.run_name = args.run_name or args.folder.resolve().name
     for index, callback in enumerate(callbacks):
