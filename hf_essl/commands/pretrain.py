@@ -28,7 +28,7 @@ def run(argv: list[str]) -> None:
     if options.accelerate_config:
         from hf_essl.commands.launch import find_config, launch_command, relaunch
 
-        environment = dict(os.environ)
+        environment = dict(os.environ)  # before load_recipe, whose TrainingArguments may set variables
         command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])
         load_recipe(options.recipe, overrides)  # report a mistake once, before any process starts
         relaunch(command, environment)
