@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,11 +132,11 @@ class RoundsCallback(TrainerCallback):
             self._between()
 
     def _between(self) -> None:
-        images = self._decode()
+        batch = self._decode()
         for timed in (False, True):
             self.watch.seconds.clear()
             for _ in range(self.steps if timed else 1):
-                made = self._make(images)
+                made = self._make(batch)
                 self._train(made.views, self.watch.part)
         for name, seconds in self.watch.seconds.items():
             self.seconds[name].append(seconds / self.steps)
@@ -149,23 +149,23 @@ class RoundsCallback(TrainerCallback):
         if made.plan.small is None:
             self.seconds["limit"].append(self.seconds["bare"][-1])
 
-    def _decode(self) -> Tensor:
+    def _decode(self) -> dict[str, Any]:
         for _ in range(self.warmup):
-            images = self._next_images()
+            batch = self._next_batch()
         begin = self.watch.now()
         for _ in range(self.steps):
-            images = self._next_images()
+            batch = self._next_batch()
         self.seconds["decode"].append((self.watch.now() - begin) / self.steps)
-        return images
+        return batch
 
-    def _next_images(self) -> Tensor:
-        return self.trainer.feed(next(self.batches))["image"]
+    def _next_batch(self) -> dict[str, Any]:
+        return self.trainer.feed(next(self.batches))
 
-    def _make(self, images: Tensor) -> Made:
+    def _make(self, batch: dict[str, Any]) -> Made:
         """The views of a batch with the trainer's executor, and again with kornia's."""
-        trainer, augment = self.trainer, self.trainer.hard_augment
+        trainer, augment, images = self.trainer, self.trainer.hard_augment, batch["image"]
         with self.watch.part("views"):
-            plan = augment.plan(images)
+            plan = augment.plan(images, batch["aspect"])
             plan = plan if plan.small is None else plan._replace(small=list(plan.small))
         with self.watch.part("selection") if plan.small is not None else nullcontext():
             chosen = self._select(plan)

@@ -77,8 +77,8 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     for step, rate in enumerate(tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm)):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images = trainer.feed(next(loader))["image"]
-        first, second = trainer.views(images)
+        batch = trainer.feed(next(loader))
+        first, second = trainer.views(batch["image"], aspect=batch["aspect"])
         views = {"first": first, "second": second}
         progress, autocast = step / len(rates), trainer.accelerator.autocast
         loss = run_step(model, views, optimizer, progress=progress, autocast=autocast)
@@ -95,9 +95,11 @@ def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, Vie
     if not count:
         return []
     dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
-    images = sample_images(dataset, min(count, image_count(dataset) or count))
-    batches = [b for b in images.split(trainer.args.per_device_train_batch_size) if len(b) > 1]
-    return [(batch, trainer.views.sample(batch, 0), trainer.views.sample(batch, 1)) for batch in batches]
+    parts = sample_images(dataset, min(count, image_count(dataset) or count))
+    batches = zip(*(part.split(trainer.args.per_device_train_batch_size) for part in parts), strict=True)
+    return [
+        (images, *trainer.views.sample_all(images, (0, 1), aspect)) for images, aspect in batches if len(images) > 1
+    ]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from hf_essl.trainer import SSLTrainer
 from hf_essl.training.layout import compile_backbones
 from hf_essl.training.optimizer import build_optimizer
 from hf_essl.training.step import endless, run_step
+from hf_essl.views.crops import describe_crops
 
 
 def pretrain(recipe: Recipe) -> Metrics:
@@ -100,6 +101,7 @@ def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
         f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
         f"{trainer.train_dataset.name}: {f'{trained:,}' if trained else 'streamed'} training images, "
         f"{f'{judged:,} to evaluate on' if judged else 'none to evaluate on'}\n"
+        f"{describe_crops(recipe.views, recipe.data.image_size, getattr(trainer.train_dataset, 'aspects', None))}\n"
         f"{cost.steps:,} steps of {cost.images_per_step} images{processes}: {cost.counted_petaflops:.4g} petaFLOPs, "
         f"{cost.counted_speedup:.2f} x less than the plain recipe at equal epochs\n"
         f"into {recipe.training.output_dir}"
@@ -119,8 +121,8 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     loader = endless(trainer.get_train_dataloader())
     for _ in range(warmup + steps):
         start = time.perf_counter()
-        images = trainer.feed(next(loader))["image"]
-        first, second = trainer.views(images, trainer.views.args.resolution)
+        batch = trainer.feed(next(loader))
+        first, second = trainer.views(batch["image"], trainer.views.args.resolution, batch["aspect"])
         run_step(model, {"first": first, "second": second}, optimizer, autocast=trainer.accelerator.autocast)
         if torch.cuda.is_available():
             torch.cuda.synchronize()

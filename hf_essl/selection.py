@@ -75,19 +75,20 @@ class HardAugment:
             mixed = [(i, j) for i, j in self.pairs if self.kinds[i] != self.kinds[j]]
             self.pairs = [(i, j) if self.kinds[i] == 0 else (j, i) for i, j in mixed]
 
-    def __call__(self, model: SSLModel, images: Tensor) -> Selection:
+    def __call__(self, model: SSLModel, images: Tensor, aspect: Tensor | None = None) -> Selection:
         """Chooses a pair of views for each image.
 
         Args:
             model: the unwrapped student, in train mode.
             images: uint8 N x 3 x H x W.
+            aspect: N on the host, width / height of the whole images; see `Views.sample`.
         """
-        plan = self.plan(images)
+        plan = self.plan(images, aspect)
         return self.pair(plan, self.compare(model, plan))
 
-    def plan(self, images: Tensor) -> Plan:
+    def plan(self, images: Tensor, aspect: Tensor | None = None) -> Plan:
         """Samples m views of each image and, for a selection pass, renders them at r_sel."""
-        candidates = self.views.sample_all(images, self.kinds)
+        candidates = self.views.sample_all(images, self.kinds, aspect)
         small = self._render_small(images, candidates) if self.args.needs_selection_pass else None
         return Plan(candidates, small)
 

@@ -132,17 +132,17 @@ class SSLTrainer(HubTrainer):
         batch = self.feed(inputs)
         images = batch["image"]  # uint8 N x 3 x S x S
         self.unreadable.update(batch["unreadable"], seen=len(images))
-        self.step_log.add_batch(images, batch["label"], self.args.world_size)
+        self.step_log.add_batch(batch, self.args.world_size)
         self._seed_views()
         model.train()
-        chosen = self.choose_pair(images)
+        chosen = self.choose_pair(images, batch["aspect"])
         self.step_log.means.add(chosen.scalars())
         return super().training_step(model, self.render(images, chosen), num_items_in_batch)
 
-    def choose_pair(self, images: Tensor) -> Selection:
+    def choose_pair(self, images: Tensor, aspect: Tensor | None = None) -> Selection:
         """The pair of views of each image that trains; the student compares them unwrapped."""
         with self.accelerator.autocast(), unsharded(self.model):
-            return self.hard_augment(self.accelerator.unwrap_model(self.model), images)
+            return self.hard_augment(self.accelerator.unwrap_model(self.model), images, aspect)
 
     def render(self, images: Tensor, chosen: Selection) -> dict[str, Tensor]:
         """What the model's forward takes: two float32 views at the current resolution, N x 3 x r x r each."""

@@ -11,8 +11,10 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.recipe import load_recipe
     from hf_essl.reporting.preview import preview, preview_views
+    from hf_essl.views.crops import describe_crops
 
     recipe = load_recipe(options.recipe, overrides)
+    print(describe_crops(recipe.views, recipe.data.image_size))
     print(preview(recipe, options.output))
     if options.views:
         print(preview_views(recipe, options.views))

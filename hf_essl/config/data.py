@@ -24,7 +24,7 @@ class DataArguments:
     label_column: str = option("Column of class labels, used for evaluation only; may be absent.", "label")
     streaming: bool = option("Stream the training split instead of downloading it; needs max_steps.", False)
     image_size: Count = option(
-        "Side in pixels of the decoded uint8 images: short side resized, then center-cropped.", 256
+        "Side S in pixels of the canvas, S x S, that the whole image is squashed to; crops are taken from it.", 400
     )
     cache: Literal["none", "memory", "disk", "device"] = option(
         "Keep decoded images: none (decode every time), memory (of the host), disk or device (of the accelerator).",

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
 from hf_essl.data.dataset import DecodedImages, StoredImages
-from hf_essl.data.decode import Unreadable, UnreadableLog, no_readable_image, read_image
+from hf_essl.data.decode import Canvas, Unreadable, UnreadableLog, no_readable_image, read_image
 from hf_essl.data.labels import label_tensor
 
 CHUNK = 1_024  # images decoded between two copies to the cache
@@ -27,10 +27,19 @@ class CachedImages(StoredImages):
     Args:
         images: uint8 N x 3 x S x S, on any device.
         labels: int64 N on the host, or None.
+        aspects: float32 N on the host, width / height of the whole images; by default they are squares.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None, classes: list[str] | None, name: str):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        classes: list[str] | None,
+        name: str,
+        aspects: torch.Tensor | None = None,
+    ):
         self.images, self.labels, self.classes, self.name = images, labels, classes, name
+        self.aspects = torch.ones(len(images)) if aspects is None else aspects
         self.image_size = images.shape[-1]
 
     def __len__(self) -> int:
@@ -51,7 +60,7 @@ class CachedImages(StoredImages):
             return self
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[index]
-        return CachedImages(self.gather(index), labels, self.classes, self.name)
+        return CachedImages(self.gather(index), labels, self.classes, self.name, self.aspects[index])
 
 
 def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreadable: float) -> CachedImages:
@@ -62,36 +71,39 @@ def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreada
     """
     log = UnreadableLog(len(dataset), max_unreadable)
     reads = (partial(dataset.source.read, index) for index in range(len(dataset)))
-    images, labels = decode_all(reads, len(dataset), dataset.image_size, device, dataset.name, log)
-    cached = CachedImages(images, label_tensor(labels), dataset.classes, dataset.name)
+    images, aspects, labels = decode_all(reads, len(dataset), dataset.image_size, device, dataset.name, log)
+    cached = CachedImages(images, label_tensor(labels), dataset.classes, dataset.name, aspects)
     cached.left_out = len(log.found)
     return cached
 
 
 def decode_all(
     reads: Iterable[Reading], count: int, size: int, device: torch.device | str, name: str, log: UnreadableLog
-) -> tuple[torch.Tensor, list[Any]]:
+) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
     """Runs at most `count` reads of (image, label) and decodes the images in a pool of threads.
 
-    Returns the readable images, uint8 N x 3 x size x size on `device` in the order of the reads, and their N labels.
+    Returns the canvases of the readable images, uint8 N x 3 x size x size on `device` in the order of the reads, their
+    aspect ratios, float32 N, and their N labels.
     Raises ValueError for too little free memory, for too many unreadable images, and if none is readable.
     """
     check_memory(count, size, device)
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device=device)
+    aspects: list[float] = []
     labels: list[Any] = []
     for results in decode_chunks(reads, count, size, name, log):
         readable = [result for result in results if not isinstance(result, Unreadable)]
         if readable:
-            images[len(labels) : len(labels) + len(readable)] = torch.stack([image for image, _ in readable])
+            images[len(labels) : len(labels) + len(readable)] = torch.stack([canvas.pixels for canvas, _ in readable])
+        aspects += [canvas.aspect for canvas, _ in readable]
         labels += [label for _, label in readable]
     if not labels:
         raise no_readable_image(name, list(log.found.values()))
-    return images[: len(labels)], labels
+    return images[: len(labels)], torch.tensor(aspects, dtype=torch.float32), labels
 
 
 def decode_chunks(
     reads: Iterable[Reading], count: int, size: int, name: str, log: UnreadableLog, chunk: int = 0, start: int = 0
-) -> Iterator[list[tuple[torch.Tensor, Any] | Unreadable]]:
+) -> Iterator[list[tuple[Canvas, Any] | Unreadable]]:
     """Runs the reads of the images `start` to `count` in threads and shows a progress bar.
 
     Yields what `read_image` returns, in order, `chunk` (by default 1,024) images at a time, after counting the

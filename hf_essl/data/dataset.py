@@ -18,7 +18,8 @@ from hf_essl.data.labels import NO_LABEL, label_tensor
 class ImageDataset(Dataset):
     """The interface of all datasets of this package.
 
-    A sample is {"image": uint8 3 x S x S, "label": class index or NO_LABEL, "unreadable": list of `Unreadable`}.
+    A sample is {"image": the `Canvas` pixels, uint8 3 x S x S, "aspect": width / height of the whole image, "label":
+    class index or NO_LABEL, "unreadable": list of `Unreadable`}.
     `labels` is int64 N, or None if no image has a label; `classes` the class names if they are known.
     """
 
@@ -30,7 +31,12 @@ class ImageDataset(Dataset):
 
 
 class StoredImages(ImageDataset):
-    """Decoded images that are read a batch at a time."""
+    """Decoded images that are read a batch at a time.
+
+    `aspects` is float32 N on the host, width / height of the whole images.
+    """
+
+    aspects: Tensor
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S."""
@@ -38,13 +44,14 @@ class StoredImages(ImageDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([range(len(self))[index]])  # type: ignore[arg-type]  # or IndexError
-        return {"image": batch["image"][0], "label": int(batch["label"][0]), "unreadable": []}
+        label, aspect = int(batch["label"][0]), float(batch["aspect"][0])
+        return {"image": batch["image"][0], "aspect": aspect, "label": label, "unreadable": []}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A ready batch; torch's DataLoader calls this, and `collate` returns the batch unchanged."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = torch.full_like(index, NO_LABEL) if self.labels is None else self.labels[index]
-        return {"image": self.gather(index), "label": labels, "unreadable": []}
+        return {"image": self.gather(index), "aspect": self.aspects[index], "label": labels, "unreadable": []}
 
 
 class DecodedImages(ImageDataset):
@@ -77,7 +84,8 @@ class DecodedImages(ImageDataset):
             at = (index + step) % len(self)
             result = read_image(partial(self.source.read, at), self.image_size, at, f"{self.name}[{at}]")
             if not isinstance(result, Unreadable):
-                return {"image": result[0], "label": result[1], "unreadable": unreadable}
+                (pixels, aspect), label = result
+                return {"image": pixels, "aspect": aspect, "label": label, "unreadable": unreadable}
             unreadable.append(result)
         raise no_readable_image(self.name, unreadable)
 
@@ -151,31 +159,38 @@ def image_count(dataset: Any) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def sample_images(dataset: Any, count: int = 3) -> Tensor:
-    """At most `count` images, evenly spaced over a dataset or the first of a stream: uint8 B x 3 x S x S."""
+def sample_images(dataset: Any, count: int = 3) -> tuple[Tensor, Tensor]:
+    """At most `count` images, evenly spaced over a dataset or the first of a stream.
+
+    Returns their canvases, uint8 B x 3 x S x S, and aspect ratios, float32 B; both on the host.
+    """
     if hasattr(dataset, "__len__"):
         samples = [dataset[index] for index in evenly_spaced(len(dataset), count)]
     else:
         samples = [sample for sample, _ in zip(dataset, range(count), strict=False)]
-    return torch.stack([sample["image"].cpu() for sample in samples])
+    aspects = torch.tensor([sample.get("aspect", 1.0) for sample in samples], dtype=torch.float32)
+    return torch.stack([sample["image"].cpu() for sample in samples]), aspects
 
 
 def collate(samples: Any) -> dict[str, Any]:
     """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
 
-    Returns {"image": uint8 B x 3 x S x S, "label": int64 B, "unreadable": list}.
+    Returns {"image": uint8 B x 3 x S x S, "aspect": float32 B, "label": int64 B, "unreadable": list}.
     """
     if isinstance(samples, dict):
         return samples
     return {
         "image": torch.stack([sample["image"] for sample in samples]),
+        "aspect": torch.tensor([sample["aspect"] for sample in samples], dtype=torch.float32),
         "label": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
         "unreadable": [one for sample in samples for one in sample["unreadable"]],
     }
 
 
 class Feed:
-    """Moves the batches of a loader to the device.
+    """Moves the images and labels of a loader's batches to the device.
+
+    Aspect ratios stay on the host, where the parameters of views are sampled.
 
     On a GPU the copy of a pinned batch has its own stream: it does not wait for the previous step, and later work
     waits only for the copy.
@@ -188,7 +203,7 @@ class Feed:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with its tensors on the device; its other values stay as they are."""
+        """The batch with its images and labels on the device."""
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
             tensors = {key: batch[key].to(self.device, non_blocking=True) for key in ("image", "label")}
         if self.stream is not None:

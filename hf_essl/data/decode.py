@@ -1,4 +1,4 @@
-"""Any image to a uint8 tensor 3 x S x S: the short side resized to S, then the center square; and what cannot be read.
+"""Any image to a canvas, uint8 3 x S x S: the whole image squashed to a square; and what cannot be read.
 
 `decode` raises an error for an unreadable image; `read_image` returns a report of it instead, for `UnreadableLog`.
 """
@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +20,27 @@ logger = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 1_000  # unreadable images, after which a readable one is unlikely
 MIN_SEEN = 1_000  # images of a stream, before which its share of unreadable ones means little
-VERSION = 1  # increased with every change of the pixels that `decode` returns: caches on disk are then rebuilt
+VERSION = 2  # increased with every change of what `decode` returns: caches on disk are then rebuilt
+CANVAS = "whole image, squashed to a square; crops are taken in its own aspect ratio"  # for caches and cards
 
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded completely; the message says why in one line."""
 
 
-def decode(image: Any, size: int) -> torch.Tensor:
-    """The center square of an image at `size` pixels, uint8 3 x size x size.
+class Canvas(NamedTuple):
+    """A whole image squashed to a square, so that a batch can stack images of any shape.
+
+    A crop of the image is a box in fractions of its sides. It is the same box on the canvas, and `resample` undoes the
+    squash when it renders the box.
+    """
+
+    pixels: torch.Tensor  # uint8 3 x S x S
+    aspect: float  # width / height of the image
+
+
+def decode(image: Any, size: int) -> Canvas:
+    """The whole image, squashed to `size` x `size` pixels, and its aspect ratio.
 
     Applies the EXIF orientation, puts transparent images on white and scales 16-bit values to 8 bits. The resize is
     antialiased bicubic, for a JPEG after the decoder's own reduction; an image of `size` x `size` keeps its pixels.
@@ -45,8 +57,9 @@ def decode(image: Any, size: int) -> torch.Tensor:
     if isinstance(image, torch.Tensor):
         image = _pil_from_tensor(image)
     try:
-        pixels = np.array(_square(_as_rgb(_upright(image, size)), size))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # 3 x S x S
+        upright = _as_rgb(_upright(image, size))
+        pixels = np.array(_squashed(upright, size))
+        return Canvas(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), upright.width / upright.height)
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
@@ -81,7 +94,7 @@ class Unreadable:
 def read_image(read: Callable[[], tuple[Any, Any]], size: int, index: int | None, name: str):
     """Reads (image, label) and decodes the image.
 
-    Returns (uint8 3 x size x size, label), or an `Unreadable` named by the image's path if it has one, else by `name`.
+    Returns (`Canvas`, label), or an `Unreadable` named by the image's path if it has one, else by `name`.
     """
     image = None
     try:
@@ -177,13 +190,10 @@ def _rescaled(image: Image.Image, white: int) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _squashed(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _pil_from_tensor(image: torch.Tensor) -> Image.Image:

@@ -2,7 +2,8 @@
 
     <cache_dir, or the cache of `datasets`>/hf_essl/<name>-<size>px-<key>/
         images.u8    uint8 N x 3 x S x S, one slot per image of the source; zeros for an unreadable one
-        cache.json   the source, the image size and the unreadable images
+        aspects.npy  float32 N, width / height of the images; 1 for an unreadable one
+        cache.json   the source, what the canvas is, the image size and the unreadable images
 
 The key is a hash of the source's fingerprint, the number and size of the images and the version of the decoder, so
 other images have another folder. A cache is built in `<folder>.building`, which is renamed when the cache is complete.
@@ -31,13 +32,13 @@ from filelock import FileLock, Timeout
 from hf_essl.common import write_text
 from hf_essl.data.cache import decode_chunks
 from hf_essl.data.dataset import DecodedImages, StoredImages
-from hf_essl.data.decode import VERSION, Unreadable, UnreadableLog
+from hf_essl.data.decode import CANVAS, VERSION, Unreadable, UnreadableLog
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHUNK = 256  # images per line of the journal
-IMAGES, FACTS, JOURNAL = "images.u8", "cache.json", "journal.jsonl"
+IMAGES, ASPECTS, FACTS, JOURNAL = "images.u8", "aspects.npy", "cache.json", "journal.jsonl"
 
 
 class DiskImages(StoredImages):
@@ -50,13 +51,21 @@ class DiskImages(StoredImages):
     Args:
         path: a file of uint8 images, 3 x S x S each, one after the other.
         slots: int64 N, the positions of the dataset's images in the file.
+        aspects: float32 N, width / height of the whole images.
         labels: int64 N, or None.
     """
 
     def __init__(
-        self, path: Path, image_size: int, slots: np.ndarray, labels: torch.Tensor | None, classes, name: str
+        self,
+        path: Path,
+        image_size: int,
+        slots: np.ndarray,
+        aspects: torch.Tensor,
+        labels: torch.Tensor | None,
+        classes: list[str] | None,
+        name: str,
     ) -> None:
-        self.path, self.image_size, self.slots = path, image_size, slots
+        self.path, self.image_size, self.slots, self.aspects = path, image_size, slots, aspects
         self.labels, self.classes, self.name = labels, classes, name
 
     def __len__(self) -> int:
@@ -102,27 +111,43 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
     facts = _read_facts(folder, dataset)
     if facts is None:
         with _lock(folder):
-            facts = _read_facts(folder, dataset) or _build(dataset, folder, log)
+            facts = _read_facts(folder, dataset)
+            if facts is None:
+                _report_outdated(dataset, root)
+                facts = _build(dataset, folder, log)
     unreadable = [Unreadable(**one) for one in facts["unreadable"]]
     slots = np.setdiff1d(np.arange(len(dataset)), [one.index for one in unreadable])
     log.update(unreadable, len(slots))
     labels = None if dataset.labels is None else dataset.labels[slots]
-    images = DiskImages(folder / IMAGES, dataset.image_size, slots, labels, dataset.classes, dataset.name)
+    aspects = torch.from_numpy(np.load(folder / ASPECTS)[slots])
+    images = DiskImages(folder / IMAGES, dataset.image_size, slots, aspects, labels, dataset.classes, dataset.name)
     images.left_out = len(unreadable)
     return images
 
 
-def _folder(dataset: DecodedImages, root: Path) -> Path:
+def _folder(dataset: DecodedImages, root: Path, version: int = VERSION) -> Path:
     """The folder of a complete cache. A change of the key would make every user decode again."""
     if not dataset.source.fingerprint:
         raise ValueError(
             f"cache is disk, but {dataset.name} has no fingerprint; give the dataset an attribute `fingerprint`, a "
             f"text that changes with its images, or set cache: memory"
         )
-    identity = [FORMAT, VERSION, CHUNK, dataset.source.fingerprint, len(dataset), dataset.image_size]
+    identity = [FORMAT, version, CHUNK, dataset.source.fingerprint, len(dataset), dataset.image_size]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", dataset.name)[:40]
     return root / "hf_essl" / f"{name}-{dataset.image_size}px-{key}"
+
+
+def _report_outdated(dataset: DecodedImages, root: Path) -> None:
+    """Says that the caches of earlier versions are not used; deleting them is left to the user."""
+    for version in range(1, VERSION):
+        old = _folder(dataset, root, version)
+        if (old / IMAGES).is_file():
+            size = (old / IMAGES).stat().st_size / 1e9
+            _report(
+                f"the disk cache {old} contains center squares of an earlier version; it is rebuilt with whole images "
+                f"in a new folder, and you can delete the old one ({size:.1f} GB)"
+            )
 
 
 def _bytes(dataset: DecodedImages, count: int) -> int:
@@ -133,7 +158,8 @@ def _read_facts(folder: Path, dataset: DecodedImages) -> dict[str, Any] | None:
     """The facts of a complete cache: its folder's name identifies the source. None if it is missing or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return facts if (folder / IMAGES).stat().st_size == _bytes(dataset, len(dataset)) else None
+        complete = (folder / IMAGES).stat().st_size == _bytes(dataset, len(dataset)) and (folder / ASPECTS).is_file()
+        return facts if complete else None
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
@@ -172,7 +198,9 @@ def _build(dataset: DecodedImages, folder: Path, log: UnreadableLog) -> dict[str
             journal.append(line)
             file.write(f"{json.dumps(line)}\n")
             _sync(file)
+    np.save(scratch / ASPECTS, np.array([aspect for line in journal for aspect in line["aspects"]], dtype=np.float32))
     source = {"name": dataset.name, "fingerprint": dataset.source.fingerprint, "count": count, "image_size": size}
+    source |= {"canvas": CANVAS}
     facts = {**source, "unreadable": [one for line in journal for one in line["unreadable"]]}
     write_text(scratch / FACTS, json.dumps(facts))
     (scratch / JOURNAL).unlink()
@@ -189,16 +217,18 @@ def _decode(dataset: DecodedImages, scratch: Path, done: int, log: UnreadableLog
         file.seek(_bytes(dataset, done))
         for chunk in decode_chunks(reads, count, dataset.image_size, name, log, CHUNK, done):
             block = np.zeros((len(chunk), _bytes(dataset, 1)), dtype=np.uint8)
-            for row, result in zip(block, chunk, strict=True):
+            aspects = [1.0] * len(chunk)
+            for row, result in enumerate(chunk):
                 if not isinstance(result, Unreadable):
-                    row[:] = result[0].numpy().reshape(-1)
+                    pixels, aspects[row] = result[0]
+                    block[row] = pixels.numpy().reshape(-1)
             file.write(block.data)
             _sync(file)
             done += len(chunk)
             if not sys.stderr.isatty() and done * 10 // count > (done - len(chunk)) * 10 // count:
                 _report(f"caching {name} on disk: {done:,} of {count:,} images")
             unreadable = [asdict(result) for result in chunk if isinstance(result, Unreadable)]
-            yield {"checksum": _checksum(block), "unreadable": unreadable}
+            yield {"checksum": _checksum(block), "aspects": aspects, "unreadable": unreadable}
 
 
 def _read_journal(scratch: Path, dataset: DecodedImages) -> list[dict[str, Any]]:

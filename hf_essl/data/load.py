@@ -195,14 +195,14 @@ def _with_bank(
         chosen = (row for index, row in enumerate(rows) if index in wanted)
         decoded.append(_decode_rows(chosen, len(wanted), args, train.name))
     names = getattr(train.stream.features[args.label_column], "names", None)
-    labels = [label for _, part in decoded for label in part]
+    labels = [label for *_, part in decoded for label in part]
     if names is None and all(isinstance(label, str) for label in labels):
         names = sorted(set(labels))
-    bank, *held_out = (_labeled(images, part, names, args, train.name) for images, part in decoded)
+    bank, *held_out = (_labeled(*part, names, args, train.name) for part in decoded)
     return Images(train, held_out[0] if held_out else None, bank)
 
 
-def _decode_rows(rows, count: int, args: DataArguments, name: str) -> tuple[torch.Tensor, list[Any]]:
+def _decode_rows(rows, count: int, args: DataArguments, name: str) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
     def read(row: dict[str, Any]) -> tuple[Any, Any]:
         return row[args.image_column], row.get(args.label_column)
 
@@ -211,7 +211,12 @@ def _decode_rows(rows, count: int, args: DataArguments, name: str) -> tuple[torc
 
 
 def _labeled(
-    images: torch.Tensor, labels: Sequence[Any], names: list[str] | None, args: DataArguments, name: str
+    images: torch.Tensor,
+    aspects: torch.Tensor,
+    labels: Sequence[Any],
+    names: list[str] | None,
+    args: DataArguments,
+    name: str,
 ) -> CachedImages | None:
     encoded, classes = encode_labels(labels, names, args.label_column)
-    return None if encoded is None else CachedImages(images, encoded, classes, name)
+    return None if encoded is None else CachedImages(images, encoded, classes, name, aspects)

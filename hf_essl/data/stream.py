@@ -9,12 +9,11 @@ from itertools import count
 from typing import Any
 
 import datasets
-import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from hf_essl.data.dataset import ImageDataset
-from hf_essl.data.decode import MAX_IN_A_ROW, Unreadable, no_readable_image, read_image
+from hf_essl.data.decode import MAX_IN_A_ROW, Canvas, Unreadable, no_readable_image, read_image
 from hf_essl.data.labels import NO_LABEL
 
 SHUFFLE_BUFFER = 1_000
@@ -56,7 +55,7 @@ class StreamedImages(ImageDataset, IterableDataset):
         rows = self.shuffled(epoch).select_columns([self.column])
         if self.world_size > 1:
             rows = split_dataset_by_node(rows, self.rank, self.world_size)
-        pending: torch.Tensor | None = None  # waits for the next image, to list the unreadable ones between them
+        pending: Canvas | None = None  # waits for the next image, to list the unreadable ones between them
         unreadable: list[Unreadable] = []
         for row in rows:
             image = row[self.column]
@@ -67,11 +66,11 @@ class StreamedImages(ImageDataset, IterableDataset):
                     raise no_readable_image(self.name, unreadable)
                 continue
             if pending is not None:
-                yield {"image": pending, "label": NO_LABEL, "unreadable": unreadable}
+                yield _sample(pending, unreadable)
                 unreadable = []
             pending = result[0]
         if pending is not None:
-            yield {"image": pending, "label": NO_LABEL, "unreadable": unreadable}
+            yield _sample(pending, unreadable)
         elif unreadable:
             raise no_readable_image(self.name, unreadable)
         return pending is not None
@@ -80,6 +79,10 @@ class StreamedImages(ImageDataset, IterableDataset):
         """A name for an image without a path; it is the same in every pass."""
         content = (image or {}).get("bytes") or b""
         return f"{self.name}[sha1 {hashlib.sha1(content).hexdigest()[:12]}]"
+
+
+def _sample(canvas: Canvas, unreadable: list[Unreadable]) -> dict[str, Any]:
+    return {"image": canvas.pixels, "aspect": canvas.aspect, "label": NO_LABEL, "unreadable": unreadable}
 
 
 def _unlabeled(image: Any) -> tuple[Any, int]:

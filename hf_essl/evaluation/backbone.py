@@ -127,7 +127,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def _decoded(image: Any, size: int) -> Tensor:
     with _explained(f"image {image_path(image) or ''} cannot be read", UnreadableImage):
-        return decode(image, size)
+        return decode(image, size).pixels
 
 
 @contextmanager

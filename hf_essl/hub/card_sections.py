@@ -94,6 +94,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Dataset", f"{metrics['dataset']}{config}, split {recipe.data.train_split}"),
         ("Terms of the images", dataset.terms if dataset else "the run did not record their license"),
         ("Training images", show(metrics, "train_images")),
+        ("Image canvas", metrics.get("canvas")),
         ("Unreadable images", show(metrics, "unreadable_images") if metrics.get("unreadable_images") else None),
         ("Epochs", epochs),
         ("Optimizer steps", show(metrics, "steps")),

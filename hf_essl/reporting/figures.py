@@ -72,19 +72,26 @@ def _line(axis: Axes, history: Sequence[dict], key: str, label: str, color: str,
 
 
 def draw_views(
-    images: Tensor, args: ViewArguments, curriculum: Curriculum, path: str | Path, columns: int = 6, seed: int = 0
+    images: Tensor,
+    args: ViewArguments,
+    curriculum: Curriculum,
+    path: str | Path,
+    columns: int = 6,
+    seed: int = 0,
+    aspect: Tensor | None = None,
 ) -> Path:
     """Draws augmented views at the start, the middle and the end of the curriculum, next to their originals.
 
     Args:
         images: uint8 N x 3 x S x S, one row each.
         columns: views of each image.
+        aspect: N, width / height of the whole images; by default they are squares.
     """
     figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * len(images) * 3 + 1.2), layout="constrained")
     stages = {"start": 0.0, "middle": 0.5, "end": 1.0}
     for axis, (name, progress) in zip(figure.subplots(3, 1), stages.items(), strict=True):
         resolution, magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
-        axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed))
+        axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed, aspect))
         axis.set_title(f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals on the left", fontsize=10)
         axis.set_axis_off()
     return save_figure(figure, path)

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerState
 
 from hf_essl.cost import Cost
+from hf_essl.data.decode import CANVAS
 from hf_essl.recipe import Recipe
 
 Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-essl evaluate`
@@ -69,6 +70,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "method": run.recipe.model.method,
         "backbone": run.recipe.model.backbone,
         **{name: getattr(run, name) for name in COUNTED},
+        "canvas": f"{run.recipe.data.image_size} px: {CANVAS}",
         "epochs": state.epoch,
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,

@@ -49,7 +49,8 @@ def draw_neighbors(
     for axes, query, found, values in zip(grid, queries, nearest.tolist(), similarity.tolist(), strict=True):
         labels = ["query", *(f"{value:.2f}" for value in values)]
         for axis, index, label in zip(axes, [query, *found], labels, strict=True):
-            axis.imshow(decode(images[index], SIDE).permute(1, 2, 0).numpy())
+            pixels, shape = decode(images[index], SIDE)
+            axis.imshow(pixels.permute(1, 2, 0).numpy(), aspect=1 / shape)  # undoes the squash
             axis.set_title(label, fontsize=8)
             axis.set_axis_off()
     return save_figure(figure, path)

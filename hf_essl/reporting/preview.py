@@ -50,7 +50,9 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
     """
     path = png_path(path)
     train = load_images(replace(recipe.data, cache="none"), "cpu").train
-    return draw_views(sample_images(train), recipe.views, Curriculum.from_args(recipe.views, recipe.training), path)
+    images, aspect = sample_images(train)
+    curriculum = Curriculum.from_args(recipe.views, recipe.training)
+    return draw_views(images, recipe.views, curriculum, path, aspect=aspect)
 
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:

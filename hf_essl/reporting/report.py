@@ -34,10 +34,11 @@ def write_report(
 ) -> list[Path]:
     """Writes metrics.json, curves.png and views.png into the folder of a run; returns their paths."""
     title = f"{recipe.model.method} · {recipe.model.backbone} · {metrics['dataset']}"
+    images, aspect = sample_images(train)
     return [
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),
         draw_curves(metrics["history"], folder / "curves.png", title),
-        draw_views(sample_images(train), recipe.views, curriculum, folder / "views.png"),
+        draw_views(images, recipe.views, curriculum, folder / "views.png", aspect=aspect),
     ]
 
 

@@ -37,8 +37,8 @@ class RunningMeans:
 class StepLog:
     """Collects what the steps show between two logs; tensors stay on the device until they are read.
 
-    `images`, uint8 N x 3 x S x S, and `labels`, N, are those of the last batch; `embedding` is its first views' keys,
-    N x D.
+    `images`, uint8 N x 3 x S x S, `aspects`, N, and `labels`, N, are those of the last batch; `embedding` is its first
+    views' keys, N x D.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -49,15 +49,16 @@ class StepLog:
         """Forgets everything, at the start of a training."""
         self.means = RunningMeans()
         self.images: Tensor | None = None
+        self.aspects: Tensor | None = None
         self.labels: Tensor | None = None
         self.embedding: Tensor | None = None
         self.momentum: float | None = None
         self.step = -1  # whose views were seeded
         self._seen = 0
 
-    def add_batch(self, images: Tensor, labels: Tensor | None, world_size: int) -> None:
-        self.images, self.labels = images, labels
-        self._seen += len(images) * world_size
+    def add_batch(self, batch: Mapping[str, Tensor], world_size: int) -> None:
+        self.images, self.aspects, self.labels = batch["image"], batch["aspect"], batch["label"]
+        self._seen += len(self.images) * world_size
 
     def read(self) -> dict[str, float | None]:
         """The entries of a log, and a new start; call it on all processes."""

@@ -207,8 +207,9 @@ class ViewPicturesCallback(TrainerCallback):
             return
         self._shown = views.resolution
         with self.run.clock.paused():
-            rows = images[:PICTURED_IMAGES].cpu()
-            picture = tile_views(rows, views.args, views.resolution, views.magnitude, seed=args.seed)
+            rows, aspect = (part[:PICTURED_IMAGES].cpu() for part in (images, self.run.step_log.aspects))
+            strength = views.resolution, views.magnitude
+            picture = tile_views(rows, views.args, *strength, seed=args.seed, aspect=aspect)
             caption = f"{views.resolution} px, magnitude {views.magnitude:.2f}"
             for callback in self.run.callback_handler.callbacks:
                 show_picture(callback, picture, caption, state.global_step)

@@ -11,7 +11,13 @@ from hf_essl.views.views import Views
 
 
 def tile_views(
-    images: Tensor, args: ViewArguments, resolution: int, magnitude: float, columns: int = 6, seed: int = 0
+    images: Tensor,
+    args: ViewArguments,
+    resolution: int,
+    magnitude: float,
+    columns: int = 6,
+    seed: int = 0,
+    aspect: Tensor | None = None,
 ) -> np.ndarray:
     """Tiles augmented views at one resolution and magnitude next to their originals: uint8 H x W x 3.
 
@@ -19,11 +25,23 @@ def tile_views(
         images: uint8 N x 3 x S x S, one row each.
         columns: views of each image, alternating between the first and the second kind.
         seed: of the views; torch's global random state is not used.
+        aspect: N, width / height of the whole images; by default they are squares.
     """
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
-    rendered = [views.render(images, views.sample(images, column % 2)) for column in range(columns)]
+    aspect = torch.ones(len(images)) if aspect is None else aspect
+    rendered = [views.render(images, views.sample(images, column % 2, aspect)) for column in range(columns)]
     side = max(images.shape[-1], 96)  # smaller images are enlarged
-    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in (images.float() / 255, *rendered)]
+    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in rendered]
+    tiles.insert(0, torch.stack([unsquashed(*image, side) for image in zip(images, aspect.tolist(), strict=True)]))
     grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def unsquashed(canvas: Tensor, aspect: float, side: int) -> Tensor:
+    """The whole image of a canvas in its own aspect ratio, between white bars: uint8 to float32 3 x side x side."""
+    width, height = round(side * min(1.0, aspect)), round(side * min(1.0, 1 / aspect))
+    mode: dict = {"mode": "bilinear", "antialias": True} if aspect != 1 else {"mode": "nearest"}
+    image = F.interpolate(canvas[None].float() / 255, size=(max(height, 1), max(width, 1)), **mode)[0]
+    left, top = (side - image.shape[2]) // 2, (side - image.shape[1]) // 2
+    return F.pad(image, (left, side - image.shape[2] - left, top, side - image.shape[1] - top), value=1.0)

@@ -31,7 +31,7 @@ class Views:
 
     Example:
         >>> views = Views(ViewArguments(resolution=96))
-        >>> params = views.sample(images)                # images: uint8 N x 3 x H x W
+        >>> params = views.sample(images, aspect=aspect)  # uint8 N x 3 x S x S, and width / height of each image
         >>> small, full = views.render(images, params, 32), views.render(images, params)
     """
 
@@ -69,19 +69,23 @@ class Views:
             self._stream = torch.get_rng_state()
             torch.set_rng_state(outer)
 
-    def sample(self, images: Tensor, kind: int = 0) -> ViewParams:
+    def sample(self, images: Tensor, kind: int = 0, aspect: Tensor | None = None) -> ViewParams:
         """Samples the parameters of one view of each image, N x 3 x H x W, at the current magnitude.
 
         Args:
             kind: 0 for a first view, 1 for a second.
+            aspect: float32 N on the host, width / height of the whole images that the canvases show; by default W / H.
         """
-        return self.sample_all(images, [kind])[0]
+        return self.sample_all(images, [kind], aspect)[0]
 
-    def sample_all(self, images: Tensor, kinds: Sequence[int]) -> list[ViewParams]:
+    def sample_all(self, images: Tensor, kinds: Sequence[int], aspect: Tensor | None = None) -> list[ViewParams]:
         """`sample` for one view of each kind at once, which is faster."""
         count, _, height, width = images.shape
+        aspect = torch.full((count,), width / height) if aspect is None else aspect
+        if len(aspect) != count:
+            raise ValueError(f"{count} images with {len(aspect)} aspect ratios; pass width / height of each image")
         with self.random_stream():
-            params = sample_params(self.args, count, height, width, self.magnitude, kinds)
+            params = sample_params(self.args, aspect, self.magnitude, kinds)
         return [params.take(slice(start, start + count)) for start in range(0, len(params), count)]
 
     def render(self, images: Tensor, params: ViewParams, size: int | None = None) -> Tensor:
@@ -116,7 +120,7 @@ class Views:
             compiled = device.type == "cuda" and can_compile()
         return partial(render_fused, compiled=compiled)
 
-    def __call__(self, images: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, size: int | None = None, aspect: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Two views of each image at the current magnitude, and at the current resolution or `size`."""
-        first, second = self.render_all(images, self.sample_all(images, (0, 1)), size)
+        first, second = self.render_all(images, self.sample_all(images, (0, 1), aspect), size)
         return first, second

@@ -39,7 +39,7 @@ def build(options, folder):
     )
     shape = (options.batch_size, 3, options.resolution, options.resolution)
     views = {name: torch.randn(shape, device=args.device) for name in ("first", "second")}
-    trainer.choose_pair = lambda images: Selection(None, None)
+    trainer.choose_pair = lambda images, aspect: Selection(None, None)
     trainer.render = lambda images, chosen: views
     return trainer, views
 

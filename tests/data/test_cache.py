@@ -1,8 +1,10 @@
 import logging
+from itertools import islice
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_essl.config import DataArguments
@@ -108,9 +110,25 @@ class TestCache:
 
 
 def test_sample_images_are_evenly_spaced(labeled):
-    assert sample_images(load(labeled), 4)[:, 0, 0, 0].tolist() == [0, 5, 10, 15]
-    assert sample_images(load(labeled), 30).shape == (20, 3, 16, 16)
-    assert sample_images(load(labeled, streaming=True), 4).shape == (4, 3, 16, 16)
+    images, aspect = sample_images(load(labeled), 4)
+    assert images[:, 0, 0, 0].tolist() == [0, 5, 10, 15] and aspect.tolist() == [1, 1, 1, 1]
+    assert sample_images(load(labeled), 30)[0].shape == (20, 3, 16, 16)
+    assert sample_images(load(labeled, streaming=True), 4)[0].shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "memory"}, {"cache": "disk"}, {"streaming": True}])
+def test_every_batch_has_the_aspect_of_each_image(tmp_path, options):
+    sizes = [(40, 20), (20, 40), (30, 30), (60, 20)]
+    for index, (width, height) in enumerate(sizes):
+        Image.new("RGB", (width, height), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    images = load(tmp_path, cache_dir=str(tmp_path / "cache"), **options)
+    samples = list(islice(images, 4)) if options.get("streaming") else [images[index] for index in range(4)]
+    expected = [width / height for width, height in sizes]
+    batch = collate(samples)
+    assert batch["aspect"].dtype == torch.float32
+    assert batch["aspect"].tolist() == pytest.approx([expected[int(image[0, 0, 0])] for image in batch["image"]])
+    if options.get("cache"):
+        assert images.__getitems__([3, 0])["aspect"].tolist() == pytest.approx([3, 2])
 
 
 class TestUnreadableLog:

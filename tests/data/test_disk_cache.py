@@ -117,9 +117,23 @@ def test_is_built_once_and_reported(log, capsys):
 def test_a_cache_with_checksums_still_opens(log):
     """Earlier versions stored them, under the same key."""
     facts = build(Gray(log)).path.with_name("cache.json")
-    assert facts.parent.name == "gray-8px-5bead31bef94f23d"  # changes with FORMAT and VERSION
+    assert facts.parent.name == "gray-8px-45f931422ac2b739"  # changes with FORMAT and VERSION
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "checksums": ["0" * 32]}))
     assert values(build(Gray(log, stop_at=0))) == list(range(10))
+
+
+def test_a_cache_of_center_squares_is_not_used_and_named(log, monkeypatch, capsys):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("hf_essl.data.disk_cache._folder.__defaults__", (1,))
+        old = build(Gray(log)).path
+    capsys.readouterr()
+    new = build(Gray(log)).path
+    lines = capsys.readouterr().err.splitlines()
+    assert new != old and old.is_file()  # the user's to delete
+    assert f"the disk cache {old.parent} contains center squares of an earlier version; it is rebuilt" in lines[0]
+    assert "whole image" in json.loads(new.with_name("cache.json").read_text())["canvas"]
+    build(Gray(log))
+    assert capsys.readouterr().err == ""
 
 
 def test_other_images_have_another_cache(unlabeled, tmp_path):
@@ -257,7 +271,7 @@ def test_reading_a_large_cache_needs_little_memory(tmp_path):
     path = tmp_path / "images.u8"
     with path.open("wb") as file:
         file.truncate(count * 3 * size * size)
-    images = DiskImages(path, size, np.arange(count), None, None, "sparse")
+    images = DiskImages(path, size, np.arange(count), torch.ones(count), None, None, "sparse")
     mapped = np.memmap(path, dtype=np.uint8, mode="r").reshape(count, 3, size, size)
     order = np.random.default_rng(0).permutation(count).reshape(-1, 250)
 

@@ -14,9 +14,9 @@ def main(folder: Path) -> None:
     rank, seen, drawn = trainer.args.process_index, [], []
     choose_pair, render = trainer.choose_pair, trainer.render
 
-    def watched_images(images):
+    def watched_images(images, aspect=None):
         seen.extend(image.float().mean().item() for image in images)
-        return choose_pair(images)
+        return choose_pair(images, aspect)
 
     def watched_choice(images, chosen):
         drawn.append(chosen.first.box.flatten().tolist())

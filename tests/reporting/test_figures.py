@@ -32,7 +32,7 @@ def _keeping(figures, savefig):
 
 
 def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
-    images = sample_images(patches("train", 32), 2)
+    images, _ = sample_images(patches("train", 32), 2)
     curriculum = Curriculum.with_warmup(VIEWS, 0.2)
     draw_views(images, VIEWS, curriculum, tmp_path / "views.png", columns=3, seed=1)
     axes = drawn[0].axes
