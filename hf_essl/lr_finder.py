@@ -35,6 +35,9 @@ def lr_range_test(
 ) -> LRRange:
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 
+    Every parameter trains, as after the epochs in which DINO's last layer is frozen. The momentum of a teacher, tau,
+    keeps its initial value: a rise to 1 within the test would change the loss as well.
+
     The trainer's model, optimizer and random state do not change. The test ends early if the loss is not finite.
 
     Args:
@@ -74,14 +77,13 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     held_out = _validation_views(trainer, validation_images)
     train_losses: list[float] = []
     validation_losses: list[float] = []
-    for step, rate in enumerate(tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm)):
+    for rate in tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm):
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = trainer.feed(next(loader))
         first, second = trainer.views(batch["image"], aspect=batch["aspect"])
         views = {"first": first, "second": second}
-        progress, autocast = step / len(rates), trainer.accelerator.autocast
-        loss = run_step(model, views, optimizer, progress=progress, autocast=autocast)
+        loss = run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
         if not math.isfinite(loss.item()):
             break
         train_losses.append(loss.item())

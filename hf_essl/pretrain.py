@@ -123,7 +123,8 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
         start = time.perf_counter()
         batch = trainer.feed(next(loader))
         first, second = trainer.views(batch["image"], trainer.views.args.resolution, batch["aspect"])
-        run_step(model, {"first": first, "second": second}, optimizer, autocast=trainer.accelerator.autocast)
+        views, autocast = {"first": first, "second": second}, trainer.accelerator.autocast
+        run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=autocast)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

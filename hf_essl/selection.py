@@ -107,8 +107,9 @@ class HardAugment:
             queries, keys = zip(*(self._embed(model, view) for view in plan.small), strict=True)
             if self.args.selection != "hard":
                 return Comparison(keys, None)
-            if self.args.selection_score == "cosine":
-                return Comparison(keys, pair_cosines(queries, keys, self.pairs))
+            if self.args.selection_score != "loss":
+                sides = queries if self.args.selection_score == "cosine" else keys
+                return Comparison(keys, pair_cosines(sides, keys, self.pairs))
             losses = [model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in self.pairs]
             return Comparison(keys, torch.stack(losses, dim=1))
 

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from hf_essl.compat import is_tracker_installed, tracker_callbacks
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, option
+from hf_essl.config.optimizers import LARS, SGD, check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,18 @@ class SSLTrainingArguments(TrainingArguments):
     per_device_train_batch_size: Count = option("Per-device batch size.", 128)
     per_device_eval_batch_size: Count = option("Per-device batch size in evaluation.", 256)
     learning_rate: NonNegative = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
-    weight_decay: NonNegative = option("Weight decay of every parameter, including biases and norms.", 5e-4)
+    weight_decay: NonNegative = option("Weight decay.", 5e-4)
+    decay_norm_and_bias: bool = option(
+        "Apply weight decay to all parameters, as published for SimSiam and MoCo; false excludes norms, biases, "
+        "position embeddings and class tokens, as published for BYOL, SimCLR and DINO.",
+        True,
+    )
     num_train_epochs: Positive = option("Passes over the training split.", 200)
-    optim: str = option("Optimizer, by the names of transformers.TrainingArguments.", "sgd")
+    optim: str = option(
+        "Optimizer: sgd, lars (BYOL and SimCLR; use it with decay_norm_and_bias: false, so that norms and biases keep "
+        "the plain learning rate), or another name from transformers.TrainingArguments, such as adamw_torch.",
+        SGD,
+    )
     max_grad_norm: NonNegative = option("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
     remove_unused_columns: bool = option("Leave it off: the dataset has no columns that the model ignores.", False)
     logging_nan_inf_filter: bool = option("Leave it off: a filtered loss hides divergence.", False)
@@ -42,7 +52,7 @@ class SSLTrainingArguments(TrainingArguments):
     one_cycle_fraction: Annotated[float, Field(gt=0, lt=1)] = option(
         "Share of the run in the first phase of one_cycle, rho of Eq. 7.", 0.3
     )
-    momentum: Share = option("Momentum of SGD if the schedule does not cycle it.", 0.9)
+    momentum: Share = option("Momentum of SGD and LARS if the schedule does not cycle it.", 0.9)
     min_momentum: Share = option("Lowest momentum of the cycle, reached at the peak learning rate.", 0.85)
     max_momentum: Share = option("Highest momentum of the cycle, at its start and end.", 0.95)
     fix_predictor_lr: bool = option("Keep the predictor's learning rate at its peak, as published for SimSiam.", True)
@@ -72,11 +82,18 @@ class SSLTrainingArguments(TrainingArguments):
         if self.bf16 and self.use_cpu and not cpu_has_bf16():
             logger.warning("bf16 is off: this CPU would emulate bfloat16, about ten times slower than float32")
             self.bf16 = False
+        check_optimizer(self.optim, self.optim_args)
+        is_lars = self.optim == LARS
+        if is_lars:
+            self.optim = SGD  # transformers accepts its own names only
         super().__post_init__()
+        if is_lars:
+            self.optim = LARS
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work; `CURVES` checks what a learning-rate schedule needs."""
         check_fields(self, SSLTrainingArguments)
+        check_optimizer(self.optim, self.optim_args)
         if self.min_momentum > self.max_momentum:
             raise ValueError(
                 f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; swap them"
@@ -104,6 +121,11 @@ class SSLTrainingArguments(TrainingArguments):
                 "hub_strategy is all_checkpoints, which would push pickles; choose end, every_save, or checkpoint "
                 "(which also pushes the weights of heads, teacher and queue)"
             )
+
+    @property
+    def constant_momentum(self) -> float:
+        """Momentum if the schedule does not cycle it: that of SGD and LARS, or the first beta of the Adam family."""
+        return self.momentum if self.optim in (SGD, LARS) else self.adam_beta1
 
     @property
     def folder(self) -> Path:

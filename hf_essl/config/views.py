@@ -8,7 +8,7 @@ from pydantic import Field
 from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, option
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
-STANDARD_MAGNITUDE = 5.0  # at which the color jitter has the ranges of `ViewArguments.jitter` (Sec. 4 of the paper)
+STANDARD_MAGNITUDE = 5.0  # the color jitter has the ranges of `ViewArguments.jitter` here (Sec. 4 of the paper)
 MAX_RANDAUGMENT = 30.0  # at which each operation of RandAugment reaches the end of its range (m of Table 11)
 AreaShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -25,7 +25,9 @@ class ViewArguments:
     )
     resolution_step: Count = option("Stages are multiples of this many pixels.", 32)
     min_magnitude: NonNegative = option(
-        "Strength at the start: of the color jitter (5 is the SimCLR standard), or of RandAugment (0 to 30).", 5.0
+        "Strength at the start: of the color jitter (at 5, its ranges are those of jitter), or of RandAugment "
+        "(0 to 30).",
+        5.0,
     )
     max_magnitude: NonNegative = option("Strength at the end; linear in between.", 5.0)
 
@@ -41,8 +43,11 @@ class ViewArguments:
     selection_precision: Literal["training", "bf16"] = option(
         "Precision of the selection pass: that of training, or bf16 if the device supports it.", "training"
     )
-    selection_score: Literal["cosine", "loss"] = option(
-        "What makes a pair hard: cosine (negative cosine, Algorithm 1) or loss (the method's own per-image loss).",
+    selection_score: Literal["cosine", "projection_cosine", "loss"] = option(
+        "What makes a pair hard: cosine (negative cosine of predictions p and projections z, as in SimSiam's loss), "
+        "projection_cosine (of z and z, as Algorithm 1 prints; equal to cosine for a method without predictor) or "
+        "loss (the method's own per-image loss). On a trained SimSiam, the first two choose the same pair for 63 % of "
+        "the images.",
         "cosine",
     )
 
@@ -57,12 +62,21 @@ class ViewArguments:
     )
 
     crop_scale: Annotated[list[AreaShare], Field(min_length=2, max_length=2)] = option(
-        "Smallest and largest share of the image's area in a crop.", factory=lambda: [0.2, 1.0]
+        "Smallest and largest share of the image's area in a crop; by default those of SimSiam and MoCo v2. SimCLR's "
+        "are 0.08 1.",
+        factory=lambda: [0.2, 1.0],
     )
     crop_ratio: Range = option("Smallest and largest width / height of a crop.", factory=lambda: [3 / 4, 4 / 3])
     flip_p: Probability = option("Probability of a horizontal flip.", 0.5)
     jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] = option(
-        "Brightness, contrast, saturation and hue ranges at magnitude 5.", factory=lambda: [0.4, 0.4, 0.4, 0.1]
+        "Brightness, contrast, saturation and hue ranges at magnitude 5; by default those of SimSiam and MoCo v2. "
+        "SimCLR's are 0.8 0.8 0.8 0.2.",
+        factory=lambda: [0.4, 0.4, 0.4, 0.1],
+    )
+    jitter_order: Literal["fixed", "random"] = option(
+        "Order of the color jitter's operations: fixed (brightness, contrast, saturation, hue), which is faster, or "
+        "random for each view, as in torchvision's ColorJitter and as published for all five methods.",
+        "fixed",
     )
     jitter_p: Probability = option("Probability of the color jitter.", 0.8)
     grayscale_p: Probability = option("Probability of a conversion to grayscale.", 0.2)
@@ -80,7 +94,8 @@ class ViewArguments:
         "fused, or kornia (one operation after the other, same pixels; always used for randaugment).", "fused"
     )
     compile_views: bool | None = option(
-        "Compile the fused color operations; on by default on a GPU (on a CPU it takes 20 s, once)."
+        "Compile the fused color operations of jitter_order: fixed; on by default on a GPU (on a CPU it takes 20 s, "
+        "once)."
     )
 
     def check(self) -> None:
@@ -89,6 +104,7 @@ class ViewArguments:
         self._check_resolutions()
         self._check_selection()
         self._check_magnitudes()
+        self._check_compiled()
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             smallest, largest = getattr(self, name)
             if smallest > largest:
@@ -104,6 +120,15 @@ class ViewArguments:
                 f"{magnitudes} with hue {self.jitter[3]}; hue x magnitude / {STANDARD_MAGNITUDE:g} must be at most "
                 f"0.5: lower max_magnitude or the hue of jitter"
             )
+
+    def _check_compiled(self) -> None:
+        needed = {"view_executor": "fused", "augmentation": "simclr", "jitter_order": "fixed"}
+        for name, value in needed.items():
+            if self.compile_views and getattr(self, name) != value:
+                raise ValueError(
+                    f"compile_views is true with {name}: {getattr(self, name)}, which is not compiled; set "
+                    f"{name}: {value}, or leave compile_views out"
+                )
 
     @property
     def needs_selection_pass(self) -> bool:

@@ -24,6 +24,11 @@ PAPER = r"""@inproceedings{kocyigit2023accelerating,
   year      = {2023}
 }"""
 LOADING = Path(__file__).with_name("card_loading.md").read_text(encoding="utf-8").strip()
+SCORES = {
+    "cosine": "lowest cosine similarity",
+    "projection_cosine": "lowest cosine similarity of the projections",
+    "loss": "highest loss",
+}
 TITLES = {
     "knn_accuracy": PROTOCOLS["knn"].title,
     "epochs": "Epochs",
@@ -99,7 +104,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Epochs", epochs),
         ("Optimizer steps", show(metrics, "steps")),
         ("Images per step", show(metrics, "images_per_step")),
-        ("Optimizer", f"{_optimizer(recipe)}, weight decay {training.weight_decay:g}"),
+        ("Optimizer", _optimizer(recipe)),
         ("Seed", str(training.seed)),
     ]
     return table(("what", "value"), rows)
@@ -111,7 +116,7 @@ def _strategies(recipe: Recipe) -> str:
     (f1_clr, cycles), (progressive, grows), (hard_augment, selects) = strategies(recipe).items()
     curve, strengthens = CURVES[training.lr_schedule], views.min_magnitude != views.max_magnitude
     warmup = f"the first {100 * warmup_fraction(training):.3g} % of the run"
-    fixed = training.momentum if _optimizer(recipe) == "sgd" else training.adam_beta1
+    fixed = training.constant_momentum
     cycle = f"from {training.max_momentum:g} to {training.min_momentum:g} at the peak and back"
     magnitude = f"{views.max_magnitude:g} throughout"
     if strengthens:
@@ -146,7 +151,7 @@ def _selection(recipe: Recipe) -> str:
         return "two views, both used for training"
     if views.selection == "random":
         return f"two of {views.num_views} views (m), chosen at random"
-    score = {"cosine": "lowest cosine similarity", "loss": "highest loss"}[views.selection_score]
+    score = SCORES[views.selection_score]
     pair = f"the pair with the {score} of {views.num_views} views (m)"
     return f"{pair}, compared at {views.selection_resolution} px (r_sel)"
 
@@ -201,4 +206,7 @@ def _run_name(metrics: Metrics) -> str:
 
 
 def _optimizer(recipe: Recipe) -> str:
-    return str(getattr(recipe.training.optim, "value", recipe.training.optim))
+    training = recipe.training
+    name = getattr(training.optim, "value", training.optim)
+    excluded = "" if training.decay_norm_and_bias else " (not on norms and biases)"
+    return f"{name}, weight decay {training.weight_decay:g}{excluded}"

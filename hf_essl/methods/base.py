@@ -31,6 +31,7 @@ class SSLModel(nn.Module):
     has_teacher = False  # whether a momentum teacher also runs forward on both views
     fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
     sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
+    frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
     collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
     config: ModelArguments | None = None  # the arguments of `from_timm`; None for a model built by hand

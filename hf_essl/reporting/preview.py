@@ -91,7 +91,7 @@ def _curve_panels(recipe: Recipe) -> tuple[Panel, Panel]:
     """Learning rate and momentum over the epochs, next to cosine annealing."""
     training = recipe.training
     name, peak, epochs = training.lr_schedule, training.learning_rate, training.num_train_epochs
-    fixed = training.momentum if training.optim == "sgd" else training.adam_beta1
+    fixed = training.constant_momentum
 
     def momentum(curve: Curve, t: float) -> float:
         position, span = curve.momentum(t), training.max_momentum - training.min_momentum

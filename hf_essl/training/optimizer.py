@@ -1,31 +1,65 @@
-"""The optimizer's parameter groups."""
+"""The optimizer and its parameter groups."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from timm.optim import Lars
+from torch import nn
 from transformers import Trainer
 
 from hf_essl.config import SSLTrainingArguments
+from hf_essl.config.optimizers import LARS, lars_settings
 from hf_essl.methods import SSLModel
 
 
 def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool = True) -> torch.optim.Optimizer:
-    """The optimizer `args.optim`, with weight decay on every parameter, including biases and norms.
+    """The optimizer `args.optim`, with weight decay on every parameter or, by `decay_norm_and_bias`, without some.
 
-    A method's `fixed_lr_modules` form a group of their own, whose learning rate stays at the peak with
-    `fix_predictor_lr`. `fused` uses torch's fused SGD if the method allows it.
+    A method's `fixed_lr_modules` form groups of their own, whose learning rate stays at the peak with
+    `fix_predictor_lr`. `fused` uses torch's fused SGD if the method allows it. LARS adapts the learning rate of every
+    parameter, except of those that `decay_norm_and_bias` excludes (SimCLR, BYOL).
     """
+    optimizer_class, settings = _class_and_settings(model, args, fused)
+    fixed_modules = model.fixed_lr_modules if args.fix_predictor_lr else ()
+    undecayed = set() if args.decay_norm_and_bias else norms_and_biases(model)
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (name.split(".")[0] in fixed_modules, name in undecayed)
+            members.setdefault(key, []).append(parameter)
+    excluded = {"weight_decay": 0.0} | ({"always_adapt": False} if optimizer_class is Lars else {})
+    groups = [
+        {"params": parameters} | ({"fixed_lr": True} if is_fixed else {}) | (excluded if is_excluded else {})
+        for (is_fixed, is_excluded), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+    return optimizer_class(groups, **settings)
+
+
+def _class_and_settings(model: SSLModel, args: SSLTrainingArguments, fused: bool) -> tuple[type, dict[str, Any]]:
+    """The class of `args.optim`, and the settings that all groups share."""
+    if args.optim == LARS:  # always_adapt: otherwise timm's Lars is plain SGD without weight decay
+        settings = {"lr": args.learning_rate, "momentum": args.momentum, "weight_decay": args.weight_decay}
+        return Lars, settings | {"always_adapt": True} | lars_settings(args.optim_args)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
     if optimizer_class is torch.optim.SGD:
         settings.setdefault("momentum", args.momentum)
         settings.setdefault("fused", fused and not model.clears_gradients)
     settings.setdefault("weight_decay", args.weight_decay)
-    fixed_names = model.fixed_lr_modules if args.fix_predictor_lr else ()
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    fixed = [p for n, p in trained if n.split(".")[0] in fixed_names]
-    scheduled = [p for n, p in trained if n.split(".")[0] not in fixed_names]
-    groups = [{"params": scheduled}] + ([{"params": fixed, "fixed_lr": True}] if fixed else [])
-    return optimizer_class(groups, **settings)
+    return optimizer_class, settings
+
+
+def norms_and_biases(model: SSLModel) -> set[str]:
+    """Names of the parameters of at most one dimension, and of those that timm lists for the backbone.
+
+    timm's list, `no_weight_decay()`, has position embeddings, class tokens and the like; it may contain wildcards.
+    """
+    listed = getattr(model.backbone, "no_weight_decay", set)()
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim <= 1 or any(fnmatch(name, f"backbone.{pattern}") for pattern in listed)
+    }
 
 
 def momentum_of(optimizer: Any) -> float | None:

@@ -1,7 +1,8 @@
 """The fused executor: crop, flip and resize as one resampling, all color operations as one function, then the blur.
 
-Its pixels are those of kornia's operations in SimCLR's order, with the same parameters, in less time: it passes over
-the pixels as few times as possible, and on a CPU it processes a few images at a time, which stay in its cache.
+Its pixels are those of kornia's operations, with the same parameters, in less time: it passes over the pixels as few
+times as possible, and on a CPU it processes a few images at a time, which stay in its cache. With a random order of
+the jitter, each of its operations runs on the images that have it next.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from hf_essl.views.params import NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_where_
+from hf_essl.views.params import JITTER_ORDER, NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_in_order_, apply_where_
 from hf_essl.views.resample import blocks, resample, sum_rows
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray value, as in kornia and torchvision
@@ -24,17 +25,23 @@ def render_fused(
     Args:
         params: view v is of image v mod N; RandAugment's operations are ignored.
         mean, std: 3 each, of pixels in [0, 1].
-        compiled: use `compiled_color`.
+        compiled: use `compiled_color`; a random order of the jitter runs eagerly.
     """
     recolor: Callable[..., Tensor] = compiled_color() if compiled else color
-    views = resample(images, params.box, params.flip, size, gain=params.jitter[:, 0])
+    fixed_order = bool((params.order == JITTER_ORDER).all())  # brightness is a gain, and the rest is one function
+    jitter = params.jitter if fixed_order else NEUTRAL_JITTER.expand_as(params.jitter)
+    views = resample(images, params.box, params.flip, size, gain=jitter[:, 0])
     mean, std = mean.view(3, 1, 1), std.view(3, 1, 1)
-    changes_color = bool(params.grayscale.any() or (params.jitter != NEUTRAL_JITTER).any())
-    factors = torch.cat([params.jitter[:, 1:], params.grayscale[:, None]], dim=1)
+    changes_color = bool(params.grayscale.any() or (jitter != NEUTRAL_JITTER).any())
+    factors = torch.cat([jitter[:, 1:], params.grayscale[:, None]], dim=1)
     factors = factors.to(images.device, non_blocking=True)
+    order, ordered_factors = params.jitter_in_order()
     for block in blocks(len(views), views[0].numel(), images.device):
         view = views[block]
-        if changes_color:
+        if not fixed_order:
+            apply_in_order_(view.clamp_(0, 1), order[block], ordered_factors[block], JITTER)
+            finish_(view, factors[block, 3], mean, std)
+        elif changes_color:
             recolor(view, *factors[block].unbind(dim=1), mean, std)
         else:
             view.clamp_(0, 1).sub_(mean).div_(std)
@@ -61,17 +68,32 @@ def color(
         gray: N, 1 for a grayscale image, otherwise 0.
         mean, std: 3 x 1 x 1.
     """
-    contrast, saturation, hue, gray = (x[:, None, None, None] for x in (contrast, saturation, hue, gray))
-    view = view.clamp_(0, 1)
+    view = adjust_contrast_(view.clamp_(0, 1), contrast)
+    view = adjust_saturation_(view, saturation)
+    return finish_(shift_hue_(view, hue), gray, mean, std)
+
+
+def finish_(view: Tensor, gray: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Grayscale and normalization, in place."""
+    return view.lerp_(luma(view), gray[:, None, None, None]).sub_(mean).div_(std)
+
+
+def adjust_brightness_(view: Tensor, factor: Tensor) -> Tensor:
+    return view.mul_(factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast_(view: Tensor, factor: Tensor) -> Tensor:
+    factor = factor[:, None, None, None]
     level = luma(view.mean(dim=(2, 3), keepdim=True))
-    view = view.mul_(contrast).add_(level * (1 - contrast)).clamp_(0, 1)
-    view = view.lerp_(luma(view), 1 - saturation).clamp_(0, 1)
-    view = shift_hue_(view, hue)
-    return view.lerp_(luma(view), gray).sub_(mean).div_(std)
+    return view.mul_(factor).add_(level * (1 - factor)).clamp_(0, 1)
+
+
+def adjust_saturation_(view: Tensor, factor: Tensor) -> Tensor:
+    return view.lerp_(luma(view), 1 - factor[:, None, None, None]).clamp_(0, 1)
 
 
 def shift_hue_(view: Tensor, shift: Tensor) -> Tensor:
-    """Shifts the hue of HSV in place: N x 3 x r x r in [0, 1] and N x 1 x 1 x 1 in turns.
+    """Shifts the hue of HSV in place: N x 3 x r x r in [0, 1] and N in turns.
 
     Value v and chroma c stay, so each channel follows from them and the shifted hue in one step:
     v - c max(0, min(1, 2 - 6 d)), with d the distance, in turns, of the hue from the opposite of the channel's own.
@@ -83,11 +105,14 @@ def shift_hue_(view: Tensor, shift: Tensor) -> Tensor:
     not_red, not_green = (value - red).sign_(), (value - green).sign_()  # 0 for the highest channel, else 1
     in_green, in_blue = (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
     turns = (green - blue).lerp_(in_green.lerp_(in_blue, not_green), not_red)
-    turns = turns.div_((6 * chroma).clamp_(min=1e-12)).add_(shift)
+    turns = turns.div_((6 * chroma).clamp_(min=1e-12)).add_(shift[:, None, None, None])
     opposite = 1 / 2 + torch.arange(3, device=view.device)[:, None, None] / 3  # of red, green and blue
     distance = turns - opposite  # N x 3 x r x r
     distance = distance.sub_(distance.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
     return torch.sub(value, distance.mul_(chroma), out=view)
+
+
+JITTER = (adjust_brightness_, adjust_contrast_, adjust_saturation_, shift_hue_)  # the columns of `ViewParams.jitter`
 
 
 def luma(view: Tensor) -> Tensor:

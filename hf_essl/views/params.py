@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 REFERENCE_SIZE = 224  # side in pixels of the views to which blur sigma and RandAugment's sharpness refer
+JITTER_ORDER = torch.arange(4)  # brightness, contrast, saturation, hue
 NEUTRAL_JITTER = torch.tensor([1.0, 1.0, 1.0, 0.0])  # the row of `ViewParams.jitter` that changes nothing
 
 
@@ -26,6 +27,7 @@ class ViewParams:
     solarize: Tensor  # N, bool
     operations: Tensor  # N x n, int64: indices into `randaugment.OPERATIONS`, in order; n = 0 for SimCLR's chain
     strengths: Tensor  # N x n in [-1, 1]: the strengths of these operations, as shares of their ranges
+    order: Tensor  # N x 4, int64: columns of `jitter` in the order of their operations
 
     @staticmethod
     def neutral(count: int, **changes: Tensor) -> "ViewParams":
@@ -40,6 +42,7 @@ class ViewParams:
             "solarize": never,
             "operations": torch.empty(count, 0, dtype=torch.int64),
             "strengths": torch.empty(count, 0),
+            "order": JITTER_ORDER.repeat(count, 1),
         }
         return ViewParams(**{**fields, **changes})
 
@@ -49,6 +52,11 @@ class ViewParams:
     def take(self, index: Tensor | slice) -> "ViewParams":
         """The parameters at an index, a mask or a slice."""
         return ViewParams(*(x[index] for x in vars(self).values()))
+
+    def jitter_in_order(self) -> tuple[Tensor, Tensor]:
+        """The columns of `jitter` in the order of their operations, N x 4, -1 for a neutral factor; and the factors."""
+        order = self.order.where((self.jitter != NEUTRAL_JITTER).gather(1, self.order), -1)
+        return order, self.jitter.gather(1, self.order)
 
     @staticmethod
     def concatenate(candidates: Sequence["ViewParams"]) -> "ViewParams":
@@ -79,3 +87,18 @@ def apply_where_(view: Tensor, mask: Tensor, factors: Tensor | None, operation: 
         chosen = index.to(view.device, non_blocking=True)
         arguments = [] if factors is None else [factors[index].to(view.device, non_blocking=True)]
         view.index_copy_(0, chosen, operation(view[chosen], *arguments))
+
+
+def apply_in_order_(
+    view: Tensor, order: Tensor, factors: Tensor, operations: Sequence[Callable[[Tensor, Tensor], Tensor]]
+) -> None:
+    """Applies each image's operations in its own order, in place.
+
+    Args:
+        view: N x C x r x r.
+        order: N x n, on the host: indices into `operations`; -1 for none.
+        factors: N x n, on the host: the second arguments of these operations.
+    """
+    for chosen, factor in zip(order.unbind(dim=1), factors.unbind(dim=1), strict=True):
+        for index, operation in enumerate(operations):
+            apply_where_(view, chosen == index, factor, operation)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_essl.config import ViewArguments
 from hf_essl.config.views import MAX_RANDAUGMENT
-from hf_essl.views.params import REFERENCE_SIZE, apply_where_
+from hf_essl.views.params import REFERENCE_SIZE, apply_in_order_
 
 
 def sample_operations(count: int, operations: int, magnitude: float) -> tuple[Tensor, Tensor]:
@@ -51,9 +51,7 @@ def augment_(view: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
         strengths: N x n in [-1, 1], on the host. Operations without a direction use the absolute value;
             auto_contrast, equalize and invert ignore it.
     """
-    for sampled, strength in zip(operations.unbind(dim=1), strengths.unbind(dim=1), strict=True):
-        for index, operation in enumerate(OPERATIONS.values()):
-            apply_where_(view, sampled == index, strength, operation)
+    apply_in_order_(view, operations, strengths, list(OPERATIONS.values()))
     return view
 
 

@@ -41,7 +41,10 @@ def sample_params(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: 
     jitter = torch.where(jittered[:, None], _sample_jitter(args, views, magnitude), NEUTRAL_JITTER)
     blur = PlainUniformGenerator((tuple(args.blur_sigma), "sigma", None, None))
     sigma = _sample(blur, (views,))["sigma"] * blurred
-    return ViewParams.neutral(views, box=box, flip=flip, jitter=jitter, grayscale=gray, sigma=sigma, solarize=solarize)
+    changes = {"box": box, "flip": flip, "jitter": jitter, "grayscale": gray, "sigma": sigma, "solarize": solarize}
+    if args.jitter_order == "random":
+        changes["order"] = torch.rand(views, 4).argsort(dim=1)
+    return ViewParams.neutral(views, **changes)
 
 
 def _sample_jitter(args: ViewArguments, count: int, magnitude: float) -> Tensor:

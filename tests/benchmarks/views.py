@@ -1,5 +1,7 @@
 """Milliseconds per batch of the fused executor, of kornia's functions and of kornia's AugmentationSequential.
 
+The fused executor is also measured with the jitter's operations in a random order (`random order`).
+
     python tests/benchmarks/views.py [--sizes 224 96 64] [--batch_size 64] [--image_size 256] [--rounds 5] [--compiled]
 
 One view of each image, SimCLR's chain. All get the same images and the same parameters, which kornia's container
@@ -10,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from functools import partial
 
 import kornia.augmentation as K
@@ -56,12 +59,17 @@ def sample(chain: K.AugmentationSequential, shape: torch.Size, size: int) -> tup
     )
 
 
+def in_random_order(images: torch.Tensor, params: ViewParams, *rest) -> torch.Tensor:
+    shuffled = torch.rand(len(params), 4, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    return render_fused(images, replace(params, order=shuffled), *rest)
+
+
 def measure(size: int, options: argparse.Namespace) -> dict[str, float]:
     """Median milliseconds per batch, by name."""
     chain = container(ViewArguments(), size)
     shape = torch.Size((options.batch_size, 3, options.image_size, options.image_size))
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    executors = {"fused": render_fused, "kornia": render_kornia}
+    executors = {"fused": render_fused, "kornia": render_kornia, "random order": in_random_order}
     if options.compiled:
         executors["compiled"] = partial(render_fused, compiled=True)
     seconds: dict[str, list[float]] = {"AugmentationSequential": [], **{name: [] for name in executors}}
