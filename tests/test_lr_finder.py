@@ -1,5 +1,6 @@
 """The range test: where it looks, what it finds on a loss that is known, and that it leaves everything as it was."""
 
+import itertools
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from hf_essl import lr_range_test
 from hf_essl.lr_finder import suggest
+from hf_essl.training.step import run_step
 from tests.helpers import small_trainer
 
 
@@ -26,6 +28,25 @@ def test_rates_grow_by_a_constant_factor_from_start_to_end(tmp_path):
     rates = lr_range_test(small_trainer(tmp_path), start=1e-3, end=1.0, steps=13, validation_images=0).learning_rates
     assert rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1.0)
     assert rates[4] == pytest.approx(1e-2) and rates[8] == pytest.approx(1e-1)
+
+
+@pytest.mark.parametrize("optim", ["sgd", pytest.param("lars", marks=pytest.mark.slow)])
+def test_dinos_last_layer_trains_and_tau_keeps_its_initial_value(tmp_path, monkeypatch, optim):
+    seen = []
+
+    def recorded(model, *args, **kwargs):
+        loss = run_step(model, *args, **kwargs)
+        seen.append((model.projector[-1].weight.detach().clone(), model.momentum))
+        return loss
+
+    monkeypatch.setattr("hf_essl.lr_finder.run_step", recorded)
+    trainer = small_trainer(tmp_path, method="dino", optim=optim)
+    start = trainer.model.projector[-1].weight.detach()
+    lr_range_test(trainer, steps=10, validation_images=0)
+    weights = [start, *(weight for weight, _ in seen)]
+    assert len(weights) == 11
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(weights))
+    assert [tau for _, tau in seen] == [0.996] * 10
 
 
 def test_suggestion_is_where_the_loss_reaches_its_plateau():

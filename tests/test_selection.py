@@ -30,7 +30,10 @@ def arguments(**changes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("score", "render"), [("cosine", "direct"), ("loss", "direct"), ("cosine", "downsample")])
+@pytest.mark.parametrize(
+    ("score", "render"),
+    [("cosine", "direct"), ("loss", "direct"), ("cosine", "downsample"), ("projection_cosine", "direct")],
+)
 def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model, score, render):
     views = Views(arguments(selection_score=score, selection_render=render), seed=5)
     chosen = HardAugment(views)(model, IMAGES)
@@ -43,7 +46,10 @@ def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model,
     for i, j in itertools.combinations(range(4), 2):
         (z_i, z_j) = (other.projector(other.backbone(small[k])) for k in (i, j))
         (p_i, p_j) = (other.predictor(z) for z in (z_i, z_j))
-        losses.append(-(F.cosine_similarity(p_i, z_j) + F.cosine_similarity(p_j, z_i)) / 2)
+        if score == "projection_cosine":  # Algorithm 1 to the letter
+            losses.append(-F.cosine_similarity(z_i, z_j))
+        else:
+            losses.append(-(F.cosine_similarity(p_i, z_j) + F.cosine_similarity(p_j, z_i)) / 2)
     losses = torch.stack(losses, dim=1)
     assert torch.equal(chosen.pair, losses.argmax(dim=1))
     assert len(set(chosen.pair.tolist())) > 1  # images differ in their hardest pair
@@ -51,6 +57,17 @@ def test_the_chosen_pair_has_the_highest_loss_of_all_pairs_by_brute_force(model,
     expected = {"selection_gap": highest - mean, "selection_pair_score": highest, "selection_mean_score": mean}
     expected["selection_changed"] = sum(pair != 0 for pair in chosen.pair.tolist()) / len(IMAGES)
     assert {name: value.item() for name, value in chosen.scalars().items()} == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_projections_score_as_predictions_do_unless_there_is_a_predictor(method):
+    torch.manual_seed(0)
+    built = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args).train()
+    augments = [HardAugment(Views(arguments(selection_score=s), seed=5)) for s in ("cosine", "projection_cosine")]
+    by_prediction, by_projection = (augment.compare(built, augment.plan(IMAGES)).scores for augment in augments)
+    has_predictor = method in ("simsiam", "byol")
+    assert torch.allclose(by_prediction, by_projection, atol=1e-5) != has_predictor
 
 
 @pytest.mark.parametrize("chain", ["simclr", "randaugment"])

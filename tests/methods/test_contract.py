@@ -83,7 +83,7 @@ def test_loss_components_sum_to_the_loss_and_have_no_gradient(method, views):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("score", ["cosine", "loss"])
+@pytest.mark.parametrize("score", ["cosine", "projection_cosine", "loss"])
 def test_hard_augment_leaves_no_trace(method, score):
     model = build(method)
     args = ViewArguments(resolution=64, num_views=4, selection="hard", selection_resolution=32, selection_score=score)

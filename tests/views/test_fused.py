@@ -69,9 +69,11 @@ def test_pixels_are_kornias_over_a_thousand_views(size):
     assert (ours - expected).abs().max() < 2 / 255
 
 
-def test_views_are_the_same_by_both_executors():
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_views_are_the_same_by_both_executors(order):
     images = patches(32, 150, 120)  # some crops shrink
-    by_fused, by_kornia = (Views(ViewArguments(view_executor=name, solarize_p=[0.2])) for name in ("fused", "kornia"))
+    args = ViewArguments(solarize_p=[0.2], jitter_order=order)
+    by_fused, by_kornia = (Views(replace(args, view_executor=name)) for name in ("fused", "kornia"))
     (first, second), (other_first, other_second) = by_fused(images, 64), by_kornia(images, 64)
     tolerance = 2 / 255 / 0.224
     torch.testing.assert_close(first, other_first, atol=tolerance, rtol=0)
@@ -79,8 +81,9 @@ def test_views_are_the_same_by_both_executors():
     assert first.is_contiguous() and second.is_contiguous()
 
 
-def test_blocks_of_views_equal_one_view_at_a_time(monkeypatch):
-    images, views = patches(10), Views(STRONG, seed=2)
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_blocks_of_views_equal_one_view_at_a_time(monkeypatch, order):
+    images, views = patches(10), Views(replace(STRONG, jitter_order=order), seed=2)
     sampled = [views.sample(images) for _ in range(3)]
     one_by_one = torch.stack([views.render(images, params, 32) for params in sampled])
     for block in (1, 3 * 32**2 * 4, 2**30):  # one, four and all views at a time

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hf_essl.config import ViewArguments
 from hf_essl.views import ViewParams, Views
 from hf_essl.views.fused import render_fused
+from hf_essl.views.params import NEUTRAL_JITTER
 from hf_essl.views.render import render_kornia
 from hf_essl.views.resample import resample, resize_weights, taps
 
@@ -68,6 +69,26 @@ def test_jitter_is_torchvisions(render_view, photos, factors):
         view = adjust(view, factor)
     ours = render_view(photos, ViewParams.neutral(2, jitter=torch.tensor([factors] * 2)), 224)
     torch.testing.assert_close(ours, view, atol=1e-3, rtol=0)  # its gray weights have one more digit
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_jitter_in_any_order_is_torchvisions_in_that_order(render_view, photos, seed):
+    """Each image has its own factors and its own order."""
+    adjustments = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    generator = torch.Generator().manual_seed(seed)
+    images = photos.repeat(4, 1, 1, 1)
+    spread = torch.tensor([0.8, 0.8, 0.8, 0.2])
+    factors = NEUTRAL_JITTER + spread * (2 * torch.rand(8, 4, generator=generator) - 1)
+    factors[3, 1], factors[5] = 1.0, NEUTRAL_JITTER  # one operation is off, one image has none
+    order = torch.rand(8, 4, generator=generator).argsort(dim=1)
+    expected = (images / 255).clone()
+    for n, row in enumerate(order.tolist()):
+        for column in row:
+            expected[n] = adjustments[column](expected[n], factors[n, column].item())
+    ours = render_view(images, ViewParams.neutral(8, jitter=factors, order=order), 224)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)  # its gray weights have one more digit
+    in_fixed_order = render_view(images, ViewParams.neutral(8, jitter=factors), 224)
+    assert (in_fixed_order - expected).abs().amax(dim=(1, 2, 3)).median() > 0.03  # the order matters
 
 
 def test_operations_change_only_the_images_that_sampled_them(render_view, photos):

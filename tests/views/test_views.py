@@ -1,6 +1,7 @@
 """Views: what they sample, their random stream, and the two quantities that change during training."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_normalized_with_the_given_statistics():
 
 
 @pytest.mark.parametrize(("magnitude", "ranges"), [(5.0, (0.4, 0.4, 0.4, 0.1)), (6.0, (0.48, 0.48, 0.48, 0.12))])
-def test_jitter_ranges_are_simclrs_at_magnitude_five_and_linear(magnitude, ranges):
+def test_jitter_ranges_are_simsiams_at_magnitude_five_and_linear(magnitude, ranges):
     views = Views(ViewArguments(jitter_p=1.0))
     views.magnitude = magnitude
     jitter = views.sample(IMAGES).jitter - torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -45,6 +46,26 @@ def test_jitter_ranges_are_simclrs_at_magnitude_five_and_linear(magnitude, range
         assert column.abs().max() <= limit + 1e-6
         assert column.abs().max() > 0.97 * limit  # 400 uniform draws come close
         assert column.mean().abs() < 0.1 * limit
+
+
+def test_simclrs_own_jitter_up_to_the_papers_strongest_magnitude():
+    args = ViewArguments(jitter=[0.8, 0.8, 0.8, 0.2], crop_scale=[0.08, 1.0], max_magnitude=6.0, jitter_p=1.0)
+    args.check()
+    views = Views(args)
+    views.magnitude = 6.0
+    spread = (views.sample(IMAGES).jitter - torch.tensor([1.0, 1.0, 1.0, 0.0])).abs().amax(dim=0)
+    assert spread.tolist() == pytest.approx([0.96, 0.96, 0.96, 0.24], rel=0.03) and spread[3] <= 0.24
+
+
+def test_a_random_order_changes_nothing_else_that_is_sampled():
+    images = IMAGES.repeat(6, 1, 1, 1)
+    fixed, shuffled = (Views(ViewArguments(jitter_order=order), seed=3).sample(images) for order in ("fixed", "random"))
+    for name, value in vars(fixed).items():
+        assert name == "order" or torch.equal(value, getattr(shuffled, name)), name
+    assert fixed.order.unique(dim=0).tolist() == [[0, 1, 2, 3]]
+    permutations, counts = shuffled.order.unique(dim=0, return_counts=True)
+    assert sorted(map(tuple, permutations.tolist())) == list(itertools.permutations(range(4)))
+    assert 60 < counts.min() and counts.max() < 140  # 100 expected of each, standard deviation 9.8
 
 
 def test_probabilities_are_those_of_the_arguments():
