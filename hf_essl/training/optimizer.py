@@ -54,7 +54,7 @@ def norms_and_biases(model: SSLModel) -> set[str]:
 
     timm's list, `no_weight_decay()`, has position embeddings, class tokens and the like; it may contain wildcards.
     """
-    listed = getattr(model.backbone, "no_weight_decay", set)()
+    listed: set[str] = getattr(model.backbone, "no_weight_decay", set)()
     return {
         name
         for name, parameter in model.named_parameters()

@@ -11,7 +11,14 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from hf_essl.views.params import JITTER_ORDER, NEUTRAL_JITTER, REFERENCE_SIZE, ViewParams, apply_in_order_, apply_where_
+from hf_essl.views.params import (
+    JITTER_ORDER,
+    NEUTRAL_JITTER,
+    REFERENCE_SIZE,
+    ViewParams,
+    apply_in_order_,
+    apply_where_,
+)
 from hf_essl.views.resample import blocks, resample, sum_rows
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a gray value, as in kornia and torchvision

@@ -54,7 +54,7 @@ class ViewParams:
         return ViewParams(*(x[index] for x in vars(self).values()))
 
     def jitter_in_order(self) -> tuple[Tensor, Tensor]:
-        """The columns of `jitter` in the order of their operations, N x 4, -1 for a neutral factor; and the factors."""
+        """The columns of `jitter` in their order, N x 4, with -1 for a neutral factor, and the factors, N x 4."""
         order = self.order.where((self.jitter != NEUTRAL_JITTER).gather(1, self.order), -1)
         return order, self.jitter.gather(1, self.order)
 

@@ -13,7 +13,6 @@ from hf_essl.views.params import REFERENCE_SIZE, ViewParams, apply_in_order_, ap
 from hf_essl.views.randaugment import augment_
 from hf_essl.views.resample import resample
 
-
 JITTER = (  # each N x 3 x r x r and N factors to N x 3 x r x r
     enhance.adjust_brightness_accumulative,
     enhance.adjust_contrast_with_mean_subtraction,

@@ -146,7 +146,10 @@ def test_a_mistake_in_a_base_names_the_base(write):
         ("method: simsaim", "method is 'simsaim'; choose one of .*did you mean 'simsiam'"),
         ("optim: sdg", "optim is 'sdg'; choose one of lars, sgd, .*did you mean 'sgd'"),
         ("{optim: lars, optim_args: trust=1}", "optim_args is 'trust'; choose one of trust_coeff"),
-        ("{compile_views: true, jitter_order: random}", "compile_views is true with jitter_order: random.*set jitter_"),
+        (
+            "{compile_views: true, jitter_order: random}",
+            "compile_views is true with jitter_order: random.*set jitter_",
+        ),
         ("{compile_views: true, view_executor: kornia}", "compile_views is true with view_executor: kornia"),
         ("num_train_epochs: 0", "num_train_epochs is 0 in .*; it should be greater than 0"),
         ("resolution: 100", "resolution is 100, not a multiple"),

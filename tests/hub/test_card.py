@@ -202,6 +202,16 @@ def test_the_strategies_and_their_schedules(run):
     assert "with the plain recipe of `hf_essl`" in text and "f1-clr" not in text
 
 
+def test_the_optimizer_and_the_score_of_the_pairs(run):
+    assert "| Optimizer | sgd, weight decay 0.0005 |" in card_of_run(run).read_text()
+    change_recipe(run, optim="lars", decay_norm_and_bias=False, selection_score="projection_cosine")
+    text = card_of_run(run).read_text()
+    assert "| Optimizer | lars, weight decay 0.0005 (not on norms and biases) |" in text
+    assert "the pair with the lowest cosine similarity of the projections of 3 views (m)" in text
+    change_recipe(run, lr_schedule="cosine", warmup_epochs=0.0, resolution_schedule="constant", momentum=0.8)
+    assert "| F1-CLR: momentum | no | 0.8 throughout |" in card_of_run(run).read_text()
+
+
 def test_what_was_not_measured_leaves_no_trace(run):
     whole = card_of_run(run).read_text()
     numbers = "knn_accuracy random_init_knn_accuracy feature_std random_init_feature_std rankme energy_kwh co2e_kg"

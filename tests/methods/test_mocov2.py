@@ -1,4 +1,4 @@
-"""MoCo v2+: its loss, its queue, and that an image is never its own negative."""
+"""MoCo v2+: its loss, its queue, and that no image meets the keys of its own step."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_the_queue_wraps_around():
     assert torch.equal(model.queue, rows[[5, 6, 2, 3, 4]])
 
 
-def test_an_image_is_never_its_own_negative(views):
+def test_no_image_meets_the_keys_of_its_own_step(views):
     """The queue contains random rows, then keys of other images; never those of the current step."""
     model = build(queue_length=24)
     generator = torch.Generator().manual_seed(7)

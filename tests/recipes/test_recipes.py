@@ -1,6 +1,7 @@
 """Every recipe of the repository: two steps on stand-in images, resumed, and its backbone loaded by timm."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -130,6 +131,28 @@ def test_imagenette_recipes_hold_table_10(method, kind):
         assert getattr(group, key) == value, key
     if method == "mocov2":
         assert recipe.model.method_args["queue_length"] < 9469 - 128
+
+
+def documented_overrides():
+    """Words by method, from the table of recipes/README.md."""
+    text = (ROOT / "recipes" / "README.md").read_text().partition("### Methods as published")[2].partition("## ")[0]
+    return {method: words.split() for method, words in re.findall(r"^\| `(\w+)` \| `(.*)` \|$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_documented_overrides_select_what_a_method_publishes(method):
+    """Base learning rates per 256 images, weight decay, and what it excludes, of the papers and official code."""
+    path = ROOT / "recipes" / "imagenette" / f"{method}_resnet50_baseline.yaml"
+    training = load_recipe(path, [*documented_overrides()[method], "--use_cpu"]).training
+    published = {
+        "simsiam": ("sgd", 0.05, 1e-4, True),
+        "mocov2": ("sgd", 0.03, 1e-4, True),
+        "simclr": ("lars", 0.3, 1e-6, False),
+        "byol": ("lars", 0.2, 1.5e-6, False),
+        "dino": ("sgd", 0.03, 1e-4, False),
+    }
+    found = (training.optim, 2 * training.learning_rate, training.weight_decay, training.decay_norm_and_bias)
+    assert found == published[method]
 
 
 @pytest.mark.parametrize("method", METHODS)

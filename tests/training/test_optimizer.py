@@ -61,7 +61,9 @@ def test_norms_and_biases_form_groups_without_decay_beside_the_predictors(optim)
 
 def test_position_embeddings_and_class_tokens_of_a_vit_do_not_decay():
     model = build("test_vit", "byol")
-    (decay, decayed), (rest, undecayed) = groups_of(model, build_optimizer(model, arguments(decay_norm_and_bias=False)))
+    (decay, decayed), (rest, undecayed) = groups_of(
+        model, build_optimizer(model, arguments(decay_norm_and_bias=False))
+    )
     assert (decay, rest) == ((False, 0.01), (False, 0.0))
     assert decayed == VIT_WEIGHTS + BYOL_WEIGHTS
     assert {"backbone.cls_token", "backbone.pos_embed", "backbone.norm.weight"} < set(undecayed)

@@ -88,7 +88,7 @@ def test_jitter_in_any_order_is_torchvisions_in_that_order(render_view, photos, 
     ours = render_view(images, ViewParams.neutral(8, jitter=factors, order=order), 224)
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)  # its gray weights have one more digit
     in_fixed_order = render_view(images, ViewParams.neutral(8, jitter=factors), 224)
-    assert (in_fixed_order - expected).abs().amax(dim=(1, 2, 3)).median() > 0.03  # the order matters
+    assert (in_fixed_order - expected).abs().max() > 0.1  # the order matters
 
 
 def test_operations_change_only_the_images_that_sampled_them(render_view, photos):
