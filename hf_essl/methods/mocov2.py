@@ -17,9 +17,9 @@ class MoCoV2(SSLModel):
     """InfoNCE against a queue of keys (Eq. 1 of MoCo), the mean of both directions.
 
     The keys of a step, from all processes and accumulated batches, enter the queue after the optimizer step, so an
-    image is not compared with its own keys of this epoch. With those of the previous epoch it is, if it was among the
-    last images there and is among the first ones now: (K / 2N)^2 / 2 of N images, 2 % on Imagenette and 0.03 % on
-    ImageNet.
+    image is not compared with its own keys of this epoch. It is compared with those of the previous epoch if it came
+    late in that one and comes early in this one: a share of (K / 2N)^2 / 2 of N images, which is 2 % on Imagenette
+    and 0.03 % on ImageNet.
 
     Args:
         projector_hidden: hidden size of the projector; by default the backbone's width.
@@ -109,8 +109,9 @@ class MoCoV2(SSLModel):
     def check_data(self, images: int, batch: int) -> None:
         if len(self.queue) >= images - batch:
             raise ValueError(
-                f"queue_length is {len(self.queue)}, too long for {images} images in batches of {batch} (too many "
-                f"would meet their own keys of the previous epoch); set method_args: {{queue_length: N}} with N below {max(images - batch, 1)}"
+                f"queue_length is {len(self.queue)}, too long for {images} images in batches of {batch} (too many of "
+                f"them would meet their own keys of the previous epoch); set method_args: {{queue_length: N}} with N "
+                f"below {max(images - batch, 1)}"
             )
 
     def before_step(self, progress: float, epoch: float) -> None:

@@ -5,7 +5,8 @@
 DATASET is a recipe's `dataset`; its evaluation split is used. SimSiam scores the same views in both forms, first
 untrained and then after `--train_steps` steps on random pairs at 96 px. The loss of a pair is that of the downsampled
 views, as in the paper; the gap is the highest loss minus that of the pair chosen from small views. The same numbers
-are given for views compared in bfloat16, if the device has it, and in float32.
+are given for views compared in bfloat16, if the device has it, and in float32, and for pairs scored by z and z, as in
+Algorithm 1, and by p and z, as in SimSiam's loss.
 """
 
 import argparse
@@ -71,6 +72,7 @@ def main():
     forms = {
         "direct and downsampled": (args, replace(args, selection_render="downsample")),
         "bf16 and float32": (replace(args, selection_precision="bf16"), args),
+        "z and z, p and z": (replace(args, selection_score="projection_cosine"), args),
     }
     for steps in (0, options.train_steps):
         loss = train(model, images, steps, options.batch_size) if steps else None

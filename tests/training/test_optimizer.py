@@ -1,4 +1,4 @@
-"""The optimizer: which parameters decay, against lists written by hand, and LARS against a published implementation."""
+"""The optimizer: which parameters decay, against lists written by hand, and LARS against lightly's."""
 
 import pytest
 import torch
