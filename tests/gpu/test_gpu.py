@@ -58,9 +58,10 @@ def test_a_gpu_gives_the_losses_of_a_cpu(tmp_path):
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), abs=1e-2)
 
 
-def test_views_are_those_of_a_cpu_and_nothing_waits_for_the_device():
+@pytest.mark.parametrize("order", ["fixed", "random"])
+def test_views_are_those_of_a_cpu_and_nothing_waits_for_the_device(order):
     images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8)
-    views = Views(ViewArguments(solarize_p=[0.3], grayscale_p=0.3), seed=1)
+    views = Views(ViewArguments(solarize_p=[0.3], grayscale_p=0.3, jitter_order=order), seed=1)
     drawn, there = [views.sample(images) for _ in range(2)], images.cuda()
     on_cpu, _ = views.render_all(images, drawn, 32), views.render_all(there, drawn, 32)  # the latter compiles
     torch.cuda.set_sync_debug_mode("error")
