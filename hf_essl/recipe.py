@@ -15,6 +15,7 @@ from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, 
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
 from hf_essl.config.redact import without_paths
+from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, check_method
@@ -111,10 +112,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe.yaml of a run, to report on it on any machine: nothing is checked, and no device is set up.
 
-    It skips fields that only older versions had. Raises RecipeError for a file that is not a recipe.
+    It skips fields that only older versions had, and adds the evaluation crop of runs from before `eval_crop_pct`.
+    Raises RecipeError for a file that is not a recipe.
     """
     content = read_yaml(Path(path))
     given = {key: convert(key, value, str(path)) for key, value in content.items() if key in all_fields()}
+    given.setdefault("eval_crop_pct", WHOLE_SQUARE)
     by_group = _split(given)
     training = unbuilt_training(by_group.pop("training"))
     groups = {name: GROUPS[name](**values) for name, values in by_group.items()}

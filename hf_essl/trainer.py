@@ -238,7 +238,7 @@ class SSLTrainer(HubTrainer):
         return metrics
 
     def features(self, dataset) -> tuple[Tensor, Tensor | None]:
-        """Features N x D of the backbone at the full resolution, without augmentation, and labels N."""
+        """Features N x D of the backbone on center crops at the full resolution, and labels N."""
         with unsharded(self.model):
             return extract_features(
                 self.model.backbone,
@@ -246,6 +246,7 @@ class SSLTrainer(HubTrainer):
                 resolution=self.views.args.resolution,
                 mean=self.model.pixel_mean,
                 std=self.model.pixel_std,
+                crop_pct=self.args.eval_crop_pct,
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
                 accelerator=self.accelerator,

@@ -17,7 +17,7 @@ from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
 from hf_essl.evaluation.protocols import PROTOCOLS
 
 DATA = [name for name in fields_of(DataArguments) if name != "streaming"]  # evaluation needs a length
-OTHER_DEFAULTS = {"dataset": None, "image_size": "the run's, or the resolution"}
+OTHER_DEFAULTS = {"dataset": None, "image_size": "the run's, or twice the resolution"}
 
 
 def run(argv: list[str]) -> None:
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
     )
     if PartialState().is_main_process:
         settings = ", ".join(f"{name} {facts[name]}" for name in protocol.settings)
-        print(f"{protocol.title} {facts['accuracy']:.2f} % ({settings})")
+        print(f"{facts['title']} {facts['accuracy']:.2f} % ({settings})")
         if output:
             print(f"wrote {write_text(Path(output), json.dumps(facts, indent=2))}")
 
@@ -50,6 +50,10 @@ def _parser() -> Parser:
     add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=int, metavar="PX", help="side of the test images [the backbone's own]")
+    crop_help = (
+        "center crop of the images, as a share of the short side; 1: the whole center square [the backbone's own]"
+    )
+    add("--crop_pct", type=float, metavar="X", help=crop_help)
     sizes = ", ".join(f"{name} {protocol.batch_size}" for name, protocol in PROTOCOLS.items())
     add("--batch_size", type=int, metavar="N", help=f"images per batch [{sizes}]")
     add("--num_workers", type=int, default=0, metavar="N", help="processes that load images [0]")

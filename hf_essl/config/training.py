@@ -17,6 +17,8 @@ from hf_essl.config.optimizers import LARS, SGD, check_optimizer
 logger = logging.getLogger(__name__)
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # also the defaults of `hf_essl.evaluation` (Wu et al. 2018, Sec. 3.4)
+EVAL_CROP_PCT = 0.875  # 224 of 256 pixels, as in SimSiam and DINO; also the default of `hf_essl.evaluation`
+WHOLE_SQUARE = 1.0  # the crop_pct of runs and evaluations from before this setting
 
 
 @dataclass
@@ -57,6 +59,10 @@ class SSLTrainingArguments(TrainingArguments):
     max_momentum: Share = option("Highest momentum of the cycle, at its start and end.", 0.95)
     fix_predictor_lr: bool = option("Keep the predictor's learning rate at its peak, as published for SimSiam.", True)
 
+    eval_crop_pct: Annotated[float, Field(gt=0, le=1)] = option(
+        "Center crop of every evaluation, as a share of the image's short side; 1: the whole center square.",
+        EVAL_CROP_PCT,
+    )
     knn_every_epochs: NonNegativeInt = option("Evaluate by kNN every N epochs; 0: only at the start and end.", 0)
     knn_k: Count = option("Neighbors of the kNN evaluation.", KNN_K)
     knn_temperature: Positive = option("Temperature of the kNN votes, exp(cosine / T).", KNN_TEMPERATURE)

@@ -9,10 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from hf_essl.config import DataArguments
+from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
 from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
+from hf_essl.views.crops import canvas_size, describe_crop
 
 
 def evaluate_backbone(
@@ -24,6 +26,7 @@ def evaluate_backbone(
     which: str = "student",
     backbone: str | None = None,
     resolution: int | None = None,
+    crop_pct: float | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     num_workers: int = 0,
@@ -34,11 +37,12 @@ def evaluate_backbone(
     """Top-1 accuracy, in percent, of a trained backbone on a labeled dataset; call it on all processes.
 
     Args:
-        source, which, backbone, resolution: see `load_backbone`.
+        source, which, backbone, resolution, crop_pct: see `load_backbone`.
         data: the dataset. Its max_train_samples images are chosen at random; its image_size is ignored.
         protocol: one of `PROTOCOLS`.
         settings: of the protocol, such as {"k": 20}.
-        image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
+        image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution, and
+            twice the resolution without a run.
         batch_size: images per batch; by default that of the protocol.
         num_workers: processes that load images.
         seed: of the choice, order and augmentation of the training images.
@@ -54,9 +58,10 @@ def evaluate_backbone(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it is a number of images, such as 256")
     folder = find_backbone(source)
-    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution)
+    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    recipe = run_recipe(folder)
     if image_size is None:
-        image_size = max(run_recipe(folder).get("image_size", 0), loaded.resolution)
+        image_size = max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
     images = load_images(replace(data, image_size=image_size, max_train_samples=None), accelerator.device)
     train, test = labeled_splits(images, data.dataset)
@@ -73,13 +78,23 @@ def evaluate_backbone(
         report=report if accelerator.is_main_process else lambda line: None,
     )
     task.report(
-        f"{source} ({which}) at {loaded.resolution} px on {train.name}: {task.train_images:,} training images, "
-        f"{task.test_images:,} to evaluate on"
+        f"{source} ({which}) at {describe_crop(loaded.resolution, loaded.crop_pct)}, on {train.name}: "
+        f"{task.train_images:,} training images, {task.test_images:,} to evaluate on"
     )
+    if crop_pct is None and loaded.crop_pct != EVAL_CROP_PCT and "eval_crop_pct" not in recipe:
+        task.report(
+            f"this is the crop that it was made with; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}"
+        )
     found = PROTOCOLS[protocol].run(task, options)
-    facts = {"accuracy": found.pop("accuracy"), "protocol": protocol, **asdict(options), **found}
+    facts = {"accuracy": found.pop("accuracy"), "title": PROTOCOLS[protocol].title, "protocol": protocol}
+    facts |= asdict(options) | found
     facts |= {"source": source, "weights": str(folder), "which": which, "fingerprint": weights}
-    facts |= {"resolution": loaded.resolution, "image_size": image_size, "dataset": train.name}
+    facts |= {
+        "resolution": loaded.resolution,
+        "crop_pct": loaded.crop_pct,
+        "image_size": image_size,
+        "dataset": train.name,
+    }
     facts |= {"train_images": task.train_images, "eval_images": task.test_images, "seed": seed}
     facts |= {"processes": accelerator.num_processes, "device": accelerator.device.type}
     return facts | {"seconds": time.perf_counter() - start}

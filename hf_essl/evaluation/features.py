@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import NO_LABEL, collate
+from hf_essl.views.crops import center_boxes
+from hf_essl.views.resample import resample
 
 logger = logging.getLogger(__name__)
 
 LARGE_BANK = 2e9
 """Bytes in float32 above which features are kept in float16: ImageNet's 1.28 M x 2048 then need 5.2 GB, not 10.5."""
 
-Transform = Callable[[Tensor], Tensor]  # uint8 B x 3 x S x S to normalized float32 B x 3 x r x r, on one device
+Transform = Callable[[Tensor, Tensor], Tensor]
+"""uint8 B x 3 x S x S, and B aspect ratios on the host, to normalized float32 B x 3 x r x r on the images' device."""
 
 
 def extract_features(
@@ -28,6 +31,7 @@ def extract_features(
     resolution: int,
     mean: Sequence[float],
     std: Sequence[float],
+    crop_pct: float = EVAL_CROP_PCT,
     batch_size: int = 256,
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
@@ -43,15 +47,16 @@ def extract_features(
     Args:
         backbone: B x 3 x r x r to B x D, not wrapped in DDP.
         dataset: map-style, as `hf_essl.data` makes them: uint8 images, 3 x S x S, and labels.
-        resolution: r, the side in pixels that images are resized to.
+        resolution: r, the side of the center crops in pixels.
         mean, std: per channel, for the normalization of pixels in [0, 1].
+        crop_pct: side of the center crops, as a share of the image's short side; 1 is the whole center square.
         batch_size: images per batch and process.
         num_workers: processes that load images.
         accelerator: provides the device, several processes and mixed precision; without one, the backbone stays where
             it is.
         dtype: type of the returned features; by default float32 up to 2 GB (`LARGE_BANK`), float16 above.
         indices: use only the images with these indices, in this order.
-        transform: makes the input of the backbone, such as augmented views; by default images are only resized.
+        transform: makes the input of the backbone, such as augmented views; by default the center crops.
 
     Returns features, N x D, and labels, N, or None if no image has a label; both on the CPU.
     Raises ValueError for a dataset without a length or without images, for a backbone that does not return one vector
@@ -65,7 +70,7 @@ def extract_features(
     share = _share(chosen, accelerator)
     device = accelerator.device if accelerator else next((p.device for p in backbone.parameters()), "cpu")
     backbone.to(device)
-    prepare = transform or _resize(resolution, mean, std, device)
+    prepare = transform or center_crops(resolution, crop_pct, mean, std)
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -77,7 +82,7 @@ def extract_features(
     bank = None
     with _eval_mode(backbone):
         for number, batch in enumerate(loader):
-            features = _forward(backbone, prepare(batch["image"].to(device)), accelerator)
+            features = _forward(backbone, prepare(batch["image"].to(device), aspects(batch)), accelerator)
             facts = _facts(batch, share[number * batch_size : (number + 1) * batch_size])
             features, facts = _gather(features, facts, accelerator)
             if bank is None:
@@ -85,6 +90,26 @@ def extract_features(
             bank.add(features, facts)
     assert bank is not None, "there is at least one image"
     return bank.readable()
+
+
+def center_crops(resolution: int, crop_pct: float, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """The images of an evaluation: the short side resized to `resolution` / `crop_pct`, then the center crop.
+
+    The pixels are those of torchvision's `Resize` and `CenterCrop` of the original, up to what the canvas has lost.
+    """
+
+    def transform(images: Tensor, aspect: Tensor) -> Tensor:
+        boxes = center_boxes(aspect, crop_pct, resolution)
+        pixels = resample(images.contiguous(), boxes, torch.zeros(len(boxes), dtype=torch.bool), resolution)
+        means, stds = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
+        return pixels.sub_(means).div_(stds)
+
+    return transform
+
+
+def aspects(batch: dict[str, Any]) -> Tensor:
+    """Width / height of the images of a batch, B on the host; images without one are squares."""
+    return batch.get("aspect", torch.ones(len(batch["image"])))
 
 
 def check_labeled(name: str, features: Tensor, labels: Tensor) -> None:
@@ -181,18 +206,6 @@ class _Bank:
                 self.features[start : start + len(rows)] = self.features[rows]
         labels = self.facts[kept, 0]
         return self.features[: len(kept)], None if (labels == NO_LABEL).all() else labels
-
-
-def _resize(resolution: int, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Transform:
-    """Resizes images to r x r with antialiased bilinear interpolation and normalizes them."""
-    means, stds = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
-
-    def transform(images: Tensor) -> Tensor:
-        images = images.float()  # before resizing, which rounds uint8
-        images = F.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
-        return (images / 255 - means) / stds
-
-    return transform
 
 
 @contextmanager

@@ -1,10 +1,7 @@
-"""Linear probe: a linear classifier trained on the cached features of a frozen backbone."""
+"""The quick linear probe: a linear classifier on cached features of a frozen backbone, for datasets of any size."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
-from typing import Any
 
 import torch
 from timm.optim import Lars
@@ -12,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hf_essl.config.fields import Count, Positive, option
 from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size
-from hf_essl.evaluation.metrics import Accuracy
-from hf_essl.evaluation.task import Protocol, Task
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 90, 2048, 0.8
 """Defaults of the paper's appendix B."""
@@ -23,45 +17,6 @@ MIN_STEPS = 3_000  # minimum number of optimizer steps: LARS moves the weights b
 CHUNK = 16_384  # rows that are in float32 at once
 
 Features = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class LinearSettings:
-    """Settings of the linear probe."""
-
-    epochs: Count | None = option(
-        f"Passes over the training images; by default {EPOCHS}, or as many as {MIN_STEPS:,} steps need."
-    )
-    learning_rate: Positive = option("Learning rate of LARS at the start.", LEARNING_RATE)
-    augment: bool = option(f"Train on features of new crops and flips, extracted at most {EPOCHS} times.", False)
-
-
-def evaluate_linear(task: Task, settings: LinearSettings) -> dict[str, Any]:
-    """The paper's linear probe (appendix B), on cached features or on those of newly augmented images."""
-    transform, numbers = task.augmentation(), count(1)
-
-    def augmented() -> Features:
-        task.report(f"augmented features {next(numbers)}, of at most {EPOCHS}")
-        return task.train_features(transform)
-
-    features, labels = task.train_features()
-    epochs = settings.epochs or probe_epochs(len(features))
-    classifier = train_linear(
-        features,
-        labels,
-        augmented=augmented if settings.augment else None,
-        epochs=epochs,
-        learning_rate=settings.learning_rate,
-        seed=task.seed,
-        device=task.accelerator.device,
-    )
-    test_features, test_labels = task.test_features()
-    predictions = classifier.predict(test_features).cpu()
-    accuracy = Accuracy().compute(predictions=predictions, references=test_labels)["accuracy"]
-    return {"accuracy": accuracy, "epochs": epochs, "feature_dtype": str(features.dtype).removeprefix("torch.")}
-
-
-LINEAR = Protocol("Linear probe accuracy", "linear classifier on frozen features", evaluate_linear, LinearSettings)
 
 
 def linear_probe(
@@ -77,7 +32,7 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> float:
-    """Top-1 accuracy in percent, [0, 100], of a linear classifier on frozen features, as in the paper's appendix B.
+    """Top-1 accuracy in percent, [0, 100], of the quick linear probe on frozen features.
 
     See `train_linear` for the training, its arguments and its errors.
 
@@ -85,7 +40,7 @@ def linear_probe(
         train_features, test_features: N x D and M x D, of any floating dtype.
         train_labels, test_labels: N and M classes, from 0.
     """
-    _check("test", test_features, test_labels)
+    check_features("test", test_features, test_labels)
     check_same_size(train_features, test_features)
     classifier = train_linear(
         train_features,
@@ -105,7 +60,6 @@ def train_linear(
     features: Tensor,
     labels: Tensor,
     *,
-    augmented: Callable[[], Features] | None = None,
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     learning_rate: float = LEARNING_RATE,
@@ -113,19 +67,17 @@ def train_linear(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> "LinearClassifier":
-    """Trains a linear classifier on frozen features by the paper's appendix B, with LARS and cosine decay to 0.
+    """Trains a linear classifier on cached features with LARS and cosine decay to 0.
 
-    Features are standardized like in the affine-free BatchNorm of MAE's probe (Sec. A.1), so that one learning rate
-    suits features of any scale. Equal inputs and seed give equal results; the global random state does not change.
-
-    Two choices help small datasets and change nothing at ImageNet's size: at least 3,000 steps (`MIN_STEPS`), and a
-    weight decay of 1 / N, the L2 penalty of scikit-learn's `LogisticRegression`.
+    Optimizer, batch size, learning rate and epochs are those of the paper's appendix B; `train_cited` follows it in
+    everything. Here no image is augmented, and features are standardized like in the affine-free BatchNorm of MAE's
+    probe (Sec. A.1), so that one learning rate suits features of any scale. Two choices help small datasets: at least
+    3,000 steps (`MIN_STEPS`), and a weight decay of 1 / N, the L2 penalty of scikit-learn's `LogisticRegression`.
+    Equal inputs and seed give equal results; the global random state does not change.
 
     Args:
         features: N x D, of any floating dtype; only a chunk or a batch at a time is converted to float32.
         labels: N classes, from 0.
-        augmented: returns features and labels of newly augmented images to train on; `features` then only provide the
-            statistics. Called once per epoch, and at most 90 times.
         epochs: passes over the features; by default see `probe_epochs`.
         batch_size: largest batch; an epoch is split into equal batches of at most this size.
         learning_rate: at the start; not scaled with the batch size.
@@ -135,7 +87,7 @@ def train_linear(
 
     Raises ValueError for shapes that do not match, features that are not finite, or epochs or batch_size below 1.
     """
-    _check("train", features, labels)
+    check_features("train", features, labels)
     if batch_size < 1 or (epochs is not None and epochs < 1):
         raise ValueError(f"epochs and batch_size are {epochs} and {batch_size}; both must be at least 1")
     epochs = epochs or probe_epochs(len(features), batch_size)
@@ -146,16 +98,15 @@ def train_linear(
     optimizer = _lars(linear, learning_rate, 1 / len(features) if weight_decay is None else weight_decay)
     scheduler, generator = CosineAnnealingLR(optimizer, T_max=epochs * steps), torch.Generator().manual_seed(seed)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        for rows, classes in _passes((features, labels), augmented, epochs):
+        for _ in range(epochs):
             # equal batches: LARS would give the few images of a short last one the weight of a full step
-            for batch in torch.randperm(len(rows), generator=generator).to(rows.device).tensor_split(steps):
-                x = (rows[batch].to(device).float() - mean) / std
-                loss = F.cross_entropy(linear(x), classes[batch.to(classes.device)].to(device))
+            for batch in torch.randperm(len(features), generator=generator).to(features.device).tensor_split(steps):
+                x = (features[batch].to(device).float() - mean) / std
+                loss = F.cross_entropy(linear(x), labels[batch.to(labels.device)].to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-            del rows, classes  # free them before the next augmented features are extracted
     return LinearClassifier(linear.requires_grad_(False), mean, std)
 
 
@@ -166,7 +117,7 @@ def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A trained linear layer, D to C, and the means and deviations, D each, that standardize its inputs."""
+    """A trained linear layer, D to C, and the D means and deviations that standardize its inputs (0 and 1 if none)."""
 
     linear: nn.Linear
     mean: Tensor
@@ -191,17 +142,8 @@ def zero_linear(dimensions: int, classes: int) -> nn.Linear:
     return linear
 
 
-def _passes(cached: Features, augmented: Callable[[], Features] | None, epochs: int) -> Iterator[Features]:
-    """What each epoch trains on; augmented features serve several epochs if there are more than 90."""
-    every = math.ceil(epochs / EPOCHS)
-    for start in range(0, epochs, every):
-        features = augmented() if augmented else cached
-        for _ in range(min(every, epochs - start)):
-            yield features
-        del features
-
-
-def _check(name: str, features: Tensor, labels: Tensor) -> None:
+def check_features(name: str, features: Tensor, labels: Tensor) -> None:
+    """Raises ValueError for shapes that do not match, and features that are not finite."""
     check_labeled(name, features, labels)
     if not all(torch.isfinite(chunk).all() for chunk in features.split(CHUNK)):
         raise ValueError(f"{name} features are not finite; the backbone has diverged, lower learning_rate")

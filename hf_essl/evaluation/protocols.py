@@ -11,7 +11,7 @@ from hf_essl.common import unknown
 from hf_essl.config.fields import check_field
 from hf_essl.evaluation.finetune import FINETUNE
 from hf_essl.evaluation.knn import KNN
-from hf_essl.evaluation.linear_probe import LINEAR
+from hf_essl.evaluation.linear import LINEAR
 
 PROTOCOLS = {"knn": KNN, "linear": LINEAR, "finetune": FINETUNE}
 

@@ -60,7 +60,7 @@ class Task:
         args = ViewArguments(resolution=self.loaded.resolution, resolution_step=1, crop_scale=[0.08, 1.0], **off)
         views = Views(args, self.loaded.mean, self.loaded.std)
         views.seed(self.seed, self.accelerator.process_index)
-        return lambda images: views.render(images, views.sample(images))
+        return lambda images, aspect: views.render(images, views.sample(images))
 
     def _features(
         self, images: ImageDataset, indices: Sequence[int] | None = None, transform: Transform | None = None
@@ -71,6 +71,7 @@ class Task:
             resolution=self.loaded.resolution,
             mean=self.loaded.mean,
             std=self.loaded.std,
+            crop_pct=self.loaded.crop_pct,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             accelerator=self.accelerator,
@@ -86,10 +87,11 @@ class Protocol:
     """One way to evaluate a backbone.
 
     Args:
-        title: how people write its accuracy.
+        title: how people write its accuracy, unless `run` returns another `title`.
         description: one line for help and documentation.
         run: evaluates a task with an instance of `settings_class`; returns `accuracy`, in percent, and further facts
-            for the result, such as the value of a setting that is None by default.
+            for the result, such as the value of a setting that is None by default, or a `title` that tells two
+            variants of the protocol apart.
         settings_class: a dataclass of `option` fields: help text, default and range of each setting.
         batch_size: the default of its tasks.
     """

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from safetensors.torch import load_file
 
+from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.evaluation.backbone import fingerprint
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import WEIGHTS
 from hf_essl.schedules import CURVES, F1CLR
+from hf_essl.views.crops import describe_crop
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,10 @@ def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = (
     Args:
         evaluations: see `read_evaluations`; one that repeats a result of the run is skipped.
     """
-    images, at = _images(metrics.get("bank_images"), metrics.get("eval_images")), f"at {recipe.views.resolution} px"
+    images, at = (
+        _images(metrics.get("bank_images"), metrics.get("eval_images")),
+        _crop(metrics, recipe.views.resolution),
+    )
     k, temperature = recipe.training.knn_k, recipe.training.knn_temperature
     start = "at the start" if recipe.model.pretrained else "at random initialization"
     knn = PROTOCOLS["knn"].title
@@ -80,8 +85,14 @@ def _evaluated(facts: Metrics) -> Result:
     own = {key.replace("_", " "): facts.get(key) for key in protocol.settings}
     settings = ", ".join(f"{key} = {value}" for key, value in own.items() if value not in (None, False))
     images = _images(facts.get("train_images"), facts.get("eval_images"))
-    how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, at {facts['resolution']} px{images}"
-    return Result(protocol.title, facts["accuracy"], f"{facts['accuracy']:.1f} %", how, facts["dataset"])
+    how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, {_crop(facts, facts['resolution'])}{images}"
+    title = facts.get("title", protocol.title)
+    return Result(title, facts["accuracy"], f"{facts['accuracy']:.1f} %", how, facts["dataset"])
+
+
+def _crop(facts: Metrics, resolution: int) -> str:
+    """How the images were cropped; results from before this setting are of the whole center square."""
+    return f"at {describe_crop(resolution, facts.get('crop_pct', WHOLE_SQUARE))}"
 
 
 def _images(train: int | None, test: int | None) -> str:

@@ -178,7 +178,7 @@ def _cost(metrics: Metrics) -> str:
 
 def _comparison(metrics: Metrics, baseline: Metrics) -> str:
     """This run and a baseline: times only if the hardware is the same, accuracies only if the images are."""
-    same_images = metrics.get("eval_images") == baseline.get("eval_images")
+    same_images = all(metrics.get(key) == baseline.get(key) for key in ("eval_images", "crop_pct"))
     same_machine = all(metrics.get(key) == baseline.get(key) for key in ("device", "processes"))
     costs = ["petaflops", "petaflops_paper_convention", *(["train_seconds"] if same_machine else [])]
     rows = []

@@ -9,22 +9,33 @@ from typing import Any
 import timm
 from torch import nn
 
+from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.run_folder import CONFIG
+from hf_essl.views.crops import INTERPOLATION
 
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
-PREPROCESSING = {"crop_pct": 1.0, "interpolation": "bicubic"}
-"""Images in evaluation: bicubic, the whole short side. An architecture's own crop may differ."""
 
 
-def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int, tag: str = "hf_essl") -> Path:
+def export_backbone(
+    model: nn.Module,
+    output_dir: str | Path,
+    *,
+    input_size: int,
+    crop_pct: float = EVAL_CROP_PCT,
+    tag: str = "hf_essl",
+) -> Path:
     """Exports `model.backbone` (or a bare timm backbone) as `config.json` and `model.safetensors`.
+
+    The configuration contains the preprocessing of the evaluation, which `timm.data.create_transform` and
+    transformers' `AutoImageProcessor` both read: resized short side, center crop, normalization.
 
     Projector, predictor, teacher and queue are not exported. Each file is written next to the folder first, then moved
     into it.
 
     Args:
         model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
-        input_size: side in pixels of the training images.
+        input_size: side in pixels of the test images.
+        crop_pct: side of their center crop, as a share of the short side.
         tag: name of the pretraining in the configuration.
 
     Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
@@ -33,7 +44,8 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     config = timm.data.resolve_model_data_config(backbone)
-    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"], **PREPROCESSING}
+    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"]}
+    data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": INTERPOLATION}
     hook = backbone.register_state_dict_post_hook(_make_contiguous)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

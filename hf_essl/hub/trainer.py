@@ -192,7 +192,8 @@ class HubTrainer(BaseTrainer):
         Under FSDP, call it inside `unsharded`.
         """
         tag = f"{method_name(self.model)}_{self.train_dataset.name.rsplit('/', 1)[-1]}"
-        return export_backbone(self.model, folder, input_size=self.views.args.resolution, tag=tag)
+        size, crop_pct = self.views.args.resolution, self.args.eval_crop_pct
+        return export_backbone(self.model, folder, input_size=size, crop_pct=crop_pct, tag=tag)
 
     def predicted_cost(self) -> Cost:
         """The predicted cost of the whole run."""

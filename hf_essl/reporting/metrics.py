@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
+from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.cost import Cost
 from hf_essl.data.decode import CANVAS
 from hf_essl.recipe import Recipe
@@ -74,6 +75,8 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "epochs": state.epoch,
         "steps": state.global_step,
         "images_per_step": cost.images_per_step,
+        "resolution": run.recipe.views.resolution,
+        "crop_pct": run.recipe.training.eval_crop_pct,
         **_quality(state.log_history),
         "petaflops": state.total_flos / 1e15,
         "petaflops_paper_convention": cost.paper_petaflops,
@@ -118,7 +121,7 @@ def petaflops_by_part(cost: Cost) -> dict[str, float]:
 
 
 def read_metrics(run: str | Path) -> Metrics:
-    """The `metrics.json` in the folder of a finished run; the log of an older run gets today's names.
+    """The `metrics.json` in the folder of a finished run; an older run gets its crop and today's names in the log.
 
     Raises ValueError if the file is missing or does not describe a run.
     """
@@ -129,6 +132,7 @@ def read_metrics(run: str | Path) -> Metrics:
         raise ValueError(f"{run} is not a finished run ({error}); pass a folder that contains metrics.json") from error
     if not isinstance(metrics, dict) or "method" not in metrics:
         raise ValueError(f"{path} does not describe a run; `hf-essl pretrain` writes one")
+    metrics.setdefault("crop_pct", WHOLE_SQUARE)
     for entry in metrics.get("history", ()):
         if "loss" in entry:
             entry |= {new: entry.pop(old) for old, new in OLD_NAMES.items() if old in entry}

@@ -10,6 +10,7 @@ from hf_essl.config import ViewArguments
 
 TRIES = 10  # as in torchvision
 SIMULATED = 20_000  # crops, for a share within half a percent
+INTERPOLATION = "bilinear"  # timm's name for the antialiased filter of `resample`
 
 
 def sample_boxes(aspect: Tensor, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:
@@ -69,6 +70,40 @@ def describe_crops(args: ViewArguments, image_size: int, aspect: Tensor | None =
         pixels = torch.full((SIMULATED, 2), float(image_size))
         share = enlarged_share(aspect, pixels, args.resolution, args.crop_scale, args.crop_ratio)
     return f"{share:.0%} of the crops have fewer pixels than the {args.resolution} px view (image_size {image_size})"
+
+
+def center_boxes(aspect: Tensor, crop_pct: float, resolution: int | None = None) -> Tensor:
+    """The center square of each image: B x 4, left, top, width and height as fractions of the image.
+
+    Fractions do not change if the image is squashed onto a square canvas, so `resample` also undoes the squash.
+
+    Args:
+        aspect: B, width / height of the whole images.
+        crop_pct: side of the square, as a share of the short side, in (0, 1].
+        resolution: side of the crop in pixels. With it, the box has whole pixels of the resized image, as those of
+            torchvision's `Resize(resolution / crop_pct)` and `CenterCrop(resolution)`: it may lie half a pixel off
+            the center.
+    """
+    aspect = aspect.double()
+    sides = torch.stack([aspect, 1 / aspect], dim=1).clamp(min=1)  # width and height in units of the short side
+    crop = crop_pct
+    if resolution is not None:  # in pixels of the resized image; the constant covers the rounding of a float32 aspect
+        sides, crop = (math.floor(resolution / crop_pct) * sides + 1e-3).floor(), resolution
+    margin = (sides - crop) / 2
+    if resolution is not None:
+        margin = margin.round()  # half to even, as Python rounds
+    return torch.cat([margin / sides, crop / sides], dim=1).float()
+
+
+def canvas_size(resolution: int) -> int:
+    """Side of the square canvas on which a squashed image keeps enough detail for a center crop of `resolution`."""
+    return 2 * resolution
+
+
+def describe_center_crop(resolution: int, crop_pct: float) -> str:
+    """An evaluation crop in words, for reports and cards."""
+    part = "whole center square" if crop_pct == 1 else f"center crop of {crop_pct:g} of the short side"
+    return f"{resolution} px, {part}"
 
 
 def _largest(aspect: Tensor, ratio: Sequence[float]) -> Tensor:

@@ -97,7 +97,7 @@ def run(options) -> dict[str, float]:
 
 
 def accuracy(backbone, train, test, options) -> float:
-    settings = {"resolution": options.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    settings = {"resolution": options.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_pct": 1.0}
     bank, queries = (extract_features(backbone, part, **settings) for part in (train, test))
     return knn_accuracy(*bank, *queries)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hf_essl.config.fields import Positive, option
 from hf_essl.config.training import KNN_K, KNN_TEMPERATURE
 from hf_essl.data.photo_patches import photo_patches
 from hf_essl.evaluation import extract_features, knn_accuracy
+from hf_essl.evaluation.backbone import load_backbone
 from hf_essl.evaluation.evaluate_backbone import evaluate_backbone, sample_indices
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.evaluation.task import Protocol
@@ -56,9 +58,9 @@ def evaluate(*words):
     return cli.main(["evaluate", *map(str, words)])
 
 
-def by_hand(model, resolution=32, image_size=48, k=KNN_K, temperature=KNN_TEMPERATURE):
+def by_hand(model, resolution=32, image_size=48, k=KNN_K, temperature=KNN_TEMPERATURE, crop_pct=1.0):
     """kNN accuracy without the command: the same 160 random patches, and every 16th evaluation patch."""
-    options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": crop_pct}
     train, test = photo_patches("train", image_size), photo_patches("validation", image_size)
     bank, labels = extract_features(model, train, indices=sample_indices(len(train), 160), **options)
     queries, truth = extract_features(model, test.take(range(0, 1024, 16)), **options)
@@ -67,8 +69,6 @@ def by_hand(model, resolution=32, image_size=48, k=KNN_K, temperature=KNN_TEMPER
 
 @pytest.fixture(scope="module")
 def backbones(run_folder):
-    from hf_essl.evaluation.backbone import load_backbone
-
     return {which: load_backbone(run_folder, which=which).backbone for which in ("student", "teacher")}
 
 
@@ -84,7 +84,9 @@ def test_knn_of_student_and_teacher(run_folder, backbones, tmp_path, capsys):
             f"kNN accuracy {expected:.2f} % (k {KNN_K}, temperature {KNN_TEMPERATURE})",
             f"wrote {output}",
         ]
-        assert f"{run_folder} ({which}) at 32 px on photo-patches: 160 training images, 64 to evaluate on" in err
+        assert (
+            f"({which}) at 32 px, whole center square, on photo-patches: 160 training images, 64 to evaluate on" in err
+        )
         assert facts["weights"] == str(run_folder / "checkpoint-3") and facts["image_size"] == 48
         assert (facts["which"], facts["protocol"]) == (which, "knn")
         assert (facts["k"], facts["temperature"]) == (KNN_K, KNN_TEMPERATURE)
@@ -92,11 +94,36 @@ def test_knn_of_student_and_teacher(run_folder, backbones, tmp_path, capsys):
         assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_k_temperature_resolution_and_image_size(run_folder, backbones, capsys):
-    words = "--k 3 --temperature 0.5 --resolution 40 --image_size 96".split()
+def test_k_temperature_resolution_crop_and_image_size(run_folder, backbones, capsys):
+    words = "--k 3 --temperature 0.5 --resolution 40 --image_size 96 --crop_pct 0.6".split()
     assert evaluate(run_folder / "backbone", *SMALL, *words) == 0
-    expected = by_hand(backbones["student"], resolution=40, image_size=96, k=3, temperature=0.5)
-    assert capsys.readouterr().out == f"kNN accuracy {expected:.2f} % (k 3, temperature 0.5)\n"
+    expected = by_hand(backbones["student"], resolution=40, image_size=96, k=3, temperature=0.5, crop_pct=0.6)
+    out, err = capsys.readouterr()
+    assert out == f"kNN accuracy {expected:.2f} % (k 3, temperature 0.5)\n"
+    assert "at 40 px, center crop of 0.6 of the short side, on" in err
+
+
+def test_the_crop_is_the_one_the_backbone_was_made_with(run_folder, backbones, tmp_path, capsys):
+    """That of its run, or of its exported configuration; an older run evaluated the whole center square."""
+    backbone = shutil.copytree(run_folder / "backbone", tmp_path / "alone")
+    old = json.loads((backbone / "config.json").read_text())
+    old["pretrained_cfg"] |= {"crop_pct": 1.0, "interpolation": "bicubic"}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(json.dumps(old))
+    shutil.copy(backbone / "model.safetensors", tmp_path / "old")
+    run = tmp_path / "run"
+    shutil.copytree(run_folder / "checkpoint-3", run / "checkpoint-3")
+    recipe = (run_folder / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe + "eval_crop_pct: 0.75\n")
+    crops = [load_backbone(source).crop_pct for source in (run_folder, run, tmp_path / "old", backbone)]
+    assert crops == [1.0, 0.75, 1.0, 0.875]
+    for source, crop_pct, image_size, noted in ((run, 0.75, 48, False), (tmp_path / "old", 1.0, 64, True)):
+        assert evaluate(source, *SMALL, "--output", tmp_path / "facts.json") == 0
+        facts = json.loads((tmp_path / "facts.json").read_text())
+        assert (facts["crop_pct"], facts["image_size"]) == (crop_pct, image_size)
+        assert ("this is the crop that it was made with" in capsys.readouterr().err) == noted
+        expected = by_hand(backbones["student"], image_size=image_size, crop_pct=crop_pct)
+        assert facts["accuracy"] == pytest.approx(expected)
 
 
 def test_linear_probe_cached_and_augmented(run_folder, tmp_path, capsys):
@@ -104,13 +131,16 @@ def test_linear_probe_cached_and_augmented(run_folder, tmp_path, capsys):
     assert evaluate(run_folder, *SMALL, "--protocol", "linear", "--output", output) == 0
     facts = json.loads(output.read_text())
     assert facts["accuracy"] > 3 * 100 / 16 and facts["epochs"] == 3_000 and facts["augment"] is False
-    assert "Linear probe accuracy" in capsys.readouterr().out
+    assert facts["title"] == "Linear probe accuracy, cached features" and facts["steps"] == 3_000
+    assert f"{facts['title']} {facts['accuracy']:.2f} % (epochs 3000" in capsys.readouterr().out
     words = ["--protocol", "linear", "--augment", "--epochs", "2", "--learning_rate", "0.4"]
     assert evaluate(run_folder, *SMALL, *words, "--output", output) == 0
     out, err = capsys.readouterr()
     facts = json.loads(output.read_text())
-    assert (facts["epochs"], facts["learning_rate"], facts["augment"]) == (2, 0.4, True)
-    assert "(epochs 2, learning_rate 0.4, augment True)" in out and "augmented features 2" in err
+    assert (facts["epochs"], facts["learning_rate"], facts["augment"], facts["steps"]) == (2, 0.4, True, 2)
+    assert facts["title"] == "Linear accuracy, SimSiam's protocol"
+    assert f"{facts['title']} {facts['accuracy']:.2f} % (epochs 2, learning_rate 0.4, augment True)" in out
+    assert "epoch 2/2  loss" in err and "2 steps are few" in err
 
 
 def test_finetune(run_folder, tmp_path, capsys):
@@ -149,6 +179,8 @@ def test_sampled_images_are_of_all_classes():
         (["--protocol", "finetune", "--optimizer", "lion"], "optimizer is 'lion'; it should be 'sgd' or 'adamw'"),
         (["--resolution", "0"], "resolution is 0; it is a side in pixels, such as 224"),
         (["--resolution", "-4"], "resolution is -4; it is a side in pixels"),
+        (["--crop_pct", "0"], "crop_pct is 0.0; it is a share of the short side above 0, such as 0.875, up to 1"),
+        (["--crop_pct", "1.2"], "crop_pct is 1.2; it is a share of the short side"),
         (["--image_size", "-4"], "image_size is -4; it should be greater than or equal to 1"),
         (["--image_size", "0"], "image_size is 0; it should be greater than or equal to 1"),
         (["--batch_size", "0"], "batch_size is 0; it is a number of images"),

@@ -15,7 +15,7 @@ from hf_essl.evaluation import extract_features
 from tests.distributed.launch import launch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OPTIONS = {"resolution": 32, "mean": MEAN, "std": STD, "batch_size": 4}
+OPTIONS = {"resolution": 32, "mean": MEAN, "std": STD, "batch_size": 4, "crop_pct": 1.0}  # whole images
 
 
 class Images(torch.utils.data.Dataset):
@@ -85,7 +85,7 @@ def test_normalization_by_hand():
 
 def test_resize_is_antialiased_as_pillows_is():
     dataset = Images(1, size=64)
-    features, _ = extract_features(nn.Flatten(), dataset, resolution=16, mean=(0, 0, 0), std=(1, 1, 1))
+    features, _ = extract_features(nn.Flatten(), dataset, resolution=16, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0)
     picture = Image.fromarray(dataset.images[0].permute(1, 2, 0).numpy())
     reference = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
     # Pillow rounds to whole values, once in each direction
@@ -204,8 +204,8 @@ def test_chosen_images_in_their_order(backbone, expected):
 
 
 def test_a_transform_takes_the_place_of_the_resize():
-    def upper_half(images):
-        assert images.dtype == torch.uint8
+    def upper_half(images, aspect):
+        assert images.dtype == torch.uint8 and aspect.tolist() == [1.0] * len(images)
         return images[:, :, : images.shape[2] // 2].float()
 
     features, _ = extract_features(Pixels(), Images(), transform=upper_half, **OPTIONS)

@@ -129,21 +129,21 @@ def test_only_the_chosen_images_are_trained_on():
 def test_crops_and_flips_keep_the_colors():
     images = torch.full((16, 3, 40, 40), 0, dtype=torch.uint8)
     images[:, 0], images[:, 1] = 255, 100
-    views = crops_and_flips(24)(images)
+    views = crops_and_flips(24)(images, torch.ones(16))
     assert views.shape == (16, 3, 24, 24)
     expected = torch.tensor([1.0, 100 / 255, 0.0]).view(1, 3, 1, 1).expand_as(views)
     torch.testing.assert_close(views, expected, rtol=0, atol=1e-5)
 
 
 def test_crops_and_flips_differ_by_image_and_by_call():
-    ramp = torch.arange(64, dtype=torch.uint8).expand(16, 3, 64, 64).contiguous()
+    ramp = torch.arange(64, dtype=torch.uint8).expand(16, 3, 64, 64).contiguous(), torch.ones(16)
     crop = crops_and_flips(32, seed=1)
-    first, second = crop(ramp), crop(ramp)
+    first, second = crop(*ramp), crop(*ramp)
     assert not torch.equal(first[0], first[1]) and not torch.equal(first, second)
     falling = (first[:, 0, 0, 0] > first[:, 0, 0, -1]).sum()
     assert 0 < falling < 16  # some are mirrored
-    assert torch.equal(crops_and_flips(32, seed=1)(ramp), first)
-    assert not torch.equal(crops_and_flips(32, seed=2)(ramp), first)
+    assert torch.equal(crops_and_flips(32, seed=1)(*ramp), first)
+    assert not torch.equal(crops_and_flips(32, seed=2)(*ramp), first)
 
 
 def test_a_loss_that_is_not_finite_is_an_error():

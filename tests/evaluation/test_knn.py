@@ -61,7 +61,7 @@ def test_a_published_backbone_equals_scikit_learn(tmp_path):
         torch.manual_seed(0)
         model = SSLModel.from_timm("test_resnet", method_args={"projector_dim": 16, "predictor_hidden": 8})
         source = export_backbone(model, tmp_path / "backbone", input_size=48)
-    backbone, resolution, mean, std = load_backbone(source)
+    backbone, resolution, mean, std, *_ = load_backbone(source)
     split = {}
     for name, count in (("train", 768), ("validation", 256)):
         whole = photo_patches(name, resolution)

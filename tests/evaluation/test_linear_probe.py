@@ -147,26 +147,6 @@ def test_the_weights_are_those_of_a_penalized_logistic_regression():
     )
 
 
-def test_augmented_features_are_made_each_epoch_and_the_cached_ones_give_the_statistics():
-    train, labels, test, test_labels = blobs(500, 8, 3, 1.5)
-    made = []
-
-    def augmented():
-        noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(len(made)))
-        made.append(train + 0.1 * noise)
-        return made[-1], labels
-
-    classifier = train_linear(train, labels, augmented=augmented, epochs=5)
-    assert len(made) == 5
-    torch.testing.assert_close(classifier.mean, train.mean(dim=0))
-    torch.testing.assert_close(classifier.std, train.std(dim=0, correction=0), rtol=1e-4, atol=1e-4)
-    made.clear()
-    classifier = train_linear(train, labels, augmented=augmented)  # 3,000 epochs of one step
-    assert 60 < len(made) <= 90
-    accuracy = 100 * (classifier.predict(test) == test_labels).float().mean().item()
-    assert accuracy == pytest.approx(logistic_regression(train, labels, test, test_labels), abs=2.0)
-
-
 def test_features_do_not_change():
     data = blobs(200, 8, 3, 1.0)
     copies = [value.clone() for value in data]
