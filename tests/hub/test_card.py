@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision import transforms
 
 from hf_essl.cli import main
 from hf_essl.evaluation.backbone import fingerprint
@@ -115,7 +116,7 @@ def test_its_head_is_valid_and_holds_the_accuracies(run):
     assert data.model_name == "mine"
     found = {(result.metric_name, result.dataset_name): result.metric_value for result in data.eval_results}
     assert found == {
-        ("kNN accuracy (%)", "photo-patches"): pytest.approx(metrics["knn_accuracy"], abs=0.005),
+        ("kNN accuracy (%)", "photo-patches"): pytest.approx(metrics["knn_accuracy"], abs=0.00501),
         ("Linear probe accuracy (%)", "user/flowers"): 61.25,
     }
 
@@ -257,12 +258,15 @@ def test_its_code_loads_the_backbone_and_gives_equal_features(run, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (run / "backbone" / "README.md").read_text(), re.S)
     assert len(blocks) == 3
     monkeypatch.chdir(run)
-    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    Image.fromarray(pixels.numpy()).save("image.png")
+    pixels = torch.randint(0, 256, (48, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(pixels.numpy())
+    picture.save("image.png")
+    # 32 of floor(32 / 0.875) = 36 pixels
+    crop = transforms.Compose([transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor()])
     backbone = timm.create_model("test_resnet", num_classes=0).eval()
     backbone.load_state_dict(load_file("backbone/model.safetensors"))
     with torch.inference_mode():
-        expected = backbone((pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.5)
+        expected = backbone((crop(picture)[None] - 0.5) / 0.5)
     for block in blocks:
         names = {}
         exec(block, names)
@@ -314,6 +318,40 @@ def test_the_speed_up_over_a_named_baseline(run, tmp_path):
         ValueError, match="dataset of the baseline is other, of the run photo-patches; choose a baseline"
     ):
         card_of_run(run, baseline=baseline)
+
+
+def test_it_states_the_crops_and_tells_the_two_linear_evaluations_apart(run):
+    evaluation(run, title="Linear probe accuracy, cached features", crop_pct=0.875)
+    (run / "linear.json").rename(run / "cached.json")
+    evaluation(run, title="Linear accuracy, SimSiam's protocol", augment=True, accuracy=58.5, crop_pct=0.5)
+    (run / "linear.json").rename(run / "cited.json")
+    evaluation(run, accuracy=57.25)  # from before there were two, on the whole center square
+    shown = rows(card_of_run(run).read_text(), "Results")
+    assert "at 32 px, center crop of 0.875 of the short side; 96 labeled" in shown["kNN accuracy"][1]
+    value, how = shown["Linear probe accuracy, cached features"]
+    assert value.startswith("61.2") and "at 32 px, center crop of 0.875 of the short side" in how
+    value, how = shown["Linear accuracy, SimSiam's protocol"]
+    assert value.startswith("58.5") and "augment = True, at 32 px, center crop of 0.5 of the short side" in how
+    value, how = shown["Linear probe accuracy"]
+    assert value.startswith("57.2") and "at 32 px, whole center square" in how
+
+
+def test_a_run_from_before_the_crop_was_a_setting(run):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in recipe.items() if k != "eval_crop_pct"}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics.pop("crop_pct"), metrics["resolution"]) == (0.875, 32)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = card_of_run(run).read_text()
+    assert "at 32 px, whole center square; 96 labeled" in rows(text, "Results")["kNN accuracy"][1]
+    assert "eval_crop_pct: 1.0" in text and "eval_crop_pct: 0.875" not in text
+
+
+def test_accuracies_on_different_crops_are_not_compared(run, tmp_path):
+    baseline = shutil.copytree(run, tmp_path / "plain")
+    assert "kNN accuracy" in rows(card_of_run(run, baseline=baseline).read_text(), "Comparison with efficient")
+    edit(baseline, crop_pct=1.0)
+    assert "kNN accuracy" not in rows(card_of_run(run, baseline=baseline).read_text(), "Comparison with efficient")
 
 
 def test_an_evaluation_of_other_weights_is_left_out(run, caplog):

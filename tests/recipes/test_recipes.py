@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from hf_essl.commands.evaluate import _parser as evaluate_parser
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
@@ -48,6 +49,22 @@ def test_recipe_is_parsed_and_built(path):
     resolution = recipe.views.resolution
     outputs = model(*(torch.empty(2, 3, resolution, resolution, device="meta") for _ in range(2)))
     assert outputs["loss"].shape == (2,)
+
+
+PAPERS = [path for path in RECIPES if path.parent.name in ("imagenet", "imagenette")]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_the_header_names_the_evaluation_of_the_papers_figure(path):
+    """Linear evaluation as cited for ImageNet, kNN for Imagenette, of the recipe's own run and data set."""
+    (line,) = re.findall(r"^#   hf-essl evaluate (.+)$", path.read_text(), re.M)
+    options = evaluate_parser().parse_args(line.split())
+    recipe = load_recipe(path, ["--use_cpu"])
+    assert (options.source, options.dataset) == (recipe.training.output_dir, recipe.data.dataset)
+    assert options.dataset_config == recipe.data.dataset_config
+    assert recipe.training.eval_crop_pct == 0.875 and options.crop_pct is None
+    cited = ("linear", True) if path.parent.name == "imagenet" else ("knn", None)
+    assert (options.protocol, options.augment) == cited
 
 
 @pytest.mark.slow
