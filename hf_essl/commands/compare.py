@@ -9,7 +9,8 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")
     options = parser.parse_args(argv)
 
-    from hf_essl.reporting.compare import comparison_table, draw_comparison, load_groups
+    from hf_essl.reporting.compare import check_crops, comparison_table, draw_comparison, load_groups
 
     groups = load_groups(options.runs)
+    check_crops(groups)
     print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, options.output)}")

@@ -1,5 +1,6 @@
 """A comparison of runs: accuracy against cost as in the paper's Figure 1, and a Markdown table."""
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from matplotlib.figure import Figure
 from hf_essl.common import table
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
 from hf_essl.reporting.metrics import Metrics, read_metrics
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     ("kNN (%)", "knn_accuracy", ".1f"),
@@ -71,6 +74,14 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
     for folder in map(Path, folders):
         groups.setdefault(without_seed(folder.resolve().name), []).append(read_metrics(folder))
     return [Group(name, tuple(runs)) for name, runs in groups.items()]
+
+
+def check_crops(groups: Sequence[Group]) -> None:
+    """Logs a warning if the runs were evaluated on different center crops."""
+    crops = sorted({run["crop_pct"] for group in groups for run in group.runs})
+    if len(crops) > 1:
+        shown = ", ".join(f"{crop_pct:g}" for crop_pct in crops)
+        logger.warning("the accuracies are not comparable: the runs were evaluated at eval_crop_pct %s", shown)
 
 
 def comparison_table(groups: Sequence[Group]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_essl import cli
-from hf_essl.reporting.compare import Group, comparison_table, load_groups, pair_up
+from hf_essl.reporting.compare import Group, check_crops, comparison_table, load_groups, pair_up
 
 
 @pytest.fixture
@@ -28,6 +28,15 @@ def test_seeds_are_averaged_with_their_spread(runs):
         "plain", "2", "82.0 ± 2.8", "not measured", "0.0200 ± 0.0000", "100 ± 0", "not measured", "not measured",
     ]  # fmt: skip
     assert rows[3][:5] == ["fast", "1", "85.0", "not measured", "0.0100"]
+
+
+def test_accuracies_on_different_crops_are_warned_about(runs, caplog):
+    check_crops(load_groups(runs))  # of older runs, all on the whole center square
+    assert not caplog.text
+    metrics = json.loads((runs[0] / "metrics.json").read_text()) | {"crop_pct": 0.875}
+    (runs[0] / "metrics.json").write_text(json.dumps(metrics))
+    check_crops(load_groups(runs))
+    assert "not comparable: the runs were evaluated at eval_crop_pct 0.875, 1" in caplog.text
 
 
 def test_the_command_prints_and_draws(runs, tmp_path, capsys):
