@@ -45,7 +45,8 @@ def features_of(data, name, resolution, train_images=None):
     images = load_images(data)
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=0)
-    options = {"resolution": resolution, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    half = (0.5, 0.5, 0.5)
+    options = {"resolution": resolution, "mean": half, "std": half, "crop_pct": 1.0}
     train = extract_features(backbone, images.train, indices=evenly_spaced(len(images.train), train_images), **options)
     return *train, *extract_features(backbone, images.eval, **options)
 
