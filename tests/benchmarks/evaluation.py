@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from hf_essl import export_backbone, load_backbone
 from hf_essl.common import table
 from hf_essl.evaluation import extract_features, knn_accuracy, linear_probe
-from hf_essl.views.crops import canvas_size
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 
@@ -118,7 +117,7 @@ def logistic_regression(train, labels, test, truth) -> float:
     return 100 * model.score(scaler.transform(test.numpy()), truth.numpy())
 
 
-def compare(folder: Path, parts: dict[str, Originals]) -> list[tuple[str, float, float]]:
+def compare(folder: Path, parts: dict[str, Originals], image_size: int) -> list[tuple[str, float, float]]:
     """Name, value by timm and scikit-learn, and value by hf_essl, for each measure."""
     loaded = load_backbone(folder)
     theirs = [value for part in parts.values() for value in by_timm(folder, part)]
@@ -127,7 +126,7 @@ def compare(folder: Path, parts: dict[str, Originals]) -> list[tuple[str, float,
         for part in parts.values()
         for value in extract_features(
             loaded.backbone,
-            Canvases(part, canvas_size(loaded.resolution)),
+            Canvases(part, image_size),
             resolution=loaded.resolution,
             mean=loaded.mean,
             std=loaded.std,
@@ -149,6 +148,9 @@ def main() -> None:
     parser.add_argument("dataset", help="folder of Imagenette's parquet files")
     parser.add_argument("--backbone", help="a source of load_backbone instead of EfficientNet-Lite0")
     parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument(
+        "--image_size", type=int, default=224, help="side of the canvases; the stored images have 224 px"
+    )
     parser.add_argument("--train", type=int, default=4000, metavar="N", help="training images, at random")
     parser.add_argument("--test", type=int, default=3925, metavar="N")
     options = parser.parse_args()
@@ -160,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = export_backbone(model, Path(scratch) / "backbone", input_size=options.resolution)
         for shape, cut in (("squares", False), ("rectangles", True)):
-            found = compare(folder, {name: Originals(rows, cut) for name, rows in splits.items()})
+            found = compare(folder, {name: Originals(rows, cut) for name, rows in splits.items()}, options.image_size)
             for name, theirs, ours in found:
                 lines.append((shape, name, f"{theirs:.4g}", f"{ours:.4g}", f"{ours - theirs:+.4f}"))
                 print(*lines[-1], flush=True)
