@@ -14,7 +14,7 @@ from hf_essl.data import ImageDataset, Images, image_count, load_images
 from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
-from hf_essl.views.crops import canvas_size, describe_crop
+from hf_essl.views.crops import canvas_size, describe_center_crop
 
 
 def evaluate_backbone(
@@ -78,7 +78,7 @@ def evaluate_backbone(
         report=report if accelerator.is_main_process else lambda line: None,
     )
     task.report(
-        f"{source} ({which}) at {describe_crop(loaded.resolution, loaded.crop_pct)}, on {train.name}: "
+        f"{source} ({which}) at {describe_center_crop(loaded.resolution, loaded.crop_pct)}, on {train.name}: "
         f"{task.train_images:,} training images, {task.test_images:,} to evaluate on"
     )
     if crop_pct is None and loaded.crop_pct != EVAL_CROP_PCT and "eval_crop_pct" not in recipe:

@@ -21,7 +21,7 @@ LARGE_BANK = 2e9
 """Bytes in float32 above which features are kept in float16: ImageNet's 1.28 M x 2048 then need 5.2 GB, not 10.5."""
 
 Transform = Callable[[Tensor, Tensor], Tensor]
-"""uint8 B x 3 x S x S, and B aspect ratios on the host, to normalized float32 B x 3 x r x r on the images' device."""
+"""Canvases, uint8 B x 3 x S x S, and B aspect ratios on the host, to normalized float32 B x 3 x r x r."""
 
 
 def extract_features(
@@ -46,7 +46,7 @@ def extract_features(
 
     Args:
         backbone: B x 3 x r x r to B x D, not wrapped in DDP.
-        dataset: map-style, as `hf_essl.data` makes them: uint8 images, 3 x S x S, and labels.
+        dataset: map-style, as `hf_essl.data` makes them: canvases, uint8 3 x S x S, their aspect ratios, and labels.
         resolution: r, the side of the center crops in pixels.
         mean, std: per channel, for the normalization of pixels in [0, 1].
         crop_pct: side of the center crops, as a share of the image's short side; 1 is the whole center square.
@@ -82,7 +82,7 @@ def extract_features(
     bank = None
     with _eval_mode(backbone):
         for number, batch in enumerate(loader):
-            features = _forward(backbone, prepare(batch["image"].to(device), aspects(batch)), accelerator)
+            features = _forward(backbone, prepare(batch["image"].to(device), batch["aspect"]), accelerator)
             facts = _facts(batch, share[number * batch_size : (number + 1) * batch_size])
             features, facts = _gather(features, facts, accelerator)
             if bank is None:
@@ -105,11 +105,6 @@ def center_crops(resolution: int, crop_pct: float, mean: Sequence[float], std: S
         return pixels.sub_(means).div_(stds)
 
     return transform
-
-
-def aspects(batch: dict[str, Any]) -> Tensor:
-    """Width / height of the images of a batch, B on the host; images without one are squares."""
-    return batch.get("aspect", torch.ones(len(batch["image"])))
 
 
 def check_labeled(name: str, features: Tensor, labels: Tensor) -> None:

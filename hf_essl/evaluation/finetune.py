@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from hf_essl.config.fields import Count, Positive, option
 from hf_essl.data import collate
-from hf_essl.evaluation.features import aspects, check_classes
+from hf_essl.evaluation.features import check_classes
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import Accuracy
 from hf_essl.evaluation.task import Protocol, Task
@@ -106,7 +106,7 @@ def _train(model: nn.Module, optimizer: Optimizer, epochs: int, task: Task, indi
         model.train()
         losses = []
         for batch in DataLoader(task.train, batch_sampler=_shares(indices, steps, world, order)[rank], **options):
-            images, labels = augment(batch["image"].to(device), aspects(batch)), batch["label"].to(device)
+            images, labels = augment(batch["image"].to(device), batch["aspect"]), batch["label"].to(device)
             with accelerator.autocast():
                 scores = trained(images)
             loss = F.cross_entropy(scores.float(), labels)

@@ -60,7 +60,7 @@ class Task:
         args = ViewArguments(resolution=self.loaded.resolution, resolution_step=1, crop_scale=[0.08, 1.0], **off)
         views = Views(args, self.loaded.mean, self.loaded.std)
         views.seed(self.seed, self.accelerator.process_index)
-        return lambda images, aspect: views.render(images, views.sample(images))
+        return lambda images, aspect: views.render(images, views.sample(images, aspect=aspect))
 
     def _features(
         self, images: ImageDataset, indices: Sequence[int] | None = None, transform: Transform | None = None

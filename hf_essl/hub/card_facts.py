@@ -15,7 +15,7 @@ from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import WEIGHTS
 from hf_essl.schedules import CURVES, F1CLR
-from hf_essl.views.crops import describe_crop
+from hf_essl.views.crops import describe_center_crop
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _evaluated(facts: Metrics) -> Result:
 
 def _crop(facts: Metrics, resolution: int) -> str:
     """How the images were cropped; results from before this setting are of the whole center square."""
-    return f"at {describe_crop(resolution, facts.get('crop_pct', WHOLE_SQUARE))}"
+    return f"at {describe_center_crop(resolution, facts.get('crop_pct', WHOLE_SQUARE))}"
 
 
 def _images(train: int | None, test: int | None) -> str:

@@ -19,13 +19,14 @@ import datasets
 import numpy as np
 import timm
 import torch
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from hf_essl import export_backbone, load_backbone
 from hf_essl.common import table
+from hf_essl.config import DataArguments
+from hf_essl.data import as_images
 from hf_essl.evaluation import extract_features, knn_accuracy, linear_probe
 
 ARCHITECTURE = "tf_efficientnet_lite0"
@@ -49,7 +50,7 @@ class Originals(torch.utils.data.Dataset):
     """PIL images and labels; with `cut`, rectangles from their centers, of a shape that depends on the image only."""
 
     def __init__(self, rows, cut: bool):
-        self.rows, self.cut = rows, cut
+        self.rows, self.cut, self.targets = rows, cut, rows["label"]
 
     def __len__(self):
         return len(self.rows)
@@ -64,26 +65,6 @@ class Originals(torch.utils.data.Dataset):
             left, top = (picture.width - width) // 2, (picture.height - height) // 2
             picture = picture.crop((left, top, left + width, top + height))
         return picture, row["label"]
-
-
-class Canvases(torch.utils.data.Dataset):
-    """The same images as `hf_essl.data` keeps them: the whole image, squashed onto a square."""
-
-    def __init__(self, originals, size: int):
-        self.originals, self.size = originals, size
-
-    def __len__(self):
-        return len(self.originals)
-
-    def __getitems__(self, indices):
-        pictures, labels = zip(*(self.originals[index] for index in indices), strict=True)
-        squashed = [p.resize((self.size, self.size), Image.Resampling.BICUBIC, reducing_gap=3.0) for p in pictures]
-        return {
-            "image": torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1).contiguous() for p in squashed]),
-            "aspect": torch.tensor([p.width / p.height for p in pictures]),
-            "label": torch.tensor(labels),
-            "unreadable": [],
-        }
 
 
 @torch.inference_mode()
@@ -126,7 +107,7 @@ def compare(folder: Path, parts: dict[str, Originals], image_size: int) -> list[
         for part in parts.values()
         for value in extract_features(
             loaded.backbone,
-            Canvases(part, image_size),
+            as_images(part, DataArguments(image_size=image_size), torch.device("cpu")),
             resolution=loaded.resolution,
             mean=loaded.mean,
             std=loaded.std,

@@ -33,12 +33,13 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index):
         replaced = [Unreadable(index, f"{index}.jpg", "torn")] if index in self.unreadable else []
         label = index % 3 if self.labels else NO_LABEL
-        return {"image": self.images[index], "label": label, "unreadable": replaced}
+        return {"image": self.images[index], "aspect": 1.0, "label": label, "unreadable": replaced}
 
 
 class ReadyBatches(Images):
     def __getitems__(self, indices):
-        return {"image": self.images[indices], "label": torch.tensor(indices) % 3, "unreadable": []}
+        labels = torch.tensor(indices) % 3
+        return {"image": self.images[indices], "aspect": torch.ones(len(labels)), "label": labels, "unreadable": []}
 
 
 class Pixels(nn.Module):
@@ -81,6 +82,24 @@ def test_normalization_by_hand():
     dataset.images[0], dataset.images[1] = 0, 255
     features, _ = extract_features(Pixels(), dataset, resolution=4, mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0))
     torch.testing.assert_close(features, torch.tensor([[-1.0, -2.0, 0.0], [1.0, 3.0, 1.0]]))
+
+
+@pytest.mark.parametrize(("crop_pct", "expected"), [(1.0, 0.25), (0.5, 1.0)])
+def test_the_crop_is_the_center_of_the_image_and_not_of_its_canvas(crop_pct, expected):
+    """A square of half the short side in the middle of an image of 2 : 1, and of one of 1 : 2."""
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    images[0, :, 8:24, 12:20] = 255  # as wide as it is high in the image, a quarter of the canvas across
+    images[1, :, 12:20, 8:24] = 255
+    images[0, :, :, :8] = images[0, :, :, 24:] = 77  # outside of the center square
+    images[1, :, :8] = images[1, :, 24:] = 77
+    samples = [
+        {"image": image, "aspect": aspect, "label": 0, "unreadable": []}
+        for image, aspect in zip(images, (2.0, 0.5), strict=True)
+    ]
+    found, _ = extract_features(
+        Pixels(), samples, resolution=16, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct, batch_size=2
+    )
+    assert found[:, 0].tolist() == pytest.approx([expected, expected], abs=1e-5)
 
 
 def test_resize_is_antialiased_as_pillows_is():

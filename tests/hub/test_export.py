@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hf_essl import export_backbone, load_backbone
 from hf_essl.data.photo_patches import _photo
-from hf_essl.evaluation.features import aspects, center_crops
+from hf_essl.evaluation.features import center_crops
 from hf_essl.methods import SSLModel
 
 
@@ -72,7 +72,7 @@ def test_the_evaluation_sees_the_same_crop(width, height, exported):
     squashed = torch.tensor(np.array(picture.resize((128, 128), Image.Resampling.BICUBIC))).permute(2, 0, 1)
     batch = {"image": squashed[None], "aspect": torch.tensor([width / height])}
     crop = center_crops(own.resolution, own.crop_pct, own.mean, own.std)
-    found, expected = crop(batch["image"], aspects(batch)), own.preprocess([picture])
+    found, expected = crop(batch["image"], batch["aspect"]), own.preprocess([picture])
     assert (found - expected).abs().mean() < 2 * 2 / 255
     with torch.no_grad():
         features, reference = own.backbone(found), own.backbone(expected)

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
-from hf_essl.views.crops import canvas_size, center_boxes, describe_crop
+from hf_essl.views.crops import canvas_size, center_boxes, describe_center_crop
 from hf_essl.views.resample import resample
 
 
@@ -85,5 +85,5 @@ def test_the_pixels_are_torchvisions(crop_pct, resolution):
 
 
 def test_in_words():
-    assert describe_crop(224, 0.875) == "224 px, center crop of 0.875 of the short side"
-    assert describe_crop(96, 1.0) == "96 px, whole center square"
+    assert describe_center_crop(224, 0.875) == "224 px, center crop of 0.875 of the short side"
+    assert describe_center_crop(96, 1.0) == "96 px, whole center square"
