@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from hf_essl.config.fields import Count, Positive, option
-from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size
+from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size, class_targets
 from hf_essl.evaluation.metrics import Accuracy
 from hf_essl.evaluation.task import Protocol, Task
 
@@ -123,7 +123,7 @@ def train_linear(
 
     Args:
         features: N x D, of any floating dtype; only a chunk or a batch at a time is converted to float32.
-        labels: N classes, from 0.
+        labels: N classes, any numbers from 0.
         augmented: returns features and labels of newly augmented images to train on; `features` then only provide the
             statistics. Called once per epoch, and at most 90 times.
         epochs: passes over the features; by default see `probe_epochs`.
@@ -142,7 +142,8 @@ def train_linear(
     steps = math.ceil(len(features) / batch_size)
     device = torch.device(device or features.device)
     mean, std = (value.to(device) for value in _statistics(features))
-    linear = zero_linear(features.shape[1], check_classes("train", labels)).to(device)
+    known = check_classes("train", labels)
+    linear = zero_linear(features.shape[1], len(known)).to(device)
     optimizer = _lars(linear, learning_rate, 1 / len(features) if weight_decay is None else weight_decay)
     scheduler, generator = CosineAnnealingLR(optimizer, T_max=epochs * steps), torch.Generator().manual_seed(seed)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -150,13 +151,14 @@ def train_linear(
             # equal batches: LARS would give the few images of a short last one the weight of a full step
             for batch in torch.randperm(len(rows), generator=generator).to(rows.device).tensor_split(steps):
                 x = (rows[batch].to(device).float() - mean) / std
-                loss = F.cross_entropy(linear(x), classes[batch.to(classes.device)].to(device))
+                targets = class_targets(classes[batch.to(classes.device)].to(known.device), known)
+                loss = F.cross_entropy(linear(x), targets.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
             del rows, classes  # free them before the next augmented features are extracted
-    return LinearClassifier(linear.requires_grad_(False), mean, std)
+    return LinearClassifier(linear.requires_grad_(False), mean, std, known.to(device))
 
 
 def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
@@ -166,17 +168,18 @@ def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A trained linear layer, D to C, and the means and deviations, D each, that standardize its inputs."""
+    """A trained linear layer, D to C, the means and deviations, D each, of its inputs, and the classes, C."""
 
     linear: nn.Linear
     mean: Tensor
     std: Tensor
+    classes: Tensor
 
     @torch.inference_mode()
     def predict(self, features: Tensor) -> Tensor:
         """The classes of M x D features of any floating dtype: M, on the device of the classifier."""
         parts = [self.linear((x.to(self.mean.device).float() - self.mean) / self.std) for x in features.split(CHUNK)]
-        return torch.cat([scores.argmax(dim=1) for scores in parts])
+        return self.classes[torch.cat([scores.argmax(dim=1) for scores in parts])]
 
 
 def zero_linear(dimensions: int, classes: int) -> nn.Linear:
