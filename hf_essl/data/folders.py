@@ -69,12 +69,17 @@ class ImageFolder:
         elif label_column == default_of(DataArguments, "label_column"):
             labels = {split: list(map(self._class_of, self.splits[split])) for split in chosen}
             self._report_nested(chosen)
-        present = [label for split in labels.values() for label in split if label is not None]
-        if not present:
-            return {split: self._dataset(split) for split in chosen}
-        is_text = all(isinstance(label, str) for label in present)
-        names = sorted(set(present) - {""}) if is_text else None
-        return {split: self._dataset(split, label_column, labels[split], names) for split in chosen}
+        present = {split: {str(one) for one in some if one is not None} - {""} for split, some in labels.items()}
+        for split in chosen[1:]:
+            if present.get(split) and present[split].isdisjoint(present[chosen[0]]):
+                notice(self.name, f"labels of the split {split} are not used: no training image is of its classes")
+                present[split] = set()
+        is_text = all(isinstance(one, str) for some in labels.values() for one in some if one is not None)
+        names = sorted(set().union(*present.values())) if is_text else None
+        return {
+            split: self._dataset(split, label_column, labels[split] if present.get(split) else None, names)
+            for split in chosen
+        }
 
     def _class_of(self, path: str) -> str | None:
         parts = path.split("/")[self.prefixed :]
@@ -93,9 +98,7 @@ class ImageFolder:
         why = "in folders below a class folder, which belong to that class (metadata.csv can set other labels)"
         count_notice(self.name, paths, "image", why)
 
-    def _dataset(
-        self, split: str, column: str = "", labels: list[Any] | None = None, names: list[str] | None = None
-    ) -> datasets.Dataset:
+    def _dataset(self, split: str, column: str, labels: list[Any] | None, names: list[str] | None) -> datasets.Dataset:
         paths = self.splits[split]
         files = pa.array([str(self.listing.root / path) for path in paths], pa.string())
         columns = {"image": pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), files], ["bytes", "path"])}

@@ -54,9 +54,11 @@ def encode(values: Sequence[Any], names: list[str] | None, column: str, name: st
     return found
 
 
-def _source(rows: datasets.Dataset, args: DataArguments, name: str, classes: list[str] | None = None) -> Rows:
+def _source(
+    rows: datasets.Dataset, args: DataArguments, name: str, classes: list[str] | None = None, shown: str | None = None
+) -> Rows:
     rows = encoded_images(rows, args.image_column, name)
-    found = _labels(rows, args, name, classes)
+    found = _labels(rows, args, shown or name, classes)
     return Rows(rows, args.image_column, found.labels, found.classes or classes, name, args.white_level)
 
 
@@ -85,17 +87,21 @@ def _drop_single_class(train: Rows) -> None:
         return
     only = int(train.labels.max())
     shown = only if train.classes is None else train.classes[only]
-    notice(train.name, f"labels are not used: all training images are of one class, {shown}")
+    notice(
+        train.name,
+        f"labels are not used: all training images are of one class, {shown} (if that is a folder of classes or "
+        f"splits, give its path)",
+    )
     train.labels = train.classes = None
 
 
 def _evaluation_split(args: DataArguments, splits: Splits, name: str, split: str, train: Rows) -> Rows | None:
     """The images of a split; None if the split was not named and has no labels to evaluate with."""
-    images = _source(splits.rows(split), args, name, train.classes)
+    images = _source(splits.rows(split), args, name, train.classes, f"{name}, split {split}")
     if images.labels is not None and train.labels is not None:
         unknown = (images.labels != NO_LABEL) & ~torch.isin(images.labels, train.labels)
         if unknown.sum() == (images.labels != NO_LABEL).sum():
-            notice(name, f"labels of the split {split} are not used: no training image is of one of its classes")
+            notice(name, f"labels of the split {split} are not used: no training image is of its classes")
             images.labels = None
         else:
             new = _named(images.rows, args, unknown.nonzero().flatten().tolist())

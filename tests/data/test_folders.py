@@ -118,7 +118,7 @@ class TestSplits:
         plant(tmp_path, *(f"test/{i}.png" for i in range(3)))
         images = load(tmp_path)
         assert images.train.classes == ["cat", "dog"] and len(images.train) == 8 and images.eval is None
-        assert len(lines("3 images of the split test are not used because they have no labels")) == 1
+        assert len(lines("3 images of the split test are not used because they have no labels")) == len(lines()) == 1
         images = load(tmp_path, eval_holdout=0.25)
         assert (len(images.train), len(images.eval)) == (6, 2) and sorted(images.eval.labels.tolist()) == [0, 1]
         images = load(tmp_path, eval_split="test")
@@ -136,7 +136,8 @@ class TestSplits:
         assert lines("1 image of the split val without a training image of the class, first")
         shutil.rmtree(tmp_path / "val/cat")
         assert load(tmp_path).eval is None
-        assert lines("labels of the split val are not used: no training image is of one of its classes")
+        assert lines("labels of the split val are not used: no training image is of its classes")
+        assert load(tmp_path).train.classes == ["cat", "dog"]
 
 
 class TestFiles:
