@@ -85,11 +85,6 @@ def shutdown_workers(loader: DataLoader) -> None:
     getattr(loader, "base_dataloader", loader)._iterator = None
 
 
-def resolved_features(rows: Any) -> Any:
-    """The columns of a `datasets` set or stream; a stream without declared features reads its first row."""
-    return rows.features if rows.features is not None else rows._resolve_features().features
-
-
 def dataset_fingerprint(rows: Any) -> str:
     """A text of `datasets` that changes with the files, their modification times and what was selected."""
     return rows._fingerprint

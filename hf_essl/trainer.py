@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_essl.common import Diverged
@@ -12,7 +12,7 @@ from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost
 from hf_essl.data import Feed, ImageDataset, StreamedImages, UnreadableLog, as_images, image_count
 from hf_essl.evaluation import extract_features
-from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
+from hf_essl.evaluation.during_training import OnlineProbe, captured_features, check_neighbors, evaluate_features
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import broadcast_buffers
@@ -207,8 +207,16 @@ class SSLTrainer(HubTrainer):
                 f"{images} training images do not fill a batch of {batch}; lower per_device_train_batch_size, or set "
                 f"dataloader_drop_last: false"
             )
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+        alone = images is not None and not self.args.dataloader_drop_last and images % batch == 1
+        if alone and self.args.world_size == 1 and any(isinstance(module, norms) for module in self.model.modules()):
+            raise ValueError(
+                f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm "
+                f"cannot normalize; set dataloader_drop_last: true, or another per_device_train_batch_size"
+            )
         if images is not None:
             self.model.check_data(images, batch)
+        check_neighbors(self.eval_dataset, self.bank_dataset, self.args.knn_k)
 
     def predicted_cost(self) -> Cost:
         """What the whole run costs."""
@@ -237,8 +245,8 @@ class SSLTrainer(HubTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def features(self, dataset) -> tuple[Tensor, Tensor | None]:
-        """Features N x D of the backbone on center crops at the full resolution, and labels N."""
+    def features(self, dataset, **options) -> tuple[Tensor, Tensor | None]:
+        """Features N x D on center crops at the full resolution, and labels N; options as for `extract_features`."""
         with unsharded(self.model):
             return extract_features(
                 self.model.backbone,
@@ -250,6 +258,7 @@ class SSLTrainer(HubTrainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
                 accelerator=self.accelerator,
+                **options,
             )
 
     # ---- log, cost and state ----

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
-from hf_essl.data import CachedImages, collate
+from hf_essl.data import NO_LABEL, CachedImages, collate
 from hf_essl.methods import METHODS
 from hf_essl.run_folder import last_complete_checkpoint
 from tests.helpers import patches, small_trainer
@@ -286,6 +286,35 @@ def test_fewer_images_than_a_batch_are_told(tmp_path):
     trainer = small_trainer(tmp_path, per_device_train_batch_size=128)
     with pytest.raises(ValueError, match="96 training images do not fill a batch of 128"):
         trainer.train()
+
+
+@pytest.mark.parametrize("images, batch", [(65, 64), (33, 16), (1, 16)])
+def test_a_last_batch_of_one_image_is_refused_before_the_run(tmp_path, images, batch):
+    options = {"per_device_train_batch_size": batch, "dataloader_drop_last": False}
+    trainer = small_trainer(tmp_path, train=patches("train", images), **options)
+    message = f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_more_neighbors_than_labeled_images_are_refused_before_the_run(tmp_path):
+    train = patches("train", 32)
+    train.labels[10:] = NO_LABEL
+    trainer = small_trainer(tmp_path, train=train, knn_k=11)
+    with pytest.raises(ValueError, match="knn_k is 11, but only 10 training images can vote; set knn_k: 10 or lower"):
+        trainer.train()
+    with pytest.raises(ValueError, match="knn_k is 97, but only 96 training images can vote"):
+        small_trainer(tmp_path / "all", knn_k=97).train()
+
+
+def test_partly_labeled_images_train_and_evaluate(tmp_path):
+    train, held = patches("train", 96), patches("validation", 32)
+    train.labels[::3], held.labels[::2] = NO_LABEL, NO_LABEL
+    trainer = small_trainer(tmp_path, train=train, held=held, max_steps=2, online_probe=True)
+    trainer.train()
+    found = trainer.evaluate()
+    assert {"eval_knn_accuracy", "eval_probe_accuracy", "eval_rankme"} <= set(found)
 
 
 def test_a_queue_as_long_as_the_data_is_told(tmp_path):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_essl.config.fields import Count, Share, check_fields, option
+from hf_essl.config.fields import Count, Positive, Share, check_fields, option
 
 
 @dataclass
@@ -17,11 +17,14 @@ class DataArguments:
     dataset_config: str | None = option("Configuration (subset) name of a Hub dataset.")
     train_split: str = option("Split to train on.", "train")
     eval_split: str | None = option(
-        "Split to evaluate on; by default the first that exists of validation, valid, val, test."
+        "Split to evaluate on; by default the first of validation, valid, val, dev, eval, test that exists."
     )
     eval_holdout: Share = option("Share of the training split to hold out if there is no evaluation split.", 0.0)
     image_column: str = option("Column that holds the images.", "image")
-    label_column: str = option("Column of class labels, used for evaluation only; may be absent.", "label")
+    label_column: str = option(
+        "Column of class labels, used for evaluation only; may be absent.",
+        "label",
+    )
     streaming: bool = option("Stream the training split instead of downloading it; needs max_steps.", False)
     image_size: Count = option(
         "Side S in pixels of the canvas, S x S, that the whole image is squashed to; crops are taken from it.", 400
@@ -31,6 +34,9 @@ class DataArguments:
         "none",
     )
     cache_dir: str | None = option("Folder for cache: disk; by default that of `datasets`, HF_DATASETS_CACHE.")
+    white_level: Positive | None = option(
+        "Value of white in images of more than 8 bits, such as 4095; by default 65535, and 1 for floats."
+    )
     max_unreadable: Share = option("Share of unreadable images above which the run stops with an error.", 0.01)
     max_train_samples: Count | None = option(
         "Train on N images only: the first N, or N at random in `hf-essl evaluate`."

@@ -1,5 +1,6 @@
 """Map-style datasets of decoded images, and batches of them."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -11,8 +12,10 @@ from torch.utils.data import Dataset
 
 from hf_essl.common import evenly_spaced
 from hf_essl.compat import dataset_fingerprint
-from hf_essl.data.decode import MAX_IN_A_ROW, Unreadable, no_readable_image, read_image
-from hf_essl.data.labels import NO_LABEL, label_tensor
+from hf_essl.data.columns import cell_reader
+from hf_essl.data.decode import MAX_IN_A_ROW, Scaled, Unreadable, no_readable_image, read_image
+from hf_essl.data.inventory import notice
+from hf_essl.data.labels import NO_LABEL, Encoded, class_index, encode_labels
 
 
 class ImageDataset(Dataset):
@@ -28,6 +31,7 @@ class ImageDataset(Dataset):
     classes: list[str] | None = None
     labels: Tensor | None = None
     left_out: int = 0  # unreadable images that a cache leaves out
+    has_known_labels = True  # False if `labels` reads every image
 
 
 class StoredImages(ImageDataset):
@@ -68,6 +72,7 @@ class DecodedImages(ImageDataset):
     def __init__(self, source: "Rows | Items", image_size: int) -> None:
         self.source, self.image_size = source, image_size
         self.name, self.classes = source.name, source.classes
+        self.has_known_labels = not isinstance(source, Items) or source.has_targets
 
     @cached_property
     def labels(self) -> Tensor | None:  # type: ignore[override]
@@ -96,53 +101,86 @@ class Rows:
     `fingerprint` is a text that changes with the images, or None if there is no such text.
     """
 
-    def __init__(self, rows, image_column: str, labels: Tensor | None, classes, name: str) -> None:
+    def __init__(
+        self, rows, image_column: str, labels: Tensor | None, classes, name: str, white_level: float | None = None
+    ) -> None:
         self.rows, self.column = rows.select_columns([image_column]), image_column
-        self.labels, self.classes, self.name = labels, classes, name
-        self.fingerprint: str | None = dataset_fingerprint(self.rows)
+        self.labels, self.classes, self.name, self.white_level = labels, classes, name, white_level
+        self.read_cell = cell_reader(rows.features, image_column, white_level)
+        self.fingerprint: str | None = _fingerprint(dataset_fingerprint(self.rows), white_level)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, index: int) -> tuple[Any, int]:
         """(anything that `decode` accepts, class index or NO_LABEL)."""
-        return self.rows[index][self.column], NO_LABEL if self.labels is None else int(self.labels[index])
+        image = self.read_cell(self.rows[index][self.column])
+        return image, NO_LABEL if self.labels is None else int(self.labels[index])
 
     def read_labels(self) -> Tensor | None:
         """int64 N, or None if no image has a label."""
         return self.labels
 
+    def select(self, indices: Sequence[int]) -> "Rows":
+        """The images at `indices`, with the same classes; the same object for all of them in order."""
+        if list(indices) == list(range(len(self))):
+            return self
+        part = copy.copy(self)
+        part.rows = self.rows.select(indices)
+        part.labels = None if self.labels is None else self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+        part.fingerprint = _fingerprint(dataset_fingerprint(part.rows), self.white_level)
+        return part
+
 
 class Items:
-    """Images of a torch dataset: PIL images or uint8 tensors, bare, in (image, label) pairs or in dicts."""
+    """Images of a torch dataset, bare, in (image, label) pairs or in dicts: anything that `decode` accepts."""
 
-    def __init__(self, items, image_key: str, label_key: str) -> None:
+    def __init__(self, items, image_key: str, label_key: str, white_level: float | None = None) -> None:
         if not hasattr(items, "__len__"):
             raise ValueError(f"{type(items).__name__} has no length; pass a map-style dataset of images")
-        self.items, self.keys = items, (image_key, label_key)
+        self.items, self.keys, self.white_level = items, (image_key, label_key), white_level
         self.name, self.classes = type(items).__name__, getattr(items, "classes", None)
-        self.fingerprint: str | None = getattr(items, "fingerprint", None)
+        self.fingerprint = _fingerprint(getattr(items, "fingerprint", None), white_level)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def read(self, index: int) -> tuple[Any, int]:
+        """Raises ValueError for a label between two classes, such as 0.2."""
         image, *label = self._parts(index)
-        if not label or label[0] is None:
-            return image, NO_LABEL
-        return image, max(int(label[0]), NO_LABEL)
+        known = class_index(label[0]) if label else NO_LABEL
+        if known is None:  # text, which all labels together turn into classes
+            known = NO_LABEL if self._encoded.labels is None else int(self._encoded.labels[index])
+        return image if self.white_level is None else Scaled(image, self.white_level), known
 
     def read_labels(self) -> Tensor | None:
         """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
 
         If the first item has no place for a label, no other item is read.
         """
-        labels: Sequence[Any] | None = getattr(self.items, "targets", getattr(self.items, "labels", None))
-        if labels is None or len(labels) != len(self):
+        return self._encoded.labels
+
+    @property
+    def has_targets(self) -> bool:
+        return len(self._targets()) == len(self)
+
+    def _targets(self) -> Sequence[Any]:
+        targets: Any = getattr(self.items, "targets", getattr(self.items, "labels", None))
+        return targets if hasattr(targets, "__len__") else ()
+
+    @cached_property
+    def _encoded(self) -> Encoded:
+        labels = self._targets()
+        if not self.has_targets:
             if not len(self) or len(self._parts(0)) == 1:
-                return None
-            labels = [self.read(index)[1] for index in range(len(self))]
-        return label_tensor(labels)
+                return Encoded()
+            labels = [(*self._parts(index), None)[1] for index in range(len(self))]
+        for label in labels:
+            class_index(label)  # refuses fractions
+        encoded = encode_labels(labels, self.classes, self.keys[1])
+        if encoded.problem:
+            notice(self.name, f"labels are not used: label_column {self.keys[1]} {encoded.problem}")
+        return encoded
 
     def _parts(self, index: int) -> tuple[Any, ...]:
         """(image,) or (image, label)."""
@@ -152,6 +190,24 @@ class Items:
                 raise ValueError(f"image_column is {self.keys[0]}; the items of {self.name} have {', '.join(item)}")
             return tuple(item[key] for key in self.keys if key in item)
         return tuple(item[:2]) if isinstance(item, (tuple, list)) else (item,)
+
+
+class Transformed(Items):
+    """Images that the transform of a `datasets.Dataset` makes; the labels are those of its rows."""
+
+    def __init__(self, rows, image_key: str, encoded: Encoded, name: str, white_level: float | None = None) -> None:
+        super().__init__(rows, image_key, "", white_level)
+        self._encoded, self.classes, self.name = encoded, encoded.classes, name
+        self.fingerprint = _fingerprint(dataset_fingerprint(rows), white_level)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        image, _ = super().read(index)
+        return image, NO_LABEL if self._encoded.labels is None else int(self._encoded.labels[index])
+
+
+def _fingerprint(images: str | None, white_level: float | None) -> str | None:
+    """The images' own fingerprint, different for each white level."""
+    return images if white_level is None or images is None else f"{images} white {white_level:g}"
 
 
 def image_count(dataset: Any) -> int | None:
@@ -175,13 +231,14 @@ def sample_images(dataset: Any, count: int = 3) -> tuple[Tensor, Tensor]:
 def collate(samples: Any) -> dict[str, Any]:
     """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
 
-    Returns {"image": uint8 B x 3 x S x S, "aspect": float32 B, "label": int64 B, "unreadable": list}.
+    Returns {"image": uint8 B x 3 x S x S, "aspect": float32 B, "label": int64 B, "unreadable": list}. Samples without
+    an aspect are square images.
     """
     if isinstance(samples, dict):
         return samples
     return {
         "image": torch.stack([sample["image"] for sample in samples]),
-        "aspect": torch.tensor([sample["aspect"] for sample in samples], dtype=torch.float32),
+        "aspect": torch.tensor([sample.get("aspect", 1.0) for sample in samples], dtype=torch.float32),
         "label": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
         "unreadable": [one for sample in samples for one in sample["unreadable"]],
     }

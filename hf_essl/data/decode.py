@@ -12,20 +12,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from hf_essl.common import one_line
+from hf_essl.data.content import NotAnImage, UnreadableImage, encoded_bytes, pil_from_array
 
 logger = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 1_000  # unreadable images, after which a readable one is unlikely
+LARGEST_JPEG = 2**16  # pixels on a side, the format's limit: no reduced decoding
 MIN_SEEN = 1_000  # images of a stream, before which its share of unreadable ones means little
 VERSION = 2  # increased with every change of what `decode` returns: caches on disk are then rebuilt
 CANVAS = "whole image, squashed to a square; crops are taken in its own aspect ratio"  # for caches and cards
+WHITE_16_BITS = 65535
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # Pillow refuses text above 1 MB, which some microscopes write
 
 
-class UnreadableImage(Exception):
-    """An image that cannot be decoded completely; the message says why in one line."""
+@dataclass(frozen=True)
+class Scaled:
+    """An image of more than 8 bits whose white is `white_level`, such as 4095 for 12 bits in a 16-bit file."""
+
+    image: Any
+    white_level: float
 
 
 class Canvas(NamedTuple):
@@ -47,20 +55,23 @@ def decode(image: Any, size: int) -> Canvas:
 
     Args:
         image: encoded bytes, a path or fsspec URL, a {"bytes", "path"} row of `datasets`, a PIL image, or a uint8
-            tensor 3 x H x W or 1 x H x W.
+            tensor 3 x H x W or 1 x H x W; see `encoded_bytes` and `pil_from_array` for more. `Scaled` sets its white.
         size: side S in pixels.
 
     Raises:
         UnreadableImage: for a truncated, empty or missing file, an unknown format or a decompression bomb.
-        ValueError: for a tensor that is not a uint8 image.
+        ValueError: for an object of another type, such as an array that is not a uint8 image.
     """
-    if isinstance(image, torch.Tensor):
-        image = _pil_from_tensor(image)
+    white = None
+    if isinstance(image, Scaled):
+        image, white = image.image, image.white_level
+    if isinstance(image, (torch.Tensor, np.ndarray)) and image.ndim != 1:
+        image = pil_from_array(image)
     try:
-        upright = _as_rgb(_upright(image, size))
+        upright = _as_rgb(_upright(image, size), white)
         pixels = np.array(_squashed(upright, size))
         return Canvas(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), upright.width / upright.height)
-    except UnreadableImage:
+    except (UnreadableImage, NotAnImage):
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("missing file") from error
@@ -72,10 +83,12 @@ def decode(image: Any, size: int) -> Canvas:
 
 def image_path(image: Any) -> str | None:
     """The path that an image was read from, or None for bytes, tensors and PIL images without a file."""
+    if isinstance(image, Scaled):
+        image = image.image
     if isinstance(image, dict):
         return image.get("path")
     if isinstance(image, (str, Path)):
-        return str(image)
+        return str(image) if len(str(image)) < 1_000 else None  # longer text is an encoded image
     return getattr(image, "filename", None) or None
 
 
@@ -144,49 +157,37 @@ def no_readable_image(name: str, unreadable: Sequence[Unreadable]) -> ValueError
     )
 
 
+def open_image(image: Any) -> Image.Image:
+    """The whole upright image in its own size, RGB; accepts what `decode` does, except tensors."""
+    return _as_rgb(_upright(image, LARGEST_JPEG), None)
+
+
 def _upright(image: Any, size: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    with Image.open(io.BytesIO(_encoded_bytes(image))) as opened:
+    with Image.open(io.BytesIO(encoded_bytes(image))) as opened:
         opened.draft("RGB", (size, size))  # decodes a JPEG at 1/2, 1/4 or 1/8 while both sides stay >= size
         return ImageOps.exif_transpose(opened)
 
 
-def _encoded_bytes(image: Any) -> bytes:
-    if isinstance(image, dict):
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if image is None:
-        raise UnreadableImage("neither bytes nor a path")
-    if isinstance(image, str) and "://" in image:
-        import fsspec
-
-        with fsspec.open(image, "rb") as file:
-            content = file.read()
-    elif isinstance(image, (str, Path)):
-        content = Path(image).read_bytes()
-    else:
-        content = bytes(image)
-    if not content:
-        raise UnreadableImage("empty file")
-    return content
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, white: float | None) -> Image.Image:
     if image.mode.startswith("I"):
-        return _rescaled(image, white=65535)
+        return _rescaled(image, white or WHITE_16_BITS)
     if image.mode == "F":
-        return _rescaled(image, white=1)
+        return _rescaled(image, white or 1)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _rescaled(image: Image.Image, white: int) -> Image.Image:
+def _rescaled(image: Image.Image, white: float) -> Image.Image:
     values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise UnreadableImage(f"values that are not finite, of mode {image.mode}")
     low, high = values.min(), values.max()
     if low < 0 or high > white:
-        raise UnreadableImage(f"values {low:g} to {high:g} of mode {image.mode}, outside 0 to {white}")
+        raise UnreadableImage(f"values {low:g} to {high:g} of mode {image.mode}, outside 0 to {white:g} (white_level)")
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
@@ -194,14 +195,6 @@ def _squashed(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def _pil_from_tensor(image: torch.Tensor) -> Image.Image:
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"an image is a {image.dtype} tensor of shape {tuple(image.shape)}; pass uint8 3 x H x W, or a PIL image"
-        )
-    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
 
 
 def _first(unreadable: Sequence[Unreadable], count: int = 3) -> str:

@@ -1,37 +1,84 @@
-"""Where images come from: a Hub id, a folder of images, a folder of parquet files, or a parquet file."""
+"""Where images come from: a Hub id, a folder of images or parquet files, a parquet file, or a saved dataset."""
 
 import glob
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image
+from pyarrow import parquet
 
 from hf_essl.common import one_line
-from hf_essl.compat import resolved_features
 from hf_essl.config import DataArguments
 from hf_essl.data.builtin import built_in_names
+from hf_essl.data.folders import ImageFolder
+from hf_essl.data.inventory import count_notice
+from hf_essl.data.listing import Listing, scan
+from hf_essl.data.splits import find_train_split
 
-EVAL_SPLITS = ("validation", "valid", "val", "test")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SHARDS = 64  # of a stream over stored rows, which are shared by processes and workers
+
+
+class Splits(Protocol):
+    """The opened splits of a dataset."""
+
+    def rows(self, split: str) -> datasets.Dataset: ...
+
+    def stream(self, split: str) -> datasets.IterableDataset: ...
 
 
 @dataclass(frozen=True)
 class Location:
-    """A dataset that was found: its name, its splits, and a function that opens a builder for some of them."""
+    """A dataset that was found: its name, its splits, and a function that opens some of them."""
 
     name: str
     splits: list[str]
-    builder: Callable[[list[str]], datasets.DatasetBuilder]
+    open: Callable[[list[str]], Splits]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Splits whose rows are already there."""
+
+    splits: Mapping[str, datasets.Dataset]
+
+    def rows(self, split: str) -> datasets.Dataset:
+        return self.splits[split]
+
+    def stream(self, split: str) -> datasets.IterableDataset:
+        rows = self.splits[split]
+        return rows.to_iterable_dataset(num_shards=max(1, min(SHARDS, len(rows))))
+
+
+@dataclass(frozen=True)
+class Built:
+    """Splits that `datasets` downloads and converts, or streams."""
+
+    builder: datasets.DatasetBuilder
+    name: str
+
+    def rows(self, split: str) -> datasets.Dataset:
+        """Raises ValueError if the dataset cannot be downloaded or read."""
+        try:
+            self.builder.download_and_prepare()
+        except (DatasetGenerationError, ValueError) as error:  # an ArrowInvalid of pyarrow is a ValueError
+            raise ValueError(f"dataset {self.name} cannot be read: {one_line(error.__cause__ or error)}") from error
+        except (ConnectionError, HfHubHTTPError) as error:
+            raise _unreachable(self.name, error) from error
+        return self.builder.as_dataset(split)
+
+    def stream(self, split: str) -> datasets.IterableDataset:
+        return self.builder.as_streaming_dataset(split)
 
 
 def locate(args: DataArguments) -> Location:
-    """Finds the dataset of the arguments; reads names only.
+    """Finds the dataset of the arguments; reads names only, and logs what a folder contains besides.
 
     Raises ValueError for a path that does not exist, a folder without images, an unknown configuration, or a Hub id
     that is unknown, private or out of reach.
@@ -48,90 +95,91 @@ def locate(args: DataArguments) -> Location:
             f"dataset is {args.dataset}, which does not exist; give a folder, a parquet file, a Hub id such as "
             f"user/name, or {built_in_names()}"
         )
-    return _locate_builder(args.dataset, args.dataset, args.dataset_config)
-
-
-def choose_splits(args: DataArguments, splits: list[str]) -> tuple[str, str | None]:
-    """The training split and the evaluation split, or None if there is no evaluation split.
-
-    Raises ValueError for a split that the dataset does not have.
-    """
-    for setting, split in (("train_split", args.train_split), ("eval_split", args.eval_split)):
-        if split is not None and split not in splits:
-            raise ValueError(f"{setting} is {split}; the splits of {args.dataset} are {', '.join(splits)}")
-    found = [split for split in EVAL_SPLITS if split in splits and split != args.train_split]
-    return args.train_split, args.eval_split or (found[0] if found else None)
-
-
-def prepare(builder: datasets.DatasetBuilder, name: str) -> None:
-    """Downloads a dataset and stores it in the cache of `datasets`. Raises ValueError if that fails."""
-    try:
-        builder.download_and_prepare()
-    except (DatasetGenerationError, ValueError) as error:  # an ArrowInvalid of pyarrow is a ValueError
-        raise ValueError(f"dataset {name} cannot be read: {one_line(error.__cause__ or error)}") from error
-    except (ConnectionError, HfHubHTTPError) as error:
-        raise _unreachable(name, error) from error
-
-
-def encoded_images(rows, image_column: str, name: str):
-    """A `datasets` set or stream whose image column returns {"bytes", "path"}, so that only `decode` decodes.
-
-    Raises ValueError for a column that is missing or contains no images.
-    """
-    features = resolved_features(rows)
-    if image_column not in features:
-        raise ValueError(f"image_column is {image_column}; the columns of {name} are {', '.join(features)}")
-    kind = features[image_column]
-    is_row = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
-    is_text = isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "binary", "large_binary")
-    if not (is_row or is_text or isinstance(kind, datasets.Image)):
-        raise ValueError(f"image_column {image_column} of {name} contains {kind}; it must be images, bytes or paths")
-    return rows.cast_column(image_column, datasets.Image(decode=False))
+    return _built(args.dataset, _find_builder(args.dataset, args.dataset, args.dataset_config))
 
 
 def _locate_path(path: Path, args: DataArguments) -> Location:
-    if path.is_dir() and _contains(path, _is_parquet):
-        return _locate_builder(str(path), path.name, args.dataset_config)
+    if path.is_file():
+        return _locate_file(path, args)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        _refuse_config(path, args)
+        saved = datasets.load_from_disk(str(path))
+        stored = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        return Location(path.resolve().name, list(map(str, stored)), lambda _: Stored(stored))
+    listing = scan(path)
+    if listing.tables and (not listing.images or _has_column(listing, args.image_column)):
+        return _locate_tables(path, listing, args)
+    _refuse_config(path, args)
+    name = path.resolve().name
+    if not listing.images:
+        listing.report(name)
+        raise ValueError(f"dataset is the folder {path}, which contains neither images nor parquet files")
+    count_notice(name, listing.tables, "parquet file", f"left out because it has no column {args.image_column}")
+    folder = ImageFolder.of(name, listing, args.train_split)
+    return Location(name, list(folder.splits), lambda splits: Stored(folder.open(splits, args.label_column)))
+
+
+def _locate_file(path: Path, args: DataArguments) -> Location:
+    _refuse_config(path, args)
+    if path.suffix.lower() != ".parquet":
+        raise ValueError(f"dataset is the file {path}; give a parquet file, or a folder of images or parquet files")
+    return _parquet_location(path.stem, {"train": [str(path)]})
+
+
+def _locate_tables(path: Path, listing: Listing, args: DataArguments) -> Location:
+    """A folder of parquet files; files that `datasets` finds no split for are the training split if it has none."""
+    count_notice(path.name, list(listing.images), "image file", "left out beside the parquet files")
+    builder = _find_builder(str(path), path.name, args.dataset_config)
+    by_split = {
+        str(split): [file for file in files if file.endswith(".parquet")]
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    by_split = {split: files for split, files in by_split.items() if files}
+    claimed = {Path(file).resolve() for files in by_split.values() for file in files}
+    rest = [table for table in listing.tables if (listing.root / table).resolve() not in claimed]
+    if not rest or len(builder.builder_configs) > 1:
+        return _built(path.name, builder)
+    if find_train_split("train", by_split) is None:
+        by_split["train"] = [str(listing.root / table) for table in rest]
+        count_notice(path.name, rest, "parquet file", "in the training split because the name has no other split")
+        return _parquet_location(path.name, by_split)
+    why = f"left out because the name has none of the splits {', '.join(by_split)} (as in train-00.parquet)"
+    count_notice(path.name, rest, "parquet file", why)
+    return _built(path.name, builder)
+
+
+def _parquet_location(name: str, files: dict[str, list[str]]) -> Location:
+    escaped = {str(split): [glob.escape(file) for file in some] for split, some in files.items()}
+    builder = datasets.load_dataset_builder("parquet", data_files=escaped)
+    return _built(name, builder)
+
+
+def _built(name: str, builder: datasets.DatasetBuilder) -> Location:
+    splits = [str(split) for split in builder.config.data_files or builder.info.splits or []]
+    return Location(name, splits, lambda _: Built(builder, name))
+
+
+def _has_column(listing: Listing, column: str) -> bool:
+    """Whether a parquet file has the column, or cannot be read, which its reader then reports."""
+    try:
+        return any(column in parquet.read_schema(listing.root / table).names for table in listing.tables)
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def _refuse_config(path: Path, args: DataArguments) -> None:
     if args.dataset_config is not None:
         raise ValueError(f"dataset_config is {args.dataset_config}; {path} has none, remove the setting")
-    if path.is_file():
-        if not _is_parquet(path.name):
-            raise ValueError(
-                f"dataset is the file {path}; give a parquet file, or a folder of images or parquet files"
-            )
-        files = {"train": glob.escape(str(path))}
-        return Location(path.stem, ["train"], lambda _: datasets.load_dataset_builder("parquet", data_files=files))
-    if not _contains(path, _is_image):
-        raise ValueError(f"dataset is the folder {path}, which contains neither images nor parquet files")
-    folders = _split_folders(path, args.train_split)
-    return Location(path.resolve().name, list(folders), lambda splits: _image_builder(folders, splits))
 
 
-def _split_folders(path: Path, train_split: str) -> dict[str, Path]:
-    """Folders by split: the sub-folders if they are named like splits, with a training split; else all is `train`."""
-    parts = {part.name: part for part in sorted(path.iterdir()) if part.is_dir() and _contains(part, _is_image)}
-    has_train, has_eval = {train_split, "train"} & set(parts), set(EVAL_SPLITS) & set(parts)
-    if has_train and (has_eval or set(parts) <= {train_split, "train"}):
-        return parts
-    return {"train": path}
-
-
-def _image_builder(folders: dict[str, Path], splits: list[str]) -> datasets.DatasetBuilder:
-    chosen = {split: folders[split] for split in splits}
-    files = {split: f"{glob.escape(str(folder))}/**" for split, folder in chosen.items()}
-    # images directly in a split's folder have no class: `datasets` would use the names of the splits as labels
-    unlabeled = any(_is_image(entry.name) for folder in chosen.values() for entry in os.scandir(folder))
-    return datasets.load_dataset_builder("imagefolder", data_files=files, drop_labels=True if unlabeled else None)
-
-
-def _locate_builder(path: str, name: str, config: str | None) -> Location:
-    """A Hub id or a folder of parquet files; `datasets` finds the splits."""
+def _find_builder(path: str, name: str, config: str | None) -> datasets.DatasetBuilder:
+    """Of a Hub id or a folder of parquet files; `datasets` finds the splits."""
     try:
         if config is not None:
             choices = datasets.get_dataset_config_names(path)
             if config not in choices:
                 raise ValueError(f"dataset_config is {config}; the configurations of {name} are {', '.join(choices)}")
-        builder = datasets.load_dataset_builder(path, config)
+        return datasets.load_dataset_builder(path, config)
     except DatasetNotFoundError as error:
         raise ValueError(
             f"dataset {name} is neither a local folder nor a dataset on the Hub that you can access; check the name, "
@@ -144,8 +192,6 @@ def _locate_builder(path: str, name: str, config: str | None) -> Location:
             choices = datasets.get_dataset_config_names(path)
             raise ValueError(f"dataset {name} needs a dataset_config: {', '.join(choices)}") from error
         raise ValueError(one_line(error)) from error
-    splits = list(builder.config.data_files or builder.info.splits or [])
-    return Location(name, [str(split) for split in splits], lambda _: builder)
 
 
 def _unreachable(name: str, error: Exception) -> ValueError:
@@ -153,15 +199,3 @@ def _unreachable(name: str, error: Exception) -> ValueError:
         f"dataset {name} is not a local folder, and the Hub cannot be reached ({one_line(error)}); check the name, "
         f"the connection and HF_HUB_OFFLINE, or use {built_in_names()}"
     )
-
-
-def _contains(path: Path, wanted: Callable[[str], bool]) -> bool:
-    return any(wanted(name) for _, _, names in os.walk(path, followlinks=True) for name in names)
-
-
-def _is_parquet(name: str) -> bool:
-    return name.endswith(".parquet") and name != "metadata.parquet"  # that one describes a folder of images
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in Image.registered_extensions()

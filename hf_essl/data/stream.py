@@ -12,6 +12,7 @@ import datasets
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
+from hf_essl.data.columns import cell_reader
 from hf_essl.data.dataset import ImageDataset
 from hf_essl.data.decode import MAX_IN_A_ROW, Canvas, Unreadable, no_readable_image, read_image
 from hf_essl.data.labels import NO_LABEL
@@ -27,11 +28,21 @@ class StreamedImages(ImageDataset, IterableDataset):
     DataLoader workers share the shards. Unreadable images are skipped; the sample before them lists them.
 
     Args:
-        stream: a `datasets.IterableDataset` whose image column returns {"bytes", "path"}.
+        stream: a `datasets.IterableDataset` from `encoded_images`.
+        white_level: see `DataArguments`.
     """
 
-    def __init__(self, stream: datasets.IterableDataset, image_column: str, image_size: int, name: str, seed: int = 0):
+    def __init__(
+        self,
+        stream: datasets.IterableDataset,
+        image_column: str,
+        image_size: int,
+        name: str,
+        seed: int = 0,
+        white_level: float | None = None,
+    ):
         self.stream, self.column, self.image_size, self.name, self.seed = stream, image_column, image_size, name, seed
+        self.read_cell = cell_reader(stream.features, image_column, white_level)
         self.rank, self.world_size = 0, 1
 
     def for_process(self, rank: int, world_size: int) -> "StreamedImages":
@@ -58,7 +69,7 @@ class StreamedImages(ImageDataset, IterableDataset):
         pending: Canvas | None = None  # waits for the next image, to list the unreadable ones between them
         unreadable: list[Unreadable] = []
         for row in rows:
-            image = row[self.column]
+            image = self.read_cell(row[self.column])
             result = read_image(partial(_unlabeled, image), self.image_size, None, "")
             if isinstance(result, Unreadable):
                 unreadable.append(result if result.name else replace(result, name=self._digest(image)))
@@ -75,9 +86,10 @@ class StreamedImages(ImageDataset, IterableDataset):
             raise no_readable_image(self.name, unreadable)
         return pending is not None
 
-    def _digest(self, image: dict[str, Any] | None) -> str:
+    def _digest(self, image: Any) -> str:
         """A name for an image without a path; it is the same in every pass."""
-        content = (image or {}).get("bytes") or b""
+        content = image.get("bytes") if isinstance(image, dict) else image
+        content = content if isinstance(content, bytes) else str(type(image)).encode()
         return f"{self.name}[sha1 {hashlib.sha1(content).hexdigest()[:12]}]"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
-from hf_essl.data.decode import _as_rgb, _upright, image_path
+from hf_essl.data.decode import image_path, open_image
 from hf_essl.methods import METHODS
 from hf_essl.methods.base import build_backbone, check_backbone
 from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
@@ -157,7 +157,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 def _picture(image: Any) -> Image.Image:
     """The whole image in its own size, RGB."""
     with _explained(f"image {image_path(image) or ''} cannot be read", Exception):  # PIL raises errors of many types
-        return _as_rgb(_upright(image, 2**16))
+        return open_image(image)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.data import NO_LABEL, ImageDataset
+from hf_essl.evaluation.features import class_targets, labeled_indices
 from hf_essl.evaluation.knn import knn_accuracy
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import feature_std, rankme
@@ -35,13 +35,17 @@ class OnlineProbe(nn.Module):
 
     Args:
         num_features: size of the backbone's features, D.
-        num_classes: C.
+        classes: the labels that occur, sorted, or their number C if they are 0 to C - 1.
     """
 
-    def __init__(self, num_features: int, num_classes: int):
+    classes: Tensor
+
+    def __init__(self, num_features: int, classes: Tensor | int):
         super().__init__()
+        known = torch.arange(classes) if isinstance(classes, int) else classes
+        self.register_buffer("classes", known, persistent=False)
         self.norm = nn.BatchNorm1d(num_features, affine=False)
-        self.linear = zero_linear(num_features, num_classes)
+        self.linear = zero_linear(num_features, len(known))
         self.optimizer = torch.optim.SGD(self.linear.parameters(), lr=1.0, momentum=0.9)
 
     @classmethod
@@ -52,7 +56,7 @@ class OnlineProbe(nn.Module):
                 f"online_probe is on, but the training images of {images.name} have no labels (a stream's never do); "
                 f"set label_column, or turn online_probe off"
             )
-        return cls(model.num_features, int(images.labels.max()) + 1).to(device)
+        return cls(model.num_features, images.labels[images.labels != NO_LABEL].unique()).to(device)
 
     def resume(self, path: Path) -> None:
         """Continues from a checkpoint's file; if it is missing, the probe starts from scratch, with a warning."""
@@ -82,18 +86,19 @@ class OnlineProbe(nn.Module):
         with torch.enable_grad(), full_precision(features):  # autocast would affect the backward pass too
             scores = self(features)
             labeled = (labels != NO_LABEL).sum().clamp(min=1)
-            loss = F.cross_entropy(scores, labels, ignore_index=NO_LABEL, reduction="sum") / labeled
+            targets = class_targets(labels, self.classes)
+            loss = F.cross_entropy(scores, targets, reduction="sum") / labeled
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        accuracy = 100 * (scores.argmax(dim=1) == labels).sum() / labeled
+        accuracy = 100 * (scores.argmax(dim=1) == targets).sum() / labeled
         return {"probe_loss": loss.detach(), "probe_train_accuracy": accuracy}
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
         """The classes of B x D features, B; changes nothing, not even the running statistics."""
         self.eval()
-        return self(features.to(self.linear.weight.device)).argmax(dim=1)
+        return self.classes[self(features.to(self.linear.weight.device)).argmax(dim=1)]
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Top-1 accuracy in percent, [0, 100], on B x D features and their B classes."""
@@ -121,8 +126,19 @@ def captured_features(projector: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def check_neighbors(queries: ImageDataset | None, bank: ImageDataset | None, k: int) -> None:
+    """Raises ValueError before a run whose kNN evaluation has fewer labeled images in its bank than `k`."""
+    if queries is None or bank is None or bank is queries:
+        return
+    count = len(bank)  # type: ignore[arg-type]
+    if count >= k and bank.has_known_labels and bank.labels is not None:
+        count = int((bank.labels != NO_LABEL).sum())
+    if count < k:
+        raise ValueError(f"knn_k is {k}, but only {count} training images can vote; set knn_k: {count} or lower")
+
+
 def evaluate_features(
-    extract: Callable[[Any], tuple[Tensor, Tensor | None]],
+    extract: Callable[..., tuple[Tensor, Tensor | None]],
     queries_from: ImageDataset,
     bank_from: ImageDataset | None,
     args: SSLTrainingArguments,
@@ -132,7 +148,7 @@ def evaluate_features(
     """Feature std and RankMe of the query images and, if both datasets have labels, accuracies in percent.
 
     Args:
-        extract: returns the features, N x D, and labels, N, of a dataset.
+        extract: returns the features, N x D, and labels, N, of a dataset; it accepts `indices` of its images.
         bank_from: the neighbors for the kNN accuracy, which is skipped if these are the query images themselves.
         args: `knn_k` and `knn_temperature`.
         probe: the classifier that trains alongside the backbone.
@@ -141,12 +157,19 @@ def evaluate_features(
     metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
     if query_labels is None:
         return metrics
+    queries, query_labels = _labeled(queries, query_labels)
     if probe is not None:
         metrics["probe_accuracy"] = probe.accuracy(queries, query_labels)
     if bank_from is None or bank_from is queries_from:
         return metrics
-    bank, bank_labels = extract(bank_from)
+    bank, bank_labels = extract(bank_from, indices=labeled_indices(bank_from))
     if bank_labels is not None:
-        features, votes = (bank, bank_labels, queries, query_labels), (args.knn_k, args.knn_temperature)
+        features, votes = (*_labeled(bank, bank_labels), queries, query_labels), (args.knn_k, args.knn_temperature)
         metrics["knn_accuracy"] = knn_accuracy(*features, *votes, accelerator=accelerator)
     return metrics
+
+
+def _labeled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows with a label; without a copy if all have one."""
+    rows = labels != NO_LABEL
+    return (features, labels) if rows.all() else (features[rows], labels[rows])

@@ -12,6 +12,7 @@ from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
 from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
 from hf_essl.views.crops import canvas_size, describe_center_crop
@@ -71,7 +72,8 @@ def evaluate_backbone(
         train,
         test,
         accelerator,
-        indices=sample_indices(image_count(train) or 0, data.max_train_samples, seed),
+        indices=sample_indices(image_count(train) or 0, data.max_train_samples, seed, labeled_indices(train)),
+        test_indices=labeled_indices(test),
         batch_size=batch_size or PROTOCOLS[protocol].batch_size,
         num_workers=num_workers,
         seed=seed,
@@ -112,11 +114,13 @@ def labeled_splits(images: Images, name: str) -> tuple[ImageDataset, ImageDatase
     return images.bank, images.eval
 
 
-def sample_indices(total: int, count: int | None, seed: int = 0) -> list[int] | None:
-    """`count` of `total` indices, sorted; None, which means all, if there are no more.
+def sample_indices(total: int, count: int | None, seed: int = 0, among: list[int] | None = None) -> list[int] | None:
+    """`count` of `total` indices, or of those in `among`, sorted; if there are no more, all: None or `among`.
 
     They are random because stored images may be sorted by class, or cycle through the classes.
     """
+    total = total if among is None else len(among)
     if count is None or count >= total:
-        return None
-    return sorted(torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist())
+        return among
+    chosen = sorted(torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist())
+    return chosen if among is None else [among[index] for index in chosen]

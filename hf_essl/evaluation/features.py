@@ -115,11 +115,24 @@ def check_labeled(name: str, features: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{name} labels have shape {tuple(labels.shape)} for {len(features)} features; give one each")
 
 
-def check_classes(name: str, labels: Tensor) -> int:
-    """The number of classes, one more than the largest label. Raises ValueError for a label below 0."""
+def check_classes(name: str, labels: Tensor) -> Tensor:
+    """The classes that occur, sorted. Raises ValueError for a label below 0."""
     if int(labels.min()) < 0:
         raise ValueError(f"{name} labels contain {int(labels.min())}; classes start at 0, remove unlabeled images")
-    return int(labels.max()) + 1
+    return labels.unique()
+
+
+def class_targets(labels: Tensor, classes: Tensor) -> Tensor:
+    """The position of each label among the classes; for an image without one -100, which `cross_entropy` ignores."""
+    return torch.searchsorted(classes, labels).where(labels != NO_LABEL, -100)
+
+
+def labeled_indices(dataset: Any) -> list[int] | None:
+    """The images of a dataset that have a label; None, which means all, if all or none have one or nobody knows."""
+    labels = dataset.labels if dataset.has_known_labels else None
+    if labels is None or not (labels == NO_LABEL).any():
+        return None
+    return (labels != NO_LABEL).nonzero().flatten().tolist()
 
 
 def check_same_size(features: Tensor, others: Tensor) -> None:

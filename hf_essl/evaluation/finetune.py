@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from hf_essl.config.fields import Count, Positive, option
 from hf_essl.data import collate
-from hf_essl.evaluation.features import check_classes
+from hf_essl.evaluation.features import check_classes, class_targets
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import Accuracy
 from hf_essl.evaluation.task import Protocol, Task
@@ -52,16 +52,16 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
     if len(indices) < world:
         raise ValueError(f"{len(indices)} training images for {world} processes; start fewer processes")
     assert task.train.labels is not None, "the images of a task have labels"
-    classes = check_classes("train", task.train.labels[torch.as_tensor(indices)])
+    classes = check_classes("train", task.train.labels[torch.as_tensor(indices)])  # C
     backbone = task.loaded.backbone
-    model = nn.Sequential(backbone, zero_linear(_width(backbone), classes)).to(device)
+    model = nn.Sequential(backbone, zero_linear(_width(backbone), len(classes))).to(device)
     rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
-    _train(model, _optimizer(model, settings.optimizer, rate), settings.epochs, task, indices)
+    _train(model, _optimizer(model, settings.optimizer, rate), settings.epochs, task, indices, classes)
     broadcast_buffers(model)
     features, labels = task.test_features()
     with torch.no_grad():
-        predictions = model[1](features.to(device, torch.float32)).argmax(dim=1)
-    found = Accuracy().compute(predictions=predictions.cpu(), references=labels)
+        predictions = classes[model[1](features.to(device, torch.float32)).argmax(dim=1).cpu()]
+    found = Accuracy().compute(predictions=predictions, references=labels)
     return {"accuracy": found["accuracy"], "learning_rate": rate}
 
 
@@ -94,7 +94,9 @@ def _shares(indices: Sequence[int], steps: int, world: int, order: torch.Generat
     ]
 
 
-def _train(model: nn.Module, optimizer: Optimizer, epochs: int, task: Task, indices: Sequence[int]) -> None:
+def _train(
+    model: nn.Module, optimizer: Optimizer, epochs: int, task: Task, indices: Sequence[int], classes: Tensor
+) -> None:
     accelerator, device = task.accelerator, task.accelerator.device
     rank, world = accelerator.process_index, accelerator.num_processes
     steps = min(math.ceil(len(indices) / max(task.batch_size // world * world, world)), len(indices) // world)
@@ -106,7 +108,8 @@ def _train(model: nn.Module, optimizer: Optimizer, epochs: int, task: Task, indi
         model.train()
         losses = []
         for batch in DataLoader(task.train, batch_sampler=_shares(indices, steps, world, order)[rank], **options):
-            images, labels = augment(batch["image"].to(device), batch["aspect"]), batch["label"].to(device)
+            images = augment(batch["image"].to(device), batch["aspect"])
+            labels = class_targets(batch["label"], classes).to(device)
             with accelerator.autocast():
                 scores = trained(images)
             loss = F.cross_entropy(scores.float(), labels)

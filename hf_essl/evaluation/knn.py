@@ -61,7 +61,7 @@ def knn_accuracy(
 
     Args:
         bank: labeled features, N x D, of any floating dtype.
-        bank_labels: N classes, from 0.
+        bank_labels: N classes, any numbers from 0.
         queries: features to classify, Q x D.
         query_labels: Q classes, from 0.
         k: neighbors that vote.
@@ -77,7 +77,7 @@ def knn_accuracy(
     check_labeled("query", queries, query_labels)
     check_same_size(bank, queries)
     check_votes(k, temperature, len(bank))
-    classes = check_classes("bank", bank_labels)
+    check_classes("bank", bank_labels)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, such as 4096")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -90,8 +90,7 @@ def knn_accuracy(
     for rows in _chunks(len(query_labels), chunk_size):
         # relative to the largest similarity, which changes no argmax: exp(1 / temperature) can overflow
         votes = ((similarity[rows] - similarity[rows, :1]) / temperature).exp()  # q x k, best neighbor first
-        scores = votes.new_zeros(len(votes), classes).scatter_add_(1, bank_labels[indices[rows]], votes)
-        correct += (scores.argmax(dim=1) == query_labels[rows]).sum()
+        correct += (_winners(votes, bank_labels[indices[rows]]) == query_labels[rows]).sum()
     if accelerator and world > 1:
         correct = accelerator.reduce(correct.to(accelerator.device), "sum")
     return 100.0 * int(correct) / total
@@ -127,6 +126,20 @@ class KNNAccuracy(LabelMetric):
         queries = torch.tensor(predictions), torch.tensor(references)
         accuracy = knn_accuracy(*self.bank, *queries, *self.votes, accelerator=self.accelerator)
         return {"knn_accuracy": accuracy}
+
+
+def _winners(votes: Tensor, labels: Tensor) -> Tensor:
+    """The class with the most votes of each query, Q, from votes and classes of its neighbors, Q x k each.
+
+    Of equal classes the smallest one wins. The memory does not depend on the number or the size of the classes.
+    """
+    ordered, order = labels.sort(dim=1, stable=True)
+    starts = torch.ones_like(ordered)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    slots = starts.cumsum(dim=1) - 1  # numbers the classes of each query from 0
+    scores = torch.full_like(votes, -1).scatter_(1, slots, 0).scatter_add_(1, slots, votes.gather(1, order))
+    firsts = slots.eq(scores.argmax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
+    return ordered.gather(1, firsts).squeeze(1)
 
 
 def check_votes(k: int, temperature: float, bank_size: int) -> None:

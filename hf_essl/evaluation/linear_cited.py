@@ -8,7 +8,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.evaluation.features import check_classes
+from hf_essl.evaluation.features import check_classes, class_targets
 from hf_essl.evaluation.linear_probe import (
     BATCH_SIZE,
     EPOCHS,
@@ -52,16 +52,18 @@ def train_cited(
         features, labels = augmented()
         check_features("train", features, labels)
         if linear is None:
-            linear = _random_linear(features.shape[1], check_classes("train", labels), generator).to(device)
+            classes = check_classes("train", labels)
+            linear = _random_linear(features.shape[1], len(classes), generator).to(device)
             # always_adapt: without weight decay timm's Lars is plain SGD
             optimizer = Lars(linear.parameters(), lr=learning_rate, momentum=0.9, weight_decay=0, always_adapt=True)
         optimizer.param_groups[0]["lr"] = rate_of_epoch(epoch, epochs, learning_rate)
-        loss = _train_epoch(linear, optimizer, features, labels, batch_size, generator)
+        targets = class_targets(labels.to(classes.device), classes)
+        loss = _train_epoch(linear, optimizer, features, targets, batch_size, generator)
         report(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
-        del features, labels  # free them before the next ones are extracted
+        del features, labels, targets  # free them before the next ones are extracted
     assert linear is not None, "there is at least one epoch"
     nothing = torch.zeros(linear.in_features, device=device)
-    return LinearClassifier(linear.requires_grad_(False), nothing, torch.ones_like(nothing))
+    return LinearClassifier(linear.requires_grad_(False), nothing, torch.ones_like(nothing), classes.to(device))
 
 
 def rate_of_epoch(epoch: int, epochs: int, learning_rate: float = LEARNING_RATE) -> float:
@@ -81,7 +83,7 @@ def _train_epoch(
     linear: nn.Linear,
     optimizer: torch.optim.Optimizer,
     features: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     batch_size: int,
     generator: torch.Generator,
 ) -> float:
@@ -90,7 +92,7 @@ def _train_epoch(
     with torch.autocast(device.type, enabled=False):
         for batch in torch.randperm(len(features), generator=generator).split(batch_size):
             scores = linear(features[batch.to(features.device)].to(device).float())
-            loss = F.cross_entropy(scores, labels[batch.to(labels.device)].to(device))
+            loss = F.cross_entropy(scores, targets[batch.to(targets.device)].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size
+from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size, class_targets
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 90, 2048, 0.8
 """Defaults of the paper's appendix B."""
@@ -77,7 +77,7 @@ def train_linear(
 
     Args:
         features: N x D, of any floating dtype; only a chunk or a batch at a time is converted to float32.
-        labels: N classes, from 0.
+        labels: N classes, any numbers from 0.
         epochs: passes over the features; by default see `probe_epochs`.
         batch_size: largest batch; an epoch is split into equal batches of at most this size.
         learning_rate: at the start; not scaled with the batch size.
@@ -94,7 +94,8 @@ def train_linear(
     steps = math.ceil(len(features) / batch_size)
     device = torch.device(device or features.device)
     mean, std = (value.to(device) for value in _statistics(features))
-    linear = zero_linear(features.shape[1], check_classes("train", labels)).to(device)
+    known = check_classes("train", labels)
+    linear = zero_linear(features.shape[1], len(known)).to(device)
     optimizer = _lars(linear, learning_rate, 1 / len(features) if weight_decay is None else weight_decay)
     scheduler, generator = CosineAnnealingLR(optimizer, T_max=epochs * steps), torch.Generator().manual_seed(seed)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -102,12 +103,13 @@ def train_linear(
             # equal batches: LARS would give the few images of a short last one the weight of a full step
             for batch in torch.randperm(len(features), generator=generator).to(features.device).tensor_split(steps):
                 x = (features[batch].to(device).float() - mean) / std
-                loss = F.cross_entropy(linear(x), labels[batch.to(labels.device)].to(device))
+                targets = class_targets(labels[batch.to(labels.device)].to(known.device), known)
+                loss = F.cross_entropy(linear(x), targets.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-    return LinearClassifier(linear.requires_grad_(False), mean, std)
+    return LinearClassifier(linear.requires_grad_(False), mean, std, known.to(device))
 
 
 def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
@@ -117,17 +119,21 @@ def probe_epochs(images: int, batch_size: int = BATCH_SIZE) -> int:
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A trained linear layer, D to C, and the D means and deviations that standardize its inputs (0 and 1 if none)."""
+    """A trained linear layer, D to C, the means and deviations that standardize its inputs, and the classes, C.
+
+    The D means and deviations are 0 and 1 for a classifier on features as they are.
+    """
 
     linear: nn.Linear
     mean: Tensor
     std: Tensor
+    classes: Tensor
 
     @torch.inference_mode()
     def predict(self, features: Tensor) -> Tensor:
         """The classes of M x D features of any floating dtype: M, on the device of the classifier."""
         parts = [self.linear((x.to(self.mean.device).float() - self.mean) / self.std) for x in features.split(CHUNK)]
-        return torch.cat([scores.argmax(dim=1) for scores in parts])
+        return self.classes[torch.cat([scores.argmax(dim=1) for scores in parts])]
 
 
 def zero_linear(dimensions: int, classes: int) -> nn.Linear:

@@ -21,7 +21,8 @@ class Task:
 
     Args:
         train, test: labeled images; a test image of a class that train lacks counts as wrong.
-        indices: the training images to use; None for all.
+        indices: the training images to use; None for all. Each has a label.
+        test_indices: the test images that have a label; None for all.
         batch_size: images per batch and process in feature extraction; per batch over all processes in fine-tuning.
         num_workers: processes that load images.
         seed: of the order of the images and of their augmentation.
@@ -33,6 +34,7 @@ class Task:
     test: ImageDataset
     accelerator: Accelerator
     indices: Sequence[int] | None = None
+    test_indices: Sequence[int] | None = None
     batch_size: int = 256
     num_workers: int = 0
     seed: int = 0
@@ -44,7 +46,7 @@ class Task:
 
     @property
     def test_images(self) -> int:
-        return image_count(self.test) or 0
+        return len(self.test_indices) if self.test_indices is not None else image_count(self.test) or 0
 
     def train_features(self, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
         """Features, N x D, and labels, N, of the training images."""
@@ -52,7 +54,7 @@ class Task:
 
     def test_features(self) -> tuple[Tensor, Tensor]:
         """Features, M x D, and labels, M, of the test images."""
-        return self._features(self.test)
+        return self._features(self.test, self.test_indices)
 
     def augmentation(self) -> Transform:
         """Random resized crops and flips, without color changes, from a private random stream of each process."""

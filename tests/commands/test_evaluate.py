@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import save_file
 
 from hf_essl import cli, export_backbone
@@ -160,6 +161,29 @@ def test_sampled_images_are_of_all_classes():
     assert len(set(sampled)) == 256 and sampled == sorted(sampled) and len(set(labels[sampled].tolist())) == 16
     assert sample_indices(4096, 256) == sampled and sample_indices(4096, 256, seed=1) != sampled
     assert [sample_indices(10, count) for count in (None, 10, 11)] == [None, None, None]
+    labeled = list(range(0, 4096, 2))
+    some = sample_indices(4096, 256, among=labeled)
+    assert len(set(some)) == 256 and some == sorted(some) and set(some) < set(labeled)
+    assert sample_indices(4096, None, among=labeled) == sample_indices(4096, 2048, among=labeled) == labeled
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune"])
+def test_images_without_a_label_are_left_out(run_folder, tmp_path, protocol):
+    """A third of the images has no label; sub-folders are the classes."""
+    whole = photo_patches("train", 32)
+    for index in range(48):
+        folder = tmp_path / "set" / split_of(index) / ("" if index % 3 == 0 else f"class {index % 2}")
+        folder.mkdir(parents=True, exist_ok=True)
+        image = whole[index]["image"].permute(1, 2, 0).numpy()
+        Image.fromarray(image).save(folder / f"{index}.png")
+    options = {"epochs": 1} if protocol != "knn" else {"k": 3}
+    data = DataArguments(dataset=str(tmp_path / "set"), max_train_samples=20)
+    facts = evaluate_backbone(str(run_folder), data, protocol, options, resolution=32, report=lambda line: None)
+    assert (facts["train_images"], facts["eval_images"]) == (20, 8)
+
+
+def split_of(index):
+    return "train" if index < 36 else "val"
 
 
 @pytest.mark.parametrize(

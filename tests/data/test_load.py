@@ -108,10 +108,10 @@ class TestParquet:
     def test_labels_missing_or_of_another_type(self, tmp_path):
         write_parquet(tmp_path / "none.parquet", [0, 1], [-1, -1])
         assert load(tmp_path / "none.parquet").train.labels is None
-        write_parquet(tmp_path / "part.parquet", [0, 1], [3, None])
-        rejected("label_column label has no label for 1 of 2 images", tmp_path / "part.parquet")
+        write_parquet(tmp_path / "part.parquet", [0, 1, 2], [3, None, 4])
+        assert load(tmp_path / "part.parquet").train.labels.tolist() == [3, NO_LABEL, 4]
         write_parquet(tmp_path / "float.parquet", [0, 1], [0.5, 1.5])
-        rejected("label_column label contains float; labels are class indices", tmp_path / "float.parquet")
+        assert load(tmp_path / "float.parquet").bank is None
 
     def test_columns(self, tmp_path):
         write_parquet(tmp_path / "a.parquet", [0, 1], ["ant", "bee"])

@@ -4,11 +4,15 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_essl.data import NO_LABEL
-from hf_essl.evaluation.during_training import OnlineProbe, captured_features
+from hf_essl.config import SSLTrainingArguments
+from hf_essl.data import NO_LABEL, CachedImages
+from hf_essl.evaluation import knn_accuracy
+from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
+from hf_essl.evaluation.metrics import rankme
 from hf_essl.methods import METHODS, SSLModel
 from tests.distributed.launch import launch
 
@@ -123,6 +127,40 @@ def test_images_without_a_label_are_ignored():
     found = probe.update(features, torch.full((64,), NO_LABEL))
     assert [value.item() for value in found.values()] == [0.0, 0.0]
     assert not probe.linear.weight.any()  # as it started
+
+
+def test_class_ids_of_any_size():
+    features, labels = blobs(64, 6, 3, 1.0)
+    ids = torch.tensor([4, 90, 2_000_000_000])
+    plain, sparse = OnlineProbe(6, 3), OnlineProbe(6, ids)
+    for _ in range(5):
+        assert plain.update(features, labels) == sparse.update(features, ids[labels])
+    assert torch.equal(sparse.predict(features), ids[plain.predict(features)])
+    images = CachedImages(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([90, NO_LABEL, 4]), None, "three")
+    model = SSLModel.from_timm("test_resnet", method_args={"projector_dim": 16, "predictor_hidden": 8})
+    assert OnlineProbe.for_model(model, images, torch.device("cpu")).classes.tolist() == [4, 90]
+
+
+def test_only_labeled_images_are_neighbors_and_queries():
+    """Every other label is missing: the accuracy is that of the labeled half."""
+    features, labels = blobs(200, 6, 3, 1.0)
+    half = labels.clone()
+    half[::2] = NO_LABEL
+    bank, queries = (
+        CachedImages(torch.zeros(100, 3, 1, 1, dtype=torch.uint8), part, None, "x") for part in half.split(100)
+    )
+
+    def extract(dataset, indices=None):
+        part = slice(0, 100) if dataset is bank else slice(100, 200)
+        chosen = torch.arange(100) if indices is None else torch.tensor(indices)
+        return features[part][chosen], half[part][chosen]
+
+    found = evaluate_features(
+        extract, queries, bank, SSLTrainingArguments(knn_k=5, use_cpu=True), Accelerator(cpu=True)
+    )
+    expected = knn_accuracy(features[1:100:2], labels[1:100:2], features[101::2], labels[101::2], k=5)
+    assert found["knn_accuracy"] == expected and 40 < expected < 100
+    assert found["rankme"] == pytest.approx(rankme(features[100:]))
 
 
 def test_half_precision_is_computed_in_float32():

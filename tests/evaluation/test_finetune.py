@@ -64,6 +64,14 @@ def test_it_learns_what_the_frozen_features_lack(optimizer):
     assert float(lines[-1].split()[-1]) < 0.5 * float(lines[0].split()[-1])
 
 
+def test_class_ids_of_any_size():
+    train, test = textures(96, 0), textures(48, 1)
+    plain = finetune(small_backbone(), train, test, epochs=2, batch_size=32)
+    ids = torch.tensor([4, 90, 2_000_000_000])
+    train.labels, test.labels = ids[train.labels], ids[test.labels]
+    assert finetune(small_backbone(), train, test, epochs=2, batch_size=32) == plain > 20
+
+
 def test_the_accuracy_is_that_of_the_test_images():
     """With a backbone that cannot learn, the head separates mean colors; the accuracy is known."""
 

@@ -89,6 +89,31 @@ def test_a_bank_in_half_precision_equals_scikit_learn(dtype, tolerance):
     assert got == pytest.approx(rounded, abs=0.1)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    ids=st.lists(st.integers(0, 2**62), min_size=5, max_size=5, unique=True),
+    k=st.integers(1, 60),
+)
+def test_class_ids_of_any_size_equal_scikit_learn(seed, ids, k):
+    features, labels = blobs(seed, 150, 8, 5, 1.5)
+    labels = torch.tensor(ids)[labels]
+    bank, queries, known, truth = features[:100], features[100:], labels[:100], labels[100:]
+    expected = scikit_learn(bank, known, queries, truth, k, 0.07)
+    assert knn_accuracy(bank, known, queries, truth, k, 0.07, chunk_size=32) == pytest.approx(expected)
+
+
+def test_ids_near_two_billion_need_no_memory_for_each_of_them():
+    features, labels = blobs(0, 264, 8, 3, 0.1)
+    ids = torch.tensor([5, 1_999_999_999, 2_000_000_000])[labels]
+    bank, queries = features[:200], features[200:]
+    with LargestTensor() as made:
+        assert knn_accuracy(bank, ids[:200], queries, ids[200:]) == knn_accuracy(
+            bank, labels[:200], queries, labels[200:]
+        )
+    assert made.largest < 1e6  # the similarities are 51 kB; a column for each id would need 512 GB
+
+
 def at(*degrees):
     return torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
 

@@ -40,6 +40,14 @@ def test_within_a_point_of_logistic_regression(n, d, classes, spread):
     assert linear_probe(*data) == pytest.approx(expected, abs=1.0)
 
 
+def test_class_ids_of_any_size():
+    train, labels, test, truth = blobs(300, 16, 3, 2.0)
+    ids = torch.tensor([7, 30, 2_000_000_000])
+    assert linear_probe(train, ids[labels], test, ids[truth], epochs=90) == linear_probe(
+        train, labels, test, truth, epochs=90
+    )
+
+
 def features_of(data, name, resolution, train_images=None):
     """Features of real images by an untrained backbone, and their labels: training, then evaluation images."""
     images = load_images(data)
