@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from hf_essl.methods.backbone import feature_size
 from hf_essl.run_folder import CONFIG
 
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
@@ -39,7 +40,7 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
             named = {"pretrained_cfg": {"tag": tag}}
             timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
-            _describe_our_weights(Path(scratch) / CONFIG)
+            _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone))
             target.mkdir(exist_ok=True)
             for file in Path(scratch).iterdir():
                 os.replace(file, target / file.name)
@@ -53,9 +54,12 @@ def _make_contiguous(module: nn.Module, state: dict, prefix: str, metadata: dict
     state.update({name: value.contiguous() for name, value in state.items()})
 
 
-def _describe_our_weights(path: Path) -> None:
-    """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time."""
-    config = json.loads(path.read_text())
+def _describe_our_weights(path: Path, num_features: int) -> None:
+    """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time.
+
+    `num_features` is that of the exported features; timm writes another number for networks such as MobileNetV3.
+    """
+    config = json.loads(path.read_text()) | {"num_features": num_features}
     config.get("model_args", {}).pop("num_classes", None)
     for key in TIMM_WEIGHTS:
         config.get("pretrained_cfg", {}).pop(key, None)
