@@ -66,7 +66,8 @@ class Recipe:
         check_backbone(model.backbone, model.pretrained)
         arguments = accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
         if training.checkpoints_activations:
-            check_checkpointing(meta_backbone(model.backbone, arguments), training.checkpointing_options)
+            network = meta_backbone(model.backbone, arguments)
+            check_checkpointing(network, training.checkpointing_options, training.torch_compile)
 
     def redacted(self) -> Self:
         """The same recipe to show to others: paths of this machine are cut to their last component."""

@@ -9,10 +9,11 @@ from typing import Any
 import timm
 from torch import nn
 
-from hf_essl.methods.backbone import feature_size
+from hf_essl.methods.backbone import feature_size, storable
 from hf_essl.run_folder import CONFIG
 
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
+TIMM_SIZES = ("test_input_size", "pool_size", "test_pool_size")  # the same for its image sizes
 PREPROCESSING = {"crop_pct": 1.0, "interpolation": "bicubic"}
 """Images in evaluation: bicubic, the whole short side. An architecture's own crop may differ."""
 
@@ -34,13 +35,13 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     config = timm.data.resolve_model_data_config(backbone)
-    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"], **PREPROCESSING}
-    hook = backbone.register_state_dict_post_hook(_make_contiguous)
+    data = {"mean": config["mean"], "std": config["std"], **PREPROCESSING}
+    hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
             named = {"pretrained_cfg": {"tag": tag}}
             timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
-            _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone))
+            _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone), input_size)
             target.mkdir(exist_ok=True)
             for file in Path(scratch).iterdir():
                 os.replace(file, target / file.name)
@@ -49,18 +50,20 @@ def export_backbone(model: nn.Module, output_dir: str | Path, *, input_size: int
     return target
 
 
-def _make_contiguous(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _make_storable(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     """For safetensors; the weights may have the channels-last format."""
-    state.update({name: value.contiguous() for name, value in state.items()})
+    state.update(storable(state))
 
 
-def _describe_our_weights(path: Path, num_features: int) -> None:
+def _describe_our_weights(path: Path, num_features: int, input_size: int) -> None:
     """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time.
 
-    `num_features` is that of the exported features; timm writes another number for networks such as MobileNetV3.
+    `num_features` is that of the exported features; timm writes another number for networks such as MobileNetV3. timm
+    also refuses another `input_size` than its own for CrossViT and EfficientViT-MSRA, which accept any.
     """
     config = json.loads(path.read_text()) | {"num_features": num_features}
     config.get("model_args", {}).pop("num_classes", None)
-    for key in TIMM_WEIGHTS:
-        config.get("pretrained_cfg", {}).pop(key, None)
+    for key in TIMM_WEIGHTS + TIMM_SIZES:
+        config["pretrained_cfg"].pop(key, None)
+    config["pretrained_cfg"]["input_size"] = [3, input_size, input_size]
     path.write_text(json.dumps(config, indent=2))

@@ -6,14 +6,14 @@ them accept other sizes, as far as they have such arguments. All checks run on t
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from hf_essl.common import nearest, one_line, unknown
 from hf_essl.compat import image_size_at_build
@@ -112,6 +112,17 @@ def check_resolutions(backbone: nn.Module, resolutions: Iterable[int]) -> None:
         )
 
 
+def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as safetensors requires it: contiguous tensors that share no memory (CoaT's position encodings do)."""
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        value = value.contiguous()
+        stored[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return stored
+
+
 def feature_size(backbone: nn.Module) -> int:
     """D of a backbone, B x 3 x r x r to B x D, measured by a pass on the meta device; the backbone does not change.
 
@@ -126,7 +137,7 @@ def feature_size(backbone: nn.Module) -> int:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{type(backbone).__name__} does not accept 3 x {size} x {size} images: {reason}") from error
     if not _is_one_vector_per_image(features):
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
             f"{type(backbone).__name__} returns {shape} for {BATCH} images instead of one vector per image; build it "
             f"with a global pooling and without a classifier"
@@ -141,7 +152,7 @@ def _features(network: nn.Module, size: int) -> Any:
 
 
 def _is_one_vector_per_image(features: Any) -> bool:
-    return isinstance(features, torch.Tensor) and features.ndim == 2 and len(features) == BATCH
+    return isinstance(features, Tensor) and features.ndim == 2 and len(features) == BATCH
 
 
 def _accepts(network: nn.Module, size: int) -> bool:
@@ -207,7 +218,7 @@ def _refusal(name: str, backbone_args: dict, sizes: Sequence[int], plain: nn.Mod
     """Which sizes a network does not accept, which it accepts, and what to set."""
     own = _own_size(plain)
     networks = [net for sizing in FLEXIBLE if (net := _built(name, {**sizing, **backbone_args})) is not None]
-    tried = sorted({*sizes, own, *range(32, 385, 32)})
+    tried = sorted({*sizes, own, *range(32, 257, 32)})
     flexible = max(([size for size in tried if _accepts(net, size)] for net in networks), key=len)
     start = f"backbone is {name!r}, which does not accept the resolutions {_listed(sizes)}; "
     if len(flexible) > 1:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hf_essl.common import one_line
@@ -26,14 +25,23 @@ def checkpoint_activations(backbone: nn.Module, options: dict[str, Any] | None =
             module.register_forward_hook(_restore, always_call=True)
 
 
-def check_checkpointing(backbone: nn.Module, options: dict[str, Any] | None = None) -> None:
-    """Raises ValueError for a backbone without activation checkpointing, and for options that timm does not have."""
+def check_checkpointing(backbone: nn.Module, options: dict[str, Any] | None = None, compiled: bool = False) -> None:
+    """Raises ValueError for a backbone without activation checkpointing, and for options that timm does not have.
+
+    `compiled` is whether torch.compile will compile it: its recomputation saves the running statistics of a BatchNorm,
+    which the second view then changes.
+    """
     for name, value in (options or {}).items():
         if name not in DEFAULTS or value != DEFAULTS[name]:
             raise ValueError(
                 f"activation_checkpointing_kwargs contains {name}: {value!r}; timm checkpoints every block without "
                 f"options, remove it"
             )
+    if compiled and any(map(has_running_statistics, backbone.modules())):
+        raise ValueError(
+            "torch_compile and activation_checkpointing (or gradient_checkpointing) are both true, which torch does not "
+            "support for a backbone with BatchNorm; set one of them to false"
+        )
     enable = getattr(backbone, "set_grad_checkpointing", None)
     try:
         if enable is None:
@@ -54,13 +62,11 @@ def has_running_statistics(module: nn.Module) -> bool:
 
 def _save(module: nn.Module, inputs: Any) -> None:
     """Before a recomputed forward pass: the first one has updated the statistics already."""
-    if not torch.compiler.is_compiling() and in_backward():
+    if in_backward():
         module.__dict__[STATISTICS] = [buffer.clone() for buffer in module.buffers(recurse=False)]
 
 
 def _restore(module: nn.Module, inputs: Any, output: Tensor | None) -> None:
     """After it, even if checkpointing ends it early: `.data` because autograd may have saved the buffers."""
-    if torch.compiler.is_compiling():
-        return
     for buffer, before in zip(module.buffers(recurse=False), module.__dict__.pop(STATISTICS, ()), strict=False):
         buffer.data.copy_(before)

@@ -29,7 +29,7 @@ def check_network(model: SSLModel, views: ViewArguments, args: SSLTrainingArgume
     if not set(views.resolutions) <= set(model.resolutions):
         check_resolutions(model.backbone, views.resolutions)
     if args.checkpoints_activations:
-        check_checkpointing(model.backbone, args.checkpointing_options)
+        check_checkpointing(model.backbone, args.checkpointing_options, args.torch_compile)
 
 
 def prepare_layers(model: SSLModel, args: SSLTrainingArguments) -> None:
