@@ -65,5 +65,8 @@ def _describe_our_weights(path: Path, num_features: int, input_size: int) -> Non
     config.get("model_args", {}).pop("num_classes", None)
     for key in TIMM_WEIGHTS + TIMM_SIZES:
         config["pretrained_cfg"].pop(key, None)
+    built_for = config.get("model_args", {}).get("img_size")
+    if built_for and list(built_for) != [input_size, input_size]:
+        config["pretrained_cfg"]["fixed_input_size"] = False
     config["pretrained_cfg"]["input_size"] = [3, input_size, input_size]
     path.write_text(json.dumps(config, indent=2))

@@ -113,7 +113,7 @@ def check_resolutions(backbone: nn.Module, resolutions: Iterable[int]) -> None:
 
 
 def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as safetensors requires it: contiguous tensors that share no memory (CoaT's position encodings do)."""
+    """A state dict as safetensors requires it: contiguous tensors without shared memory, which CoaT has."""
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in state.items():
@@ -143,6 +143,19 @@ def feature_size(backbone: nn.Module) -> int:
             f"with a global pooling and without a classifier"
         )
     return features.shape[1]
+
+
+def freeze_unused(backbone: nn.Module) -> None:
+    """Takes the parameters out of training that the features do not depend on, such as ConViT's class token.
+
+    They would never get a gradient, for which DDP with `ddp_find_unused_parameters: false` stops.
+    """
+    network = meta_copy(backbone).train()
+    with isolated(), torch.enable_grad():
+        network(meta_views(_own_size(backbone))).sum().backward()
+    for parameter, twin in zip(backbone.parameters(), network.parameters(), strict=True):
+        if twin.grad is None:
+            parameter.requires_grad_(False)
 
 
 def _features(network: nn.Module, size: int) -> Any:

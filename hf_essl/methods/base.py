@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config import ModelArguments
-from hf_essl.methods.backbone import build_backbone, check_backbone, feature_size
+from hf_essl.methods.backbone import build_backbone, check_backbone, feature_size, freeze_unused
 from hf_essl.methods.checkpointing import checkpoint_activations
 
 Pair = tuple[Tensor, Tensor]
@@ -85,6 +85,7 @@ class SSLModel(nn.Module):
             network = build_backbone(backbone, pretrained, config.backbone_args, sizes)
         except (OSError, RuntimeError, HfHubHTTPError) as error:
             raise ValueError(f"the weights of {backbone} cannot be loaded: {one_line(error)}") from error
+        freeze_unused(network)
         model = METHODS[method](network, **config.method_args)
         model.config, model.resolutions = config, sizes
         return model

@@ -39,8 +39,8 @@ def check_checkpointing(backbone: nn.Module, options: dict[str, Any] | None = No
             )
     if compiled and any(map(has_running_statistics, backbone.modules())):
         raise ValueError(
-            "torch_compile and activation_checkpointing (or gradient_checkpointing) are both true, which torch does not "
-            "support for a backbone with BatchNorm; set one of them to false"
+            "torch_compile and activation_checkpointing (or gradient_checkpointing) are both true, which torch does "
+            "not support for a backbone with BatchNorm; set one of them to false"
         )
     enable = getattr(backbone, "set_grad_checkpointing", None)
     try:

@@ -113,7 +113,9 @@ def test_under_torch_compile(tmp_path, views):
         model(*views)["loss"].mean().backward()
     for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, msg=name, atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="torch_compile and activation_checkpointing .* backbone with BatchNorm; set"):
+    with pytest.raises(
+        ValueError, match=r"torch_compile and activation_checkpointing .* backbone with BatchNorm; set"
+    ):
         small_trainer(tmp_path, gradient_checkpointing=True, torch_compile=True)
 
 
@@ -121,14 +123,20 @@ def test_a_backbone_without_checkpointing_is_refused():
     with pytest.raises(ValueError, match=r"activation_checkpointing .* is true, but ConVit cannot") as error:
         SSLModel.from_timm("convit_tiny", method_args=METHODS["simsiam"].small_args).activation_checkpointing_enable()
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="Sequential cannot recompute its activations: it has no set_grad_checkpointing"):
+    with pytest.raises(
+        ValueError, match="Sequential cannot recompute its activations: it has no set_grad_checkpointing"
+    ):
         hand_built = METHODS["simsiam"](nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 8)))
         hand_built.activation_checkpointing_enable()
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"use_reentrant": True}, "use_reentrant: True"), ({"every_n_layers": 2}, "every_n_layers: 2"), ({"a": 1}, "a: 1")],
+    [
+        ({"use_reentrant": True}, "use_reentrant: True"),
+        ({"every_n_layers": 2}, "every_n_layers: 2"),
+        ({"a": 1}, "a: 1"),
+    ],
 )
 def test_options_that_timm_does_not_have_are_refused(tmp_path, options, named):
     with pytest.raises(ValueError, match=f"activation_checkpointing_kwargs contains {named}"):
