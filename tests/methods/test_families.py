@@ -124,8 +124,8 @@ FAMILIES = {  # by timm's module: a small network, arguments that make it smalle
     "xcit": ("xcit_nano_12_p8_224", TWO, ANY),
 }
 WITHOUT_CHECKPOINTING = set(
-    "coat convit crossvit cspnet dla hrnet inception_resnet_v2 inception_v3 inception_v4 nasnet pit pnasnet".split()
-    + ["selecsls", "senet"]
+    "coat convit crossvit cspnet dla hrnet inception_resnet_v2 inception_v3 inception_v4 nasnet pit pnasnet "
+    "selecsls senet sequencer twins vgg xception".split()
 )
 UNUSED = {"convit": ["backbone.cls_token"], "efficientvim": ["backbone.weights"]}  # parameters that do not train
 HEADS = {"projector_hidden": 16, **METHODS["simsiam"].small_args}
