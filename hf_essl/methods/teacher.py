@@ -31,7 +31,7 @@ class MomentumTeacher(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the normalizations that have running statistics; all other modules stay in evaluation."""
-        super().train(mode)  # some of timm's modules also drop what they cached in evaluation
+        super().train(mode)
         for module in [*self.backbone.modules(), *self.head.modules()]:
             module.training = mode and has_running_statistics(module)
         return self
@@ -45,7 +45,14 @@ class MomentumTeacher(nn.Module):
         """Sets each parameter to tau teacher + (1 - tau) student; buffers are not averaged."""
         student = [p.detach() for module in (backbone, head) for p in module.parameters()]
         lerp_(list(self.parameters()), student, 1 - tau)
-        self.train(self.training)  # LeViT and others cache position biases in evaluation, which are now outdated
+        self._clear_caches()
+
+    def _clear_caches(self) -> None:
+        """LeViT and others cache position biases in evaluation mode, until they are set to train mode."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.train()
+        for module, mode in modes:
+            module.training = mode
 
 
 def cosine_momentum(base: float, progress: float) -> float:
