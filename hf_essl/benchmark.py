@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_essl.data import Images, load_images
-from hf_essl.methods import check_backbone
 from hf_essl.pretrain import build_trainer
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import describe_device
@@ -71,7 +70,7 @@ def _check(recipe: Recipe, steps: int, rounds: int) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1, such as 5")
     if recipe.training.world_size > 1:
         raise ValueError(f"benchmark runs in {recipe.training.world_size} processes; start it without a launcher")
-    check_backbone(recipe.model.backbone)
+    recipe.check_network()
 
 
 def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, rounds: int) -> dict[str, float]:

@@ -85,6 +85,17 @@ def shutdown_workers(loader: DataLoader) -> None:
     getattr(loader, "base_dataloader", loader)._iterator = None
 
 
+def image_size_at_build(backbone: nn.Module) -> int | None:
+    """The side in pixels that a timm model was built for by `img_size`; None if it was not."""
+    size = getattr(backbone, "_traits", {}).get("img_size")
+    return size[-1] if size else None
+
+
+def in_backward() -> bool:
+    """Whether autograd is computing gradients in this thread, so that a forward pass is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def dataset_fingerprint(rows: Any) -> str:
     """A text of `datasets` that changes with the files, their modification times and what was selected."""
     return rows._fingerprint

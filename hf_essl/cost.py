@@ -9,19 +9,16 @@ counted:  operations in convolutions and matrix products by torch's `FlopCounter
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_essl.compat import without_process_group
 from hf_essl.config import ViewArguments
 from hf_essl.methods import SSLModel
+from hf_essl.methods.meta import BATCH, isolated, meta_copy, meta_views
 from hf_essl.schedules import Curriculum
 
 STEP_TO_FORWARD = 6  # C of Eq. 11: a training step of two views over the forward pass of one
@@ -38,9 +35,6 @@ class StepFlops(NamedTuple):
     @property
     def total(self) -> float:
         return self.forward + self.backward + self.teacher + self.selection
-
-
-_BATCH = 2  # the smallest for which BatchNorm over vectors can train
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class FlopCounter:
 
     def __init__(self, model: SSLModel):
         self.view_args = ViewArguments()  # no selection pass
-        self._model = _meta_copy(model).train()
+        self._model = meta_copy(model).train()
         self._step, self._forward = cache(self._count_step), cache(self._count_forward)  # shared with copies
 
     @classmethod
@@ -98,21 +92,21 @@ class FlopCounter:
         return self._forward("backbone", resolution) / 2
 
     def _count_step(self, resolution: int) -> StepFlops:
-        with _isolated(), torch.enable_grad():
+        with isolated(), torch.enable_grad():
             with FlopCounterMode(display=False) as forward:
-                loss = self._model(_views(resolution), _views(resolution))["loss"].mean()
+                loss = self._model(meta_views(resolution), meta_views(resolution))["loss"].mean()
             with FlopCounterMode(display=False) as backward:
                 loss.backward()
             self._model.zero_grad(set_to_none=True)
-        teacher = sum(forward.get_flop_counts().get(f"{type(self._model).__name__}.teacher", {}).values()) / _BATCH
-        student = forward.get_total_flops() / _BATCH - teacher
-        return StepFlops(student, backward.get_total_flops() / _BATCH, teacher, 0.0)
+        teacher = sum(forward.get_flop_counts().get(f"{type(self._model).__name__}.teacher", {}).values()) / BATCH
+        student = forward.get_total_flops() / BATCH - teacher
+        return StepFlops(student, backward.get_total_flops() / BATCH, teacher, 0.0)
 
     def _count_forward(self, part: str, resolution: int) -> float:
         """Operations of one view in `backbone` or `embed`, without gradient."""
-        with _isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            getattr(self._model, part)(_views(resolution))
-        return counter.get_total_flops() / _BATCH
+        with isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            getattr(self._model, part)(meta_views(resolution))
+        return counter.get_total_flops() / BATCH
 
 
 def estimate_cost(
@@ -180,23 +174,3 @@ def steps_per_epoch(num_images: int, images_per_step: int, drop_last: bool = Tru
             f"per_device_train_batch_size, or set dataloader_drop_last: false"
         )
     return steps
-
-
-def _views(resolution: int) -> torch.Tensor:
-    return torch.empty(_BATCH, 3, resolution, resolution, device="meta")
-
-
-def _meta_copy(model: SSLModel) -> SSLModel:
-    """A deep copy whose parameters and buffers have shapes but no memory."""
-    memo: dict[int, object] = {
-        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
-    }
-    memo.update({id(b): b.detach().to("meta") for b in model.buffers()})  # deepcopy does not copy what is in memo
-    return copy.deepcopy(model, memo)
-
-
-@contextmanager
-def _isolated() -> Iterator[None]:
-    """Restores the CPU's random state, compiles nothing, and hides the process group, which may not count along."""
-    with without_process_group(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        yield

@@ -12,7 +12,7 @@ from hf_essl.common import Interrupted, write_text
 from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
 from hf_essl.hub.push import check_access, push_finished_run
-from hf_essl.methods import SSLModel, check_backbone
+from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics
 from hf_essl.reporting.report import result_table
@@ -32,7 +32,7 @@ def pretrain(recipe: Recipe) -> Metrics:
         Diverged: if the run was lost, see `SSLTrainer.train`.
         Interrupted: if Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
     """
-    check_backbone(recipe.model.backbone)
+    recipe.check_network()
     check_access(recipe.training)
     prepare_output_dir(recipe)
     trainer = build_trainer(recipe)
@@ -53,7 +53,8 @@ def pretrain(recipe: Recipe) -> Metrics:
 
 
 def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
-    """Images (or those given), model and trainer of a recipe, in this order: a missing folder is reported first."""
+    """Images (or those given), model and trainer of a recipe; a network that cannot work is reported first."""
+    recipe.check_network()
     images = images or load_images(recipe.data, recipe.training.device)
     set_seed(recipe.training.seed)
     model = SSLModel.from_timm(
@@ -62,6 +63,7 @@ def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
         pretrained=recipe.model.pretrained,
         backbone_args=recipe.model.backbone_args,
         method_args=recipe.model.method_args,
+        resolutions=recipe.views.resolutions,
     )
     return SSLTrainer(
         model,

@@ -18,7 +18,9 @@ from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
-from hf_essl.methods import METHODS, check_method
+from hf_essl.methods import METHODS, check_backbone, check_method
+from hf_essl.methods.backbone import accepted_arguments, meta_backbone
+from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
 from hf_essl.views.randaugment import check_operations
 
@@ -55,6 +57,18 @@ class Recipe:
             raise ValueError("the model was built by hand, so its recipe is not known; use SSLModel.from_timm")
         named = name_dataset(data, dataset)
         return cls(model, named, views, training, given=flat_fields(model, named, views, training))
+
+    def check_network(self) -> None:
+        """Raises ValueError for a backbone that cannot be built, or does not accept a resolution of the run.
+
+        Nothing is loaded or downloaded; the second call for a network is free.
+        """
+        model, training = self.model, self.training
+        check_backbone(model.backbone, model.pretrained)
+        arguments = accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
+        if training.checkpoints_activations:
+            network = meta_backbone(model.backbone, arguments)
+            check_checkpointing(network, training.checkpointing_options, training.torch_compile)
 
     def redacted(self) -> Self:
         """The same recipe to show to others: paths of this machine are cut to their last component."""
@@ -220,7 +234,18 @@ def _split(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _redacted_words(word: str) -> list[str]:
     """A word of a command line without the folders of a path; `--field=/a/b` becomes two words."""
     name, equals, value = word.partition("=")
-    return without_paths([name, value] if equals and word.startswith("--") else [word])
+    return [_redacted(part) for part in ([name, value] if equals and word.startswith("--") else [word])]
+
+
+def _redacted(word: str) -> str:
+    """A word without the folders of a path, which may also be in a mapping such as `{checkpoint_path: /a/b}`."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return without_paths(word)
+    if isinstance(value, (dict, list)) and without_paths(value) != value:
+        return _inline(without_paths(value))
+    return without_paths(word)
 
 
 def _first_line(group: type) -> str:

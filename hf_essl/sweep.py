@@ -65,7 +65,11 @@ def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], report: Cal
 
     Args:
         train: `hf_essl.pretrain.pretrain`.
+
+    Raises ValueError for a network that cannot work in one of the cells, before the first one runs.
     """
+    for cell in cells:
+        cell.recipe.check_network()
     for number, cell in enumerate(cells, 1):
         training = cell.recipe.training
         try:

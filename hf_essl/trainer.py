@@ -24,6 +24,7 @@ from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, StopOnSignalCallback
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
+    check_network,
     compile_backbones,
     disable_malloc_trim,
     prepare_layers,
@@ -75,6 +76,7 @@ class SSLTrainer(HubTrainer):
         args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
         view_args = view_args or ViewArguments()
         self.curriculum = check_groups(model.config, data_args, view_args, args)
+        check_network(model, view_args, args)
         set_up_loading(args, data_args)
         if isinstance(train_dataset, (str, Path)):
             data_args = replace(data_args, dataset=str(train_dataset))

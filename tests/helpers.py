@@ -53,13 +53,16 @@ def patches(split: str, count: int) -> CachedImages:
 def small_trainer(output_dir, *, train=None, held=None, views=None, callbacks=None, method="simsiam", **training):
     """A trainer over 96 patches (6 steps an epoch); `training` and `views` override."""
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_resnet", method, method_args=METHODS[method].small_args)
+    view_args = ViewArguments(**{**VIEWS, **(views or {})})
+    model = SSLModel.from_timm(
+        "test_resnet", method, method_args=METHODS[method].small_args, resolutions=view_args.resolutions
+    )
     trainer = SSLTrainer(
         model,
         SSLTrainingArguments(output_dir=str(output_dir), **{**TRAINING, **training}),
         train if train is not None else patches("train", 96),
         held if held is not None else patches("validation", 32),
-        view_args=ViewArguments(**{**VIEWS, **(views or {})}),
+        view_args=view_args,
         data_args=DataArguments(image_size=32),
         callbacks=callbacks,
     )

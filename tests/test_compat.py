@@ -7,6 +7,7 @@ import inspect
 
 import datasets
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -185,3 +186,20 @@ def test_codecarbon_reports_what_it_has_counted():
     names = {name for name, _ in inspect.getmembers(pytest.importorskip("codecarbon").EmissionsTracker)}
     assert {"flush", "start", "stop", "_prepare_emissions_data"} <= names
     assert "self.tracker" in inspect.getsource(CodeCarbonCallback.on_init_end)
+
+
+def test_the_size_that_a_timm_model_is_built_for():
+    assert compat.image_size_at_build(timm.create_model("levit_128s", img_size=64)) == 64
+    assert compat.image_size_at_build(timm.create_model("test_vit", img_size=96)) == 96
+    assert compat.image_size_at_build(timm.create_model("test_resnet")) is None
+    assert compat.image_size_at_build(torch.nn.Linear(1, 1)) is None
+
+
+def test_the_backward_pass_is_seen():
+    seen = []
+    value = torch.ones(1, requires_grad=True)
+    value.register_hook(lambda gradient: seen.append(compat.in_backward()))
+    seen.append(compat.in_backward())
+    (2 * value).backward()
+    seen.append(compat.in_backward())
+    assert seen == [False, True, False]

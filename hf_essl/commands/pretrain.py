@@ -30,9 +30,10 @@ def run(argv: list[str]) -> None:
 
         environment = dict(os.environ)  # before load_recipe, whose TrainingArguments may set variables
         command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])
-        load_recipe(options.recipe, overrides)  # report a mistake once, before any process starts
+        load_recipe(options.recipe, overrides).check_network()  # report a mistake once, before any process starts
         relaunch(command, environment)
     recipe = load_recipe(options.recipe, overrides)
+    recipe.check_network()
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)
 

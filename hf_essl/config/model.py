@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_essl.config.fields import check_fields, option
+from hf_essl.config.redact import without_paths
 
 
 @dataclass
@@ -15,7 +16,8 @@ class ModelArguments:
     backbone: str = option("A timm model name, such as resnet50, convnext_tiny or vit_small_patch16_224.", "resnet50")
     method: str = option("The self-supervised method.", "simsiam")
     backbone_args: dict = option(
-        "Further arguments of timm.create_model, such as {drop_path_rate: 0.1}.", factory=dict
+        "Further arguments of timm.create_model, such as {drop_path_rate: 0.1}; image sizes are set as needed.",
+        factory=dict,
     )
     method_args: dict = option("Further arguments of the method's class, such as {projector_dim: 2048}.", factory=dict)
     pretrained: bool = option("Start from timm's published weights instead of a random initialization.", False)
@@ -25,8 +27,8 @@ class ModelArguments:
         check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name; transformers' tracker callbacks read a model's configuration this way."""
-        return dataclasses.asdict(self)
+        """The fields by name, without folders: what transformers' tracker callbacks record of a model."""
+        return without_paths(dataclasses.asdict(self))
 
     def to_json_string(self) -> str:  # for the same callbacks
         return json.dumps(self.to_dict(), indent=2)

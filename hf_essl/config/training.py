@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -132,6 +132,17 @@ class SSLTrainingArguments(TrainingArguments):
     def constant_momentum(self) -> float:
         """Momentum if the schedule does not cycle it: that of SGD and LARS, or the first beta of the Adam family."""
         return self.momentum if self.optim in (SGD, LARS) else self.adam_beta1
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether the backward pass recomputes activations; transformers has two names for the field."""
+        return bool(getattr(self, "activation_checkpointing", None) or self.gradient_checkpointing)
+
+    @property
+    def checkpointing_options(self) -> dict[str, Any]:
+        """The options of `checkpoints_activations`."""
+        options: Any = getattr(self, "activation_checkpointing_kwargs", None) or self.gradient_checkpointing_kwargs
+        return options or {}
 
     @property
     def folder(self) -> Path:

@@ -131,6 +131,19 @@ class ViewArguments:
                 )
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Resolutions of the curriculum's stages, `resolution` last."""
+        if self.resolution_schedule == "constant" or self.min_resolution is None:
+            return (self.resolution,)
+        return tuple(range(self.min_resolution, self.resolution + 1, self.resolution_step))
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Every resolution that the network sees: stages, selection pass, and `resolution` in the evaluation."""
+        small = {self.selection_resolution} if self.needs_selection_pass else set()
+        return tuple(sorted({*self.stages, self.resolution} | small))
+
+    @property
     def needs_selection_pass(self) -> bool:
         """Whether all m views are rendered small and embedded, to choose a pair or to give extra targets."""
         return self.selection == "hard" or self.extra_targets

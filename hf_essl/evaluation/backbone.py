@@ -18,10 +18,12 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from hf_essl.common import one_line, unknown
+from hf_essl.config import ViewArguments
+from hf_essl.config.fields import fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
 from hf_essl.methods import METHODS
-from hf_essl.methods.base import build_backbone, check_backbone
+from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
 from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
 from hf_essl.views.crops import INTERPOLATION
 
@@ -187,17 +189,25 @@ def _exported(folder: Path, which: str) -> LoadedBackbone:
 def _from_checkpoint(folder: Path, which: str, name: str | None) -> LoadedBackbone:
     recipe = run_recipe(folder)
     arguments = {} if name else recipe.get("backbone_args") or {}
+    arguments = {key: value for key, value in arguments.items() if key not in LOADING}
+    sizes = () if name else _resolutions(recipe)
     name = name or recipe.get("backbone")
     if name is None:
         raise ValueError(f"{folder.parent} contains no {RECIPE} with a backbone; pass backbone, such as resnet50")
     check_backbone(name)
-    model = build_backbone(name, backbone_args=arguments)
+    model = build_backbone(name, backbone_args=arguments, resolutions=sizes)
     with _explained(f"the {which}'s weights in {folder} do not fit {name}", RuntimeError):
         model.load_state_dict(_weights(folder / WEIGHTS, which))
     config = resolve_model_data_config(model)
     resolution = recipe.get("resolution") or config["input_size"][-1]
     crop_pct = recipe.get("eval_crop_pct", WHOLE_SQUARE if recipe else EVAL_CROP_PCT)
     return LoadedBackbone(model.eval(), resolution, config["mean"], config["std"], crop_pct)
+
+
+def _resolutions(recipe: dict[str, Any]) -> tuple[int, ...]:
+    """Those of the training, for which the backbone was built."""
+    known = {key: value for key, value in recipe.items() if key in fields_of(ViewArguments)}
+    return ViewArguments(**known).resolutions if "resolution" in known else ()
 
 
 def _weights(path: Path, which: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from hf_essl.evaluation.features import check_classes, class_targets
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import Accuracy
 from hf_essl.evaluation.task import Protocol, Task
+from hf_essl.methods.backbone import feature_size
 from hf_essl.methods.distributed import broadcast_buffers, mean_over_processes
 from hf_essl.schedules import CosineWarmup, CurveScheduler
 
@@ -44,8 +45,8 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
     by dropout. An epoch is split into equal batches of at most `task.batch_size` over all processes; the few images
     left over are skipped in this epoch.
 
-    Raises ValueError for fewer images than processes, a backbone without `num_features`, and a loss that is not
-    finite.
+    Raises ValueError for fewer images than processes, a backbone that does not return one vector per image, and a loss
+    that is not finite.
     """
     world, device = task.accelerator.num_processes, task.accelerator.device
     indices = range(task.train_images) if task.indices is None else task.indices
@@ -54,7 +55,7 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
     assert task.train.labels is not None, "the images of a task have labels"
     classes = check_classes("train", task.train.labels[torch.as_tensor(indices)])  # C
     backbone = task.loaded.backbone
-    model = nn.Sequential(backbone, zero_linear(_width(backbone), len(classes))).to(device)
+    model = nn.Sequential(backbone, zero_linear(feature_size(backbone), len(classes))).to(device)
     rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
     _train(model, _optimizer(model, settings.optimizer, rate), settings.epochs, task, indices, classes)
     broadcast_buffers(model)
@@ -68,14 +69,6 @@ def evaluate_finetune(task: Task, settings: FinetuneSettings) -> dict[str, Any]:
 FINETUNE = Protocol(
     "Fine-tuned accuracy", "backbone trained with a classifier", evaluate_finetune, FinetuneSettings, batch_size=128
 )
-
-
-def _width(backbone: nn.Module) -> int:
-    """The size of its features, which for some architectures, such as MobileNetV3, is not `num_features`."""
-    width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
-    if not isinstance(width, int):
-        raise ValueError(f"{type(backbone).__name__} has no num_features; give a timm model")
-    return width
 
 
 def _optimizer(model: nn.Module, name: str, learning_rate: float) -> Optimizer:

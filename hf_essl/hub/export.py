@@ -10,10 +10,12 @@ import timm
 from torch import nn
 
 from hf_essl.config.training import EVAL_CROP_PCT
+from hf_essl.methods.backbone import feature_size, storable
 from hf_essl.run_folder import CONFIG
 from hf_essl.views.crops import INTERPOLATION
 
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
+TIMM_SIZES = ("test_input_size", "pool_size", "test_pool_size")  # the same for its image sizes
 
 
 def export_backbone(
@@ -44,14 +46,14 @@ def export_backbone(
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     config = timm.data.resolve_model_data_config(backbone)
-    data = {"input_size": (3, input_size, input_size), "mean": config["mean"], "std": config["std"]}
+    data = {"mean": config["mean"], "std": config["std"]}
     data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": INTERPOLATION}
-    hook = backbone.register_state_dict_post_hook(_make_contiguous)
+    hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
             named = {"pretrained_cfg": {"tag": tag}}
             timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
-            _describe_our_weights(Path(scratch) / CONFIG)
+            _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone), input_size)
             target.mkdir(exist_ok=True)
             for file in Path(scratch).iterdir():
                 os.replace(file, target / file.name)
@@ -60,15 +62,23 @@ def export_backbone(
     return target
 
 
-def _make_contiguous(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _make_storable(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     """For safetensors; the weights may have the channels-last format."""
-    state.update({name: value.contiguous() for name, value in state.items()})
+    state.update(storable(state))
 
 
-def _describe_our_weights(path: Path) -> None:
-    """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time."""
-    config = json.loads(path.read_text())
+def _describe_our_weights(path: Path, num_features: int, input_size: int) -> None:
+    """Drops what describes timm's own weights, and `num_classes`, which transformers would pass a second time.
+
+    `num_features` is that of the exported features; timm writes another number for networks such as MobileNetV3. timm
+    also refuses another `input_size` than its own for CrossViT and EfficientViT-MSRA, which accept any.
+    """
+    config = json.loads(path.read_text()) | {"num_features": num_features}
     config.get("model_args", {}).pop("num_classes", None)
-    for key in TIMM_WEIGHTS:
-        config.get("pretrained_cfg", {}).pop(key, None)
+    for key in TIMM_WEIGHTS + TIMM_SIZES:
+        config["pretrained_cfg"].pop(key, None)
+    built_for = config.get("model_args", {}).get("img_size")
+    if built_for and list(built_for) != [input_size, input_size]:
+        config["pretrained_cfg"]["fixed_input_size"] = False
+    config["pretrained_cfg"]["input_size"] = [3, input_size, input_size]
     path.write_text(json.dumps(config, indent=2))

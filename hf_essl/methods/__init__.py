@@ -1,6 +1,7 @@
 """The methods by name. To add one, write a file in this folder and add a line to this table."""
 
-from hf_essl.methods.base import METHODS, Pair, SSLModel, check_backbone, check_method, method_name
+from hf_essl.methods.backbone import check_backbone
+from hf_essl.methods.base import METHODS, Pair, SSLModel, check_method, method_name
 from hf_essl.methods.byol import BYOL
 from hf_essl.methods.dino import DINO
 from hf_essl.methods.mocov2 import MoCoV2

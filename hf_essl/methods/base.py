@@ -6,23 +6,29 @@ override `targets`, `loss_components`, `before_step` and `after_step`.
 """
 
 import inspect
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.common import nearest, unknown
+from hf_essl.common import one_line, unknown
 from hf_essl.config import ModelArguments
+from hf_essl.methods.backbone import build_backbone, check_backbone, feature_size, freeze_unused
+from hf_essl.methods.checkpointing import checkpoint_activations
 
 Pair = tuple[Tensor, Tensor]
 
 
 class SSLModel(nn.Module):
-    """A timm backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method."""
+    """A timm backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method.
+
+    Raises ValueError for a backbone that does not return one vector per image.
+    """
 
     title: ClassVar[str]  # in prose, such as MoCo v2+
     description: ClassVar[str]  # one line for help and README: the loss and the paper
@@ -35,13 +41,14 @@ class SSLModel(nn.Module):
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
     collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
     config: ModelArguments | None = None  # the arguments of `from_timm`; None for a model built by hand
+    resolutions: tuple[int, ...] = ()  # those that `from_timm` built and checked the backbone for
     projector: nn.Module  # the head on the backbone; the online probe reads the features that enter it
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it if a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        self.num_features: int = backbone.num_features  # type: ignore[assignment]
+        self.num_features = feature_size(backbone)
         data = resolve_model_data_config(backbone)
         self.pixel_mean: tuple[float, ...] = data["mean"]
         self.pixel_std: tuple[float, ...] = data["std"]
@@ -59,16 +66,28 @@ class SSLModel(nn.Module):
         pretrained: bool = False,
         backbone_args: dict | None = None,
         method_args: dict | None = None,
+        resolutions: Iterable[int] = (),
     ) -> "SSLModel":
         """Builds a method on a timm backbone, by their names.
 
-        Raises ValueError for an unknown backbone, method or method argument; the message lists valid ones.
+        Args:
+            resolutions: sides in pixels of all views and evaluation images, such as `ViewArguments.resolutions`. Many
+                transformers need them, because they accept only the image size that they are built for.
+
+        Raises ValueError for an unknown backbone, method or argument of one of them, the message lists valid ones; and
+        for resolutions that the backbone does not accept, and for weights that cannot be loaded.
         """
         config = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
         check_method(method, config.method_args)
-        check_backbone(backbone)
-        model = METHODS[method](build_backbone(backbone, pretrained, config.backbone_args), **config.method_args)
-        model.config = config
+        check_backbone(backbone, pretrained)
+        sizes = tuple(resolutions)
+        try:
+            network = build_backbone(backbone, pretrained, config.backbone_args, sizes)
+        except (OSError, RuntimeError, HfHubHTTPError) as error:
+            raise ValueError(f"the weights of {backbone} cannot be loaded: {one_line(error)}") from error
+        freeze_unused(network)
+        model = METHODS[method](network, **config.method_args)
+        model.config, model.resolutions = config, sizes
         return model
 
     def embed(self, view: Tensor) -> Pair:
@@ -116,6 +135,17 @@ class SSLModel(nn.Module):
     def check_data(self, images: int, batch: int) -> None:
         """Raises ValueError if the method cannot train on this many images in batches of this size."""
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """Recomputes the student's activations in the backward pass (timm's gradient checkpointing).
+
+        transformers' Trainer calls it for `gradient_checkpointing: true`. Raises ValueError for a backbone without
+        checkpointing, and for options that timm does not have.
+        """
+        options = {"every_n_layers": every_n_layers, "offload": offload, **(activation_checkpointing_kwargs or {})}
+        checkpoint_activations(self.backbone, options)
+
     def before_step(self, progress: float, epoch: float) -> None:
         """Called once per optimizer step, before the forward pass, to set tau or a temperature.
 
@@ -150,24 +180,6 @@ def contrastive_components(queries: Pair, keys: Pair, losses: Tensor, temperatur
     cosines = negative_cosine(queries[0], keys[1]) + negative_cosine(queries[1], keys[0])
     alignment = cosines.mean() / (2 * temperature)
     return {"alignment": alignment, "uniformity": losses.mean() - alignment}
-
-
-def build_backbone(name: str, pretrained: bool = False, backbone_args: dict | None = None) -> nn.Module:
-    """A timm model without its classifier, for any resolution (ViTs interpolate their position embeddings)."""
-    arguments = {"num_classes": 0, "pretrained": pretrained, **(backbone_args or {})}
-    try:
-        return timm.create_model(name, dynamic_img_size=True, **arguments)
-    except TypeError:  # only ViTs accept dynamic_img_size
-        return timm.create_model(name, **arguments)
-
-
-def check_backbone(name: str) -> None:
-    """Raises ValueError if timm has no such model."""
-    if timm.is_model(name.split(".")[0]):
-        return
-    near = nearest(name, timm.list_models(), 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
-    raise ValueError(f"backbone is {name!r}, which is not a timm model; {hint}")
 
 
 def check_method(name: str, arguments: dict) -> None:

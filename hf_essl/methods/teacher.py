@@ -2,15 +2,20 @@
 
 import copy
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from hf_essl.compat import lerp_
+from hf_essl.methods.checkpointing import has_running_statistics
 
 
 class MomentumTeacher(nn.Module):
-    """A copy of the student's backbone and projector, without gradient; its BatchNorm stays in train mode.
+    """A copy of the student's backbone and projector, without gradient and without dropout of any kind.
+
+    BatchNorm stays in train mode, as published. Every other module is in evaluation mode, so that its target keys are
+    deterministic.
 
     Args:
         backbone: B x 3 x r x r to B x C.
@@ -22,6 +27,14 @@ class MomentumTeacher(nn.Module):
         self.backbone = copy.deepcopy(backbone)
         self.head = copy.deepcopy(head)
         self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the normalizations that have running statistics; all other modules stay in evaluation."""
+        super().train(mode)
+        for module in [*self.backbone.modules(), *self.head.modules()]:
+            module.training = mode and has_running_statistics(module)
+        return self
 
     @torch.no_grad()
     def forward(self, view: Tensor) -> Tensor:
@@ -32,6 +45,14 @@ class MomentumTeacher(nn.Module):
         """Sets each parameter to tau teacher + (1 - tau) student; buffers are not averaged."""
         student = [p.detach() for module in (backbone, head) for p in module.parameters()]
         lerp_(list(self.parameters()), student, 1 - tau)
+        self._clear_caches()
+
+    def _clear_caches(self) -> None:
+        """LeViT and others cache position biases in evaluation mode, until they are set to train mode."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.train()
+        for module, mode in modes:
+            module.training = mode
 
 
 def cosine_momentum(base: float, progress: float) -> float:

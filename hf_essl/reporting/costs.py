@@ -5,11 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from hf_essl.common import table
-from hf_essl.config import ModelArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost, steps_per_epoch
 from hf_essl.data import count_training_images
 from hf_essl.methods import SSLModel
+from hf_essl.methods.backbone import LOADING, accepted_arguments
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import petaflops_by_part
 from hf_essl.schedules import Curriculum
@@ -50,18 +52,27 @@ class CostEstimator:
         images = self.images or count_training_images(recipe.data)
         epoch = steps_per_epoch(images, per_step, args.dataloader_drop_last)
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-        model, counter = self._model(recipe.model)
+        model, counter = self._model(recipe)
         curriculum = Curriculum.from_args(recipe.views, args)
         cost = estimate_cost(model, recipe.views, curriculum, steps, per_step, counter.under(recipe.views))
         return steps / epoch, cost
 
-    def _model(self, args: ModelArguments) -> tuple[SSLModel, FlopCounter]:
-        if repr(args) not in self._models:
-            model = SSLModel.from_timm(
-                args.backbone, args.method, backbone_args=args.backbone_args, method_args=args.method_args
-            )
-            self._models[repr(args)] = model, FlopCounter(model)
-        return self._models[repr(args)]
+    def _model(self, recipe: Recipe) -> tuple[SSLModel, FlopCounter]:
+        args, sizes = recipe.model, recipe.views.resolutions
+        recipe.check_network()
+        arguments = accepted_arguments(args.backbone, args.backbone_args, sizes)
+        key = repr((args, arguments))
+        if key not in self._models:
+            with torch.device("meta"):
+                model = SSLModel.from_timm(
+                    args.backbone,
+                    args.method,
+                    backbone_args={key: value for key, value in arguments.items() if key not in LOADING},
+                    method_args=args.method_args,
+                    resolutions=sizes,
+                )
+            self._models[key] = model, FlopCounter(model)
+        return self._models[key]
 
 
 def compare_costs(

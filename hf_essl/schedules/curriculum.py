@@ -87,10 +87,8 @@ class Curriculum:
                 "resolution_schedule is super_progressive but the learning rate has no warm-up; set lr_schedule to "
                 "f1_clr, cosine_warmup or one_cycle, or resolution_schedule to progressive"
             )
-        if name == "constant" or views.min_resolution is None:
-            return cls(ResolutionSchedule((full,), 0.0, full), magnitude)
-        stages = tuple(range(views.min_resolution, full + 1, views.resolution_step))
-        return cls(ResolutionSchedule(stages, warmup if name == "super_progressive" else 0.0, full), magnitude)
+        share = warmup if name == "super_progressive" and views.min_resolution is not None else 0.0
+        return cls(ResolutionSchedule(views.stages, share, full), magnitude)
 
 
 def _check_progress(progress: float) -> None:

@@ -15,6 +15,7 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.data import StreamedImages
 from hf_essl.evaluation.during_training import PROBE, OnlineProbe
 from hf_essl.methods import SSLModel
+from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.schedules import CurveScheduler, curve_from_args
 from hf_essl.training.clock import Clock
@@ -100,7 +101,7 @@ class BaseTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         state = state_dict if state_dict is not None else self.model.state_dict()
-        super()._save(output_dir, {key: value.contiguous() for key, value in state.items()})  # for safetensors
+        super()._save(output_dir, storable(state))
 
 
 def _is_finite(model: nn.Module) -> bool:

@@ -15,11 +15,21 @@ from torch.distributed.fsdp import FSDPModule
 from hf_essl.compat import allow_recompiles
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.methods import SSLModel
+from hf_essl.methods.backbone import check_resolutions
+from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.methods.teacher import MomentumTeacher
 from hf_essl.schedules import Curriculum
 from hf_essl.selection import frozen_running_stats
 
 logger = logging.getLogger(__name__)
+
+
+def check_network(model: SSLModel, views: ViewArguments, args: SSLTrainingArguments) -> None:
+    """Raises ValueError for a backbone that does not accept a resolution of the run, or cannot checkpoint as asked."""
+    if not set(views.resolutions) <= set(model.resolutions):
+        check_resolutions(model.backbone, views.resolutions)
+    if args.checkpoints_activations:
+        check_checkpointing(model.backbone, args.checkpointing_options, args.torch_compile)
 
 
 def prepare_layers(model: SSLModel, args: SSLTrainingArguments) -> None:

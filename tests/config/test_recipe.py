@@ -251,3 +251,13 @@ def test_describe_fields_lists_help_and_default_by_group_and_only_names_the_inhe
     closing = text.split("\n\n")[-1]
     assert "huggingface.co/docs/transformers" in closing and "gradient_accumulation_steps" in closing
     assert "hub_token" not in text and "lr_scheduler_type" not in text
+
+
+def test_a_path_inside_a_mapping_is_not_shown(write):
+    """The command and the recipe of a card, and what tracker callbacks read."""
+    weights = "{checkpoint_path: /secret/folder/x.pth, drop_path_rate: 0.1}"
+    for words in (["--backbone_args", weights], [f"--backbone_args={weights}"]):
+        recipe = load_recipe(write("method: simsiam\n"), words)
+        shown = [recipe.command(), recipe.redacted().to_yaml(), recipe.model.to_json_string()]
+        assert all("secret" not in text and "x.pth" in text and "0.1" in text for text in shown)
+        assert recipe.model.backbone_args["checkpoint_path"] == "/secret/folder/x.pth"  # what trains

@@ -14,6 +14,7 @@ from hf_essl.methods import METHODS, SSLModel
 from hf_essl.training.layout import unsharded
 
 IMAGES, STEPS = 16, 5
+KINDS = ("ddp", "fsdp", "recomputed")  # the last is DDP with activation checkpointing
 
 
 def freeze_batchnorm(model):
@@ -26,7 +27,9 @@ def freeze_batchnorm(model):
 def wrap(model, kind: str | None):
     if kind == "fsdp":
         return fully_shard(model)
-    return DistributedDataParallel(model, broadcast_buffers=False) if kind == "ddp" else model
+    if kind == "recomputed":
+        model.activation_checkpointing_enable()
+    return DistributedDataParallel(model, broadcast_buffers=False) if kind else model
 
 
 def whole(tensor):
@@ -64,7 +67,7 @@ def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = Non
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
-    for kind in ("ddp", "fsdp"):
+    for kind in KINDS:
         found = {method: train(method, rank, processes, kind) for method in METHODS}
         torch.save({"world_size": processes, "methods": found}, folder / f"{kind}{rank}.pt")
     dist.destroy_process_group()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_essl.methods import METHODS
-from tests.distributed.five_steps import train
+from tests.distributed.five_steps import KINDS, train
 from tests.distributed.launch import launch
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=KINDS)
 def ranks(folder, request):
     ranks = [torch.load(folder / f"{request.param}{rank}.pt") for rank in (0, 1)]
     assert [rank["world_size"] for rank in ranks] == [2, 2]
