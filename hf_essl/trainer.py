@@ -11,8 +11,11 @@ from hf_essl.compat import forget_preparation, shutdown_workers
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.cost import Cost, FlopCounter, estimate_cost
 from hf_essl.data import Feed, ImageDataset, StreamedImages, UnreadableLog, as_images, image_count
+from hf_essl.data.inventory import notice
 from hf_essl.evaluation import extract_features
 from hf_essl.evaluation.during_training import OnlineProbe, captured_features, check_neighbors, evaluate_features
+from hf_essl.evaluation.nearest import NeighborLog
+from hf_essl.evaluation.retrieval import FixedViews
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import broadcast_buffers
@@ -95,6 +98,7 @@ class SSLTrainer(HubTrainer):
         prepare_layers(model, args)
         self.clock = Clock()
         self.step_log = StepLog(self.clock)
+        self.neighbor_log = NeighborLog(args.folder)
         super().__init__(
             model=model,
             args=args,
@@ -228,12 +232,12 @@ class SSLTrainer(HubTrainer):
         return estimate_cost(self.model, self.views.args, self.curriculum, steps, images_per_step, self.flop_counter)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """kNN accuracy (percent), feature standard deviation and RankMe of the backbone's features.
+        """kNN accuracy and view retrieval (percent), feature standard deviation and RankMe of the backbone's features.
 
         Without labels, or without evaluation images, the features are those of the training images and there is no
         accuracy; a stream without labels is not evaluated.
         """
-        queries = self.eval_dataset if self.eval_dataset is not None else self.bank_dataset
+        queries = self.evaluation_images
         if eval_dataset is not None:
             queries = as_images(eval_dataset, self.data_args, self.args.device)
         metrics: dict[str, float] = {}
@@ -241,11 +245,22 @@ class SSLTrainer(HubTrainer):
             if queries is not None:
                 broadcast_buffers(self.model)
                 bank, probe = self.bank_dataset, self.online_probe
-                found = evaluate_features(self.features, queries, bank, self.args, self.accelerator, probe)
-                metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+                accelerator = self.accelerator
+                found = evaluate_features(
+                    self.features, queries, bank, self.args, accelerator, probe, self.fixed_views
+                )
+                metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.metrics.items()}
+                if queries is self.evaluation_images:
+                    self.neighbor_log.record(found.neighbors, self.state.global_step, self.is_world_process_zero())
+            elif self.state.global_step == 0:
+                notice(self.train_dataset.name, "retrieval and RankMe are not measured: a stream without labels")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def fixed_views(self, kind: int) -> FixedViews:
+        """The first (0) or second (1) views of the retrieval, which are the same in all evaluations."""
+        return FixedViews(self.views.args, self.model.pixel_mean, self.model.pixel_std, kind, self.accelerator)
 
     def features(self, dataset, **options) -> tuple[Tensor, Tensor | None]:
         """Features N x D on center crops at the full resolution, and labels N; options as for `extract_features`."""

@@ -60,7 +60,9 @@ class CachedImages(StoredImages):
             return self
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[index]
-        return CachedImages(self.gather(index), labels, self.classes, self.name, self.aspects[index])
+        part = CachedImages(self.gather(index), labels, self.classes, self.name, self.aspects[index])
+        part.origin = self.origin and (self.origin[0], [self.origin[1][at] for at in indices])
+        return part
 
 
 def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreadable: float) -> CachedImages:
@@ -74,6 +76,8 @@ def cache_images(dataset: DecodedImages, device: torch.device | str, max_unreada
     images, aspects, labels = decode_all(reads, len(dataset), dataset.image_size, device, dataset.name, log)
     cached = CachedImages(images, label_tensor(labels), dataset.classes, dataset.name, aspects)
     cached.left_out = len(log.found)
+    unreadable = {one.index for one in log.found.values()}
+    cached.remember(dataset.source, [index for index in range(len(dataset)) if index not in unreadable])
     return cached
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 from hf_essl.common import evenly_spaced
 from hf_essl.compat import dataset_fingerprint
 from hf_essl.data.columns import cell_reader
-from hf_essl.data.decode import MAX_IN_A_ROW, Scaled, Unreadable, no_readable_image, read_image
+from hf_essl.data.decode import MAX_IN_A_ROW, Scaled, Unreadable, image_path, no_readable_image, read_image
 from hf_essl.data.inventory import notice
 from hf_essl.data.labels import NO_LABEL, Encoded, class_index, encode_labels
 
@@ -33,6 +34,10 @@ class ImageDataset(Dataset):
     left_out: int = 0  # unreadable images that a cache leaves out
     has_known_labels = True  # False if `labels` reads every image
 
+    def file_name(self, index: int) -> str | None:
+        """The name, without its folders, of the file of an image; None if there is none or it is not known."""
+        return None
+
 
 class StoredImages(ImageDataset):
     """Decoded images that are read a batch at a time.
@@ -41,6 +46,21 @@ class StoredImages(ImageDataset):
     """
 
     aspects: Tensor
+    origin: tuple["Rows", Sequence[int]] | None = None  # what was decoded, and each image's index in it
+
+    def remember(self, source: "Rows | Items", indices: Sequence[int]) -> None:
+        """Keeps the decoded rows for `file_name`; not other sources, which may hold all images in memory."""
+        self.origin = (source, indices) if isinstance(source, Rows) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes need no names."""
+        return {**self.__dict__, "origin": None}
+
+    def file_name(self, index: int) -> str | None:
+        if self.origin is None:
+            return None
+        source, indices = self.origin
+        return source.file_name(int(indices[index]))
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S."""
@@ -81,6 +101,9 @@ class DecodedImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def file_name(self, index: int) -> str | None:
+        return self.source.file_name(index)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises ValueError if no image of the dataset, or none of the 1,000 images from `index` on, is readable."""
         index = range(len(self))[index]  # or IndexError
@@ -117,6 +140,10 @@ class Rows:
         image = self.read_cell(self.rows[index][self.column])
         return image, NO_LABEL if self.labels is None else int(self.labels[index])
 
+    def file_name(self, index: int) -> str | None:
+        """The name of the image's file, without its folders; None if there is none."""
+        return _base_name(self.rows[index][self.column])
+
     def read_labels(self) -> Tensor | None:
         """int64 N, or None if no image has a label."""
         return self.labels
@@ -152,6 +179,10 @@ class Items:
         if known is None:  # text, which all labels together turn into classes
             known = NO_LABEL if self._encoded.labels is None else int(self._encoded.labels[index])
         return image if self.white_level is None else Scaled(image, self.white_level), known
+
+    def file_name(self, index: int) -> str | None:
+        """The name of the image's file, without its folders; None if there is none."""
+        return _base_name(self._parts(index)[0])
 
     def read_labels(self) -> Tensor | None:
         """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
@@ -208,6 +239,11 @@ class Transformed(Items):
 def _fingerprint(images: str | None, white_level: float | None) -> str | None:
     """The images' own fingerprint, different for each white level."""
     return images if white_level is None or images is None else f"{images} white {white_level:g}"
+
+
+def _base_name(image: Any) -> str | None:
+    path = image_path(image)
+    return PurePath(path).name if path else None
 
 
 def image_count(dataset: Any) -> int | None:

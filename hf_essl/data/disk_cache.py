@@ -90,7 +90,7 @@ class DiskImages(StoredImages):
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker opens the file again; a forked one shares it, which is safe for reads by position."""
-        return {key: value for key, value in self.__dict__.items() if key != "_file"}
+        return {key: value for key, value in super().__getstate__().items() if key != "_file"}
 
 
 def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> DiskImages:
@@ -122,6 +122,7 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
     aspects = torch.from_numpy(np.load(folder / ASPECTS)[slots])
     images = DiskImages(folder / IMAGES, dataset.image_size, slots, aspects, labels, dataset.classes, dataset.name)
     images.left_out = len(unreadable)
+    images.remember(dataset.source, slots.tolist())
     return images
 
 

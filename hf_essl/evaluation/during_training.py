@@ -1,21 +1,25 @@
-"""The evaluation of a run while it trains: online probe, kNN, and metrics that show a collapse."""
+"""The evaluation of a run while it trains: online probe, kNN, view retrieval, and metrics that show a collapse."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.common import evenly_spaced
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.data import NO_LABEL, ImageDataset
-from hf_essl.evaluation.features import class_targets, labeled_indices
+from hf_essl.evaluation.features import Transform, class_targets, labeled_indices
 from hf_essl.evaluation.knn import knn_accuracy
 from hf_essl.evaluation.linear_probe import zero_linear
 from hf_essl.evaluation.metrics import feature_std, rankme
+from hf_essl.evaluation.nearest import Neighbors, find_neighbors
+from hf_essl.evaluation.retrieval import measure_retrieval
 from hf_essl.methods import SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.methods.distributed import gather
@@ -23,6 +27,7 @@ from hf_essl.methods.distributed import gather
 logger = logging.getLogger(__name__)
 
 PROBE = "online_probe.pt"  # the probe's file in a checkpoint
+UNLABELED_IMAGES = 10_000  # at most, where only the training images can be evaluated; RankMe needs no more
 
 
 class OnlineProbe(nn.Module):
@@ -137,6 +142,13 @@ def check_neighbors(queries: ImageDataset | None, bank: ImageDataset | None, k: 
         raise ValueError(f"knn_k is {k}, but only {count} training images can vote; set knn_k: {count} or lower")
 
 
+class Evaluation(NamedTuple):
+    """The metrics of an evaluation by name, and what the backbone finds similar, if there are images to compare."""
+
+    metrics: dict[str, float]
+    neighbors: Neighbors | None
+
+
 def evaluate_features(
     extract: Callable[..., tuple[Tensor, Tensor | None]],
     queries_from: ImageDataset,
@@ -144,29 +156,53 @@ def evaluate_features(
     args: SSLTrainingArguments,
     accelerator: Accelerator,
     probe: OnlineProbe | None = None,
-) -> dict[str, float]:
-    """Feature std and RankMe of the query images and, if both datasets have labels, accuracies in percent.
+    fixed_views: Callable[[int], Transform] | None = None,
+) -> Evaluation:
+    """View retrieval, feature std and RankMe of the query images and, if both datasets have labels, accuracies.
+
+    Retrieval and accuracies are in percent. If the query images are the bank themselves, the training images, there
+    is no kNN accuracy, and at most 10,000 of them are used, evenly spaced.
 
     Args:
-        extract: returns the features, N x D, and labels, N, of a dataset; it accepts `indices` of its images.
-        bank_from: the neighbors for the kNN accuracy, which is skipped if these are the query images themselves.
+        extract: returns the features, N x D, and labels, N, of a dataset; it accepts `indices`, `kept` and
+            `transform` of `extract_features`.
+        bank_from: the neighbors for the kNN accuracy.
         args: `knn_k` and `knn_temperature`.
         probe: the classifier that trains alongside the backbone.
+        fixed_views: the views of the retrieval, see `measure_retrieval`; without it there is none.
     """
-    queries, query_labels = extract(queries_from)
+    is_bank = bank_from is None or bank_from is queries_from
+    count = len(queries_from)  # type: ignore[arg-type]
+    kept: list[int] = []
+    queries, labels = extract(
+        queries_from, indices=evenly_spaced(count, UNLABELED_IMAGES if is_bank else None), kept=kept
+    )
     metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
-    if query_labels is None:
-        return metrics
-    queries, query_labels = _labeled(queries, query_labels)
-    if probe is not None:
-        metrics["probe_accuracy"] = probe.accuracy(queries, query_labels)
-    if bank_from is None or bank_from is queries_from:
-        return metrics
+    if fixed_views is not None:
+        metrics["retrieval"] = measure_retrieval(extract, queries_from, fixed_views)
+    neighbors = find_neighbors(queries, kept)
+    if labels is not None:
+        queries, labels = _labeled(queries, labels)
+        if probe is not None:
+            metrics["probe_accuracy"] = probe.accuracy(queries, labels)
+        if bank_from is not None and not is_bank:
+            metrics |= _knn(extract, bank_from, queries, labels, args, accelerator)
+    return Evaluation(metrics, neighbors)
+
+
+def _knn(
+    extract: Callable[..., tuple[Tensor, Tensor | None]],
+    bank_from: ImageDataset,
+    queries: Tensor,
+    query_labels: Tensor,
+    args: SSLTrainingArguments,
+    accelerator: Accelerator,
+) -> dict[str, float]:
     bank, bank_labels = extract(bank_from, indices=labeled_indices(bank_from))
-    if bank_labels is not None:
-        features, votes = (*_labeled(bank, bank_labels), queries, query_labels), (args.knn_k, args.knn_temperature)
-        metrics["knn_accuracy"] = knn_accuracy(*features, *votes, accelerator=accelerator)
-    return metrics
+    if bank_labels is None:
+        return {}
+    features, votes = (*_labeled(bank, bank_labels), queries, query_labels), (args.knn_k, args.knn_temperature)
+    return {"knn_accuracy": knn_accuracy(*features, *votes, accelerator=accelerator)}
 
 
 def _labeled(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ def extract_features(
     dtype: torch.dtype | None = None,
     indices: Sequence[int] | None = None,
     transform: Transform | None = None,
+    kept: list[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The backbone's features of every image of a dataset, in its order; unreadable images are skipped with a warning.
 
@@ -57,6 +58,7 @@ def extract_features(
         dtype: type of the returned features; by default float32 up to 2 GB (`LARGE_BANK`), float16 above.
         indices: use only the images with these indices, in this order.
         transform: makes the input of the backbone, such as augmented views; by default the center crops.
+        kept: a list to extend by the index of each row's image; it lacks those of unreadable images.
 
     Returns features, N x D, and labels, N, or None if no image has a label; both on the CPU.
     Raises ValueError for a dataset without a length or without images, for a backbone that does not return one vector
@@ -89,6 +91,8 @@ def extract_features(
                 bank = _Bank(len(chosen), features.shape[1], dtype)
             bank.add(features, facts)
     assert bank is not None, "there is at least one image"
+    if kept is not None:
+        kept += [chosen[row] for row in bank.readable_rows().tolist()]
     return bank.readable()
 
 
@@ -203,9 +207,13 @@ class _Bank:
         self.features[self.filled : end], self.facts[self.filled : end] = features, facts
         self.filled = end
 
+    def readable_rows(self) -> Tensor:
+        """The rows of the images that could be read."""
+        return (self.facts[:, 1] == 1).nonzero().squeeze(1)
+
     def readable(self) -> tuple[Tensor, Tensor | None]:
         """Features and labels of the images that could be read, compacted in place."""
-        kept = (self.facts[:, 1] == 1).nonzero().squeeze(1)
+        kept = self.readable_rows()
         if len(kept) < len(self.facts):
             total = len(self.facts)
             logger.warning("skipped %d of %d images, which cannot be read", total - len(kept), total)

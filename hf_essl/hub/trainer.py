@@ -12,7 +12,8 @@ from transformers.trainer_utils import HubStrategy
 from hf_essl.common import write_text
 from hf_essl.config.redact import check_public
 from hf_essl.cost import Cost
-from hf_essl.data import image_count
+from hf_essl.data import ImageDataset, image_count
+from hf_essl.evaluation.nearest import NeighborLog
 from hf_essl.hub.card import write_card
 from hf_essl.hub.export import export_backbone
 from hf_essl.hub.hub_errors import HubUnreachable
@@ -20,6 +21,7 @@ from hf_essl.hub.push import Files, backbone_files, commit, open_repository, pus
 from hf_essl.methods import method_name
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, RunFacts, collect_metrics
+from hf_essl.reporting.neighbors import draw_before_and_after
 from hf_essl.reporting.report import write_report
 from hf_essl.run_folder import RECIPE
 from hf_essl.schedules import Curriculum
@@ -41,6 +43,7 @@ class HubTrainer(BaseTrainer):
     curriculum: Curriculum
     bank_dataset: Any
     data_args: Any
+    neighbor_log: NeighborLog
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]
@@ -182,9 +185,27 @@ class HubTrainer(BaseTrainer):
             if not self.is_world_process_zero():
                 return metrics, []
             written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum)
+            if pictures := self._draw_neighbors():
+                written.append(pictures)
             written.append(self.export_backbone(self.args.folder / "backbone"))
         write_card(written[-1], metrics, recipe)
         return metrics, written
+
+    @property
+    def evaluation_images(self) -> ImageDataset | None:
+        """The images of the evaluations: those to evaluate on, else the training images; None for a plain stream."""
+        images: Any = self.eval_dataset
+        return self.bank_dataset if images is None else images
+
+    def _draw_neighbors(self) -> Path | None:
+        """neighbors.png, or None with a warning if there are too few images to compare."""
+        before, after = self.neighbor_log.start(), self.neighbor_log.last
+        if self.evaluation_images is None:
+            return None  # a stream: `evaluate` has said that nothing is measured
+        if after is None:
+            logger.warning("neighbors.png is not drawn: fewer than two images to compare")
+            return None
+        return draw_before_and_after(self.evaluation_images, before, after, self.args.folder / "neighbors.png")
 
     def export_backbone(self, folder: str | Path) -> Path:
         """Exports the current backbone, tagged with method and dataset; see `hf_essl.export_backbone`.

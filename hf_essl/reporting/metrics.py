@@ -20,10 +20,11 @@ Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-es
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "kornia")
 FORMS = {
     **dict.fromkeys(("knn_accuracy", "random_init_knn_accuracy", "probe_accuracy"), "{:.1f} %"),
+    **dict.fromkeys(("retrieval", "random_init_retrieval"), "{:.1f} %"),
+    **dict.fromkeys(("rankme", "random_init_rankme"), "{:.1f}"),
     **dict.fromkeys(("feature_std", "random_init_feature_std"), "{:.4f}"),
     **dict.fromkeys(("petaflops", "petaflops_paper_convention"), "{:.4g} petaFLOPs"),
     **dict.fromkeys(("predicted_speedup", "predicted_speedup_paper_convention", "measured_speedup"), "{:.2f} x"),
-    "rankme": "{:.1f}",
     "epochs": "{:.4g}",
     "train_seconds": "{:.0f} s",
     "images_per_second": "{:.0f} images/s",
@@ -37,6 +38,8 @@ OLD_NAMES = {
     "selection_score": "selection_pair_score",
 }
 """Older names in the log entries of training steps, and today's; evaluation entries have `eval_*` names."""
+EVIDENCE = ("knn_accuracy", "retrieval", "feature_std", "rankme")
+"""Results that `metrics.json` has for the end of the run, and as `random_init_*` for its start."""
 COUNTED = tuple("parameters dataset train_images bank_images eval_images unreadable_images processes".split())
 """Facts of a run that `metrics.json` contains unchanged."""
 
@@ -99,15 +102,11 @@ def _quality(history: list[dict[str, float]]) -> Metrics:
     """The results of the last evaluation, and of the one before training."""
     evaluations = [entry for entry in history if "eval_feature_std" in entry] or [{}]
     first, last = evaluations[0] if evaluations[0].get("step") == 0 else {}, evaluations[-1]
-    return {
-        "knn_accuracy": last.get("eval_knn_accuracy"),
-        "probe_accuracy": last.get("eval_probe_accuracy"),
-        "random_init_knn_accuracy": first.get("eval_knn_accuracy"),
-        "feature_std": last.get("eval_feature_std"),
-        "random_init_feature_std": first.get("eval_feature_std"),
-        "embedding_std": next((e["embedding_std"] for e in reversed(history) if "embedding_std" in e), None),
-        "rankme": last.get("eval_rankme"),
-    }
+    found: Metrics = {"probe_accuracy": last.get("eval_probe_accuracy")}
+    for name in EVIDENCE:
+        found |= {name: last.get(f"eval_{name}"), f"random_init_{name}": first.get(f"eval_{name}")}
+    found["embedding_std"] = next((e["embedding_std"] for e in reversed(history) if "embedding_std" in e), None)
+    return found
 
 
 def petaflops_by_part(cost: Cost) -> dict[str, float]:

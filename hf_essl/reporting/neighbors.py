@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_essl.common import evenly_spaced
+from hf_essl.data import ImageDataset
 from hf_essl.data.decode import decode
-from hf_essl.reporting.figures import save_figure
+from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
+from hf_essl.reporting.figures import GREY, save_figure
 
 SIDE = 128  # pixels per side of a drawn image
+NAME_LENGTH = 20  # characters of a file name below an image
 
 
 def draw_neighbors(
@@ -56,13 +58,46 @@ def draw_neighbors(
     return save_figure(figure, path)
 
 
-def nearest_neighbors(features: Tensor, queries: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities and indices, Q x count each, of the nearest rows of N x D to each query, except itself."""
-    unit = F.normalize(features.detach().float(), dim=1)
-    similarity = unit[list(queries)] @ unit.T  # Q x N
-    similarity[torch.arange(len(queries)), list(queries)] = -torch.inf
-    values, indices = similarity.topk(count, dim=1)
-    return values, indices
+def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after: Neighbors, path: Path) -> Path:
+    """Draws the images nearest to a few others, before and after training, with their cosines and file names.
+
+    Args:
+        before: of the same queries as `after`; None if it is not known.
+    """
+    rows = [("after training", after)] if before is None else [("random init", before), ("after training", after)]
+    count, columns = len(after.queries), len(after.nearest[0])
+    figure = Figure(figsize=(1.8 + 1.4 * columns, 1.75 * count * len(rows) + 0.6), layout="constrained")
+    figure.suptitle(f"Nearest of {after.images:,} images of {images.name}, with their cosine similarity", fontsize=11)
+    ratios = [1.25, *[1.0] * columns]
+    for part, place in zip(figure.subfigures(count, 1, squeeze=False).flat, range(count), strict=True):
+        grid = part.add_gridspec(len(rows), columns + 1, width_ratios=ratios)
+        _show(part.add_subplot(grid[:, 0]), images, after.queries[place], "query")
+        for row, (when, found) in enumerate(rows):
+            nearest = zip(found.nearest[place], found.cosines[place], strict=True)
+            for column, (index, cosine) in enumerate(nearest):
+                axis = part.add_subplot(grid[row, column + 1])
+                _show(axis, images, index, f"{cosine:.2f}")
+                if column == 0:
+                    axis.set_ylabel(when, fontsize=9, color="black")
+    return save_figure(figure, path)
+
+
+def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
+    """An image with a title above it, and the name of its file below."""
+    sample: Any = images[index]
+    axis.imshow(sample["image"].permute(1, 2, 0).cpu().numpy(), aspect=1 / float(sample.get("aspect", 1.0)))
+    axis.set_title(title, fontsize=9, pad=3)
+    axis.set_xlabel(shortened(images.file_name(index) or ""), fontsize=7, color=GREY, labelpad=2)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def shortened(name: str, length: int = NAME_LENGTH) -> str:
+    """A name of at most `length` characters; of a longer one, the start and the end around an ellipsis."""
+    if len(name) <= length:
+        return name
+    end = length // 2
+    return f"{name[: length - end - 1]}…{name[-end:]}"
 
 
 def _indices(queries: Sequence[int] | int, count: int) -> list[int]:
