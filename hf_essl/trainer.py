@@ -24,7 +24,7 @@ from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.training.alarms import AlarmCallback
-from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, StopOnSignalCallback
+from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
     check_network,
@@ -119,6 +119,7 @@ class SSLTrainer(HubTrainer):
         for callback in (
             SuperProgressiveCallback(self.views, self.curriculum),
             MethodCallback(self.accelerator),
+            LogOftenCallback(),
             ProgressBarCallback(),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),

@@ -44,7 +44,11 @@ class SSLTrainingArguments(TrainingArguments):
     max_grad_norm: NonNegative = option("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
     remove_unused_columns: bool = option("Leave it off: the dataset has no columns that the model ignores.", False)
     logging_nan_inf_filter: bool = option("Leave it off: a filtered loss hides divergence.", False)
-    logging_steps: Positive = option("Log every N optimizer steps.", 10)
+    logging_steps: Positive = option(
+        "Log every N optimizer steps; more often in a run of fewer than 20 N steps, so that it has 20 entries, or one "
+        "for each step.",
+        10,
+    )
     save_total_limit: Count | None = option("Checkpoints to keep; the oldest is deleted first.", 2)
     ddp_find_unused_parameters: bool | None = option("Leave it off: every parameter takes part in the loss.", False)
     dataloader_drop_last: bool = option("Drop the last, incomplete batch of an epoch.", True)

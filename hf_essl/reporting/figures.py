@@ -1,12 +1,9 @@
-"""The pictures of a run: its curves and its views."""
+"""What all pictures share, and the picture of the views."""
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -14,7 +11,7 @@ from hf_essl.config import ViewArguments
 from hf_essl.schedules import Curriculum
 from hf_essl.views.tiles import tile_views
 
-RED, BLUE, GREY = "#c0392b", "#2471a3", "#7f8c8d"
+RED, BLUE, GREY, DARK = "#c0392b", "#2471a3", "#7f8c8d", "#404040"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
 
 
@@ -34,41 +31,6 @@ def png_path(path: str | Path) -> Path:
     if path.suffix.lower() != ".png":
         raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
     return path
-
-
-def draw_curves(history: Sequence[dict], path: str | Path, title: str = "") -> Path:
-    """Draws six panels over the steps: loss, kNN accuracy, embedding std, LR with momentum, curriculum, throughput.
-
-    Args:
-        history: `trainer.state.log_history`.
-    """
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    axes = figure.subplots(2, 3)
-    figure.suptitle(title)
-    _line(axes[0, 0], history, "loss", "loss", RED)
-    _line(axes[0, 1], history, "eval_knn_accuracy", "kNN accuracy (%)", RED, marker="o")
-    _line(axes[0, 2], history, "embedding_std", "std of the embedding (0 = collapse)", RED)
-    axes[0, 2].set_ylim(0, 1.15 * axes[0, 2].get_ylim()[1])
-    _line(axes[1, 0], history, "learning_rate", "learning rate", RED)
-    _line(axes[1, 0].twinx(), history, "momentum", "momentum", BLUE)
-    _line(axes[1, 1], history, "resolution", "resolution (px)", RED, drawstyle="steps-pre")
-    _line(axes[1, 1].twinx(), history, "magnitude", "augmentation magnitude", BLUE)
-    _line(axes[1, 2], history, "images_per_second", "images/s", RED)
-    _line(axes[1, 2].twinx(), history, "petaflops", "petaFLOPs so far", BLUE)
-    return save_figure(figure, path)
-
-
-def _line(axis: Axes, history: Sequence[dict], key: str, label: str, color: str, **style: Any) -> None:
-    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
-    if points and "drawstyle" in style:
-        points.insert(0, (0, points[0][1]))  # an entry describes the steps before it
-    axis.set_xlabel("step")
-    axis.set_ylabel(label, color=color)
-    axis.tick_params(axis="y", colors=color)
-    if points:
-        axis.plot(*zip(*points, strict=True), color=color, linewidth=1.6, **style)
-    else:
-        axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes, color=GREY)
 
 
 def draw_views(

@@ -1,7 +1,7 @@
 """What a backbone finds similar: query images, each next to its nearest neighbors."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,10 +12,10 @@ from hf_essl.common import evenly_spaced
 from hf_essl.data import ImageDataset
 from hf_essl.data.decode import decode
 from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
-from hf_essl.reporting.figures import GREY, save_figure
+from hf_essl.reporting.figures import DARK, save_figure
 
 SIDE = 128  # pixels per side of a drawn image
-NAME_LENGTH = 20  # characters of a file name below an image
+NAME_LENGTH = 24  # characters of a file name below an image
 
 
 def draw_neighbors(
@@ -59,14 +59,14 @@ def draw_neighbors(
 
 
 def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after: Neighbors, path: Path) -> Path:
-    """Draws the images nearest to a few others, before and after training, with their cosines and file names.
+    """Draws the images nearest to a few others, before and after training, with cosines and file names.
 
     Args:
         before: of the same queries as `after`; None if it is not known.
     """
     rows = [("after training", after)] if before is None else [("random init", before), ("after training", after)]
     count, columns = len(after.queries), len(after.nearest[0])
-    figure = Figure(figsize=(1.8 + 1.4 * columns, 1.75 * count * len(rows) + 0.6), layout="constrained")
+    figure = Figure(figsize=(1.8 + 1.4 * columns, 1.68 * count * len(rows) + 0.6), layout="constrained")
     figure.suptitle(f"Nearest of {after.images:,} images of {images.name}, with their cosine similarity", fontsize=11)
     ratios = [1.25, *[1.0] * columns]
     for part, place in zip(figure.subfigures(count, 1, squeeze=False).flat, range(count), strict=True):
@@ -76,7 +76,7 @@ def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after:
             nearest = zip(found.nearest[place], found.cosines[place], strict=True)
             for column, (index, cosine) in enumerate(nearest):
                 axis = part.add_subplot(grid[row, column + 1])
-                _show(axis, images, index, f"{cosine:.2f}")
+                _show(axis, images, index, f"{cosine:.3f}")
                 if column == 0:
                     axis.set_ylabel(when, fontsize=9, color="black")
     return save_figure(figure, path)
@@ -87,7 +87,7 @@ def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
     sample: Any = images[index]
     axis.imshow(sample["image"].permute(1, 2, 0).cpu().numpy(), aspect=1 / float(sample.get("aspect", 1.0)))
     axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(shortened(images.file_name(index) or ""), fontsize=7, color=GREY, labelpad=2)
+    axis.set_xlabel(shortened(PurePath(images.file_name(index) or "").stem), fontsize=7, color=DARK, labelpad=2)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from hf_essl.common import write_text
 from hf_essl.data import ImageDataset, sample_images
 from hf_essl.recipe import Recipe
-from hf_essl.reporting.figures import draw_curves, draw_views
+from hf_essl.reporting.curves import draw_curves, stages_of
+from hf_essl.reporting.figures import draw_views
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.schedules import Curriculum
 
@@ -40,7 +41,7 @@ def write_report(
     images, aspect = sample_images(train)
     return [
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),
-        draw_curves(metrics["history"], folder / "curves.png", title),
+        draw_curves(metrics["history"], folder / "curves.png", title, stages_of(curriculum, metrics["steps"])),
         draw_views(images, recipe.views, curriculum, folder / "views.png", aspect=aspect),
     ]
 

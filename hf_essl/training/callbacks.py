@@ -5,8 +5,22 @@ import threading
 from collections.abc import Callable
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_essl.training.clock import Clock
+
+LOGS = 20  # log entries of a run, at least; otherwise its curves would have no points
+
+
+class LogOftenCallback(TrainerCallback):
+    """Gives a short run at least 20 log entries, or one for each step, and every run one for its last step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.logging_steps = min(state.logging_steps, max(1, state.max_steps // LOGS))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.logging_strategy == IntervalStrategy.STEPS:
+            control.should_log = True
 
 
 class EvaluateEveryCallback(TrainerCallback):
