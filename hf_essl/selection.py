@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_essl.config import cpu_has_bf16
+from hf_essl.config import ViewArguments, cpu_has_bf16
 from hf_essl.methods import Pair, SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.views import ViewParams, Views
@@ -134,6 +134,29 @@ class HardAugment:
             return model.embed(view)
         with torch.autocast(view.device.type, torch.bfloat16):
             return model.embed(view)
+
+
+def shown_pairs(
+    model: SSLModel, images: Tensor, aspect: Tensor, args: ViewArguments, magnitude: float, seed: int = 0
+) -> list[tuple[int, int]]:
+    """The positions of the two views that Hard Augment chooses for each image, among those that `tile_views` shows.
+
+    The N images are one batch. Neither the model nor torch's random state changes.
+
+    Args:
+        model: the unwrapped student.
+        images: uint8 N x 3 x S x S, with N at least 2.
+        magnitude, seed: those of `tile_views`.
+    """
+    views = Views(args, model.pixel_mean, model.pixel_std, seed)
+    views.magnitude = magnitude
+    hard_augment, was_training = HardAugment(views), model.training
+    with torch.random.fork_rng():
+        model.train()
+        chosen = hard_augment(model, images, aspect)
+        model.train(was_training)
+    assert chosen.pair is not None, "the selection is hard"
+    return [hard_augment.pairs[index] for index in chosen.pair.tolist()]
 
 
 @contextmanager

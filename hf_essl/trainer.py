@@ -191,6 +191,7 @@ class SSLTrainer(HubTrainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
         self._check_batch()
         self.step_log.clear()
+        self.pairs_at_start = None if resume_from_checkpoint else self.shown_pairs(0.0)
         if self.args.torch_compile:
             compile_backbones(self.model, self.args)
             with self.accelerator.autocast():  # before the clock runs

@@ -16,7 +16,7 @@ from hf_essl.schedules import check_schedule
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD = "README.md"
-PICTURES = ("curves.png", "views.png")
+PICTURES = ("curves.png", "views.png", "neighbors.png")
 
 
 def write_card(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.evaluation.backbone import fingerprint
 from hf_essl.evaluation.protocols import PROTOCOLS
+from hf_essl.evaluation.retrieval import RETRIEVAL_IMAGES
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import WEIGHTS
@@ -47,9 +48,12 @@ def results(metrics: Metrics, recipe: Recipe, evaluations: Sequence[Metrics] = (
         (knn, "knn_accuracy", f"k = {k}, votes weighted by exp(cosine / {temperature:g}), {at}{images}"),
         (f"{knn} {start}", "random_init_knn_accuracy", "same evaluation"),
         ("Online probe accuracy", "probe_accuracy", f"linear classifier trained alongside on detached features, {at}"),
+        ("View retrieval", "retrieval", _retrieval(metrics, recipe.views.resolution)),
+        (f"View retrieval {start}", "random_init_retrieval", "same evaluation"),
         ("Feature std", "feature_std", f"of the backbone's features on the unit sphere, {at}; 0 means collapse"),
         (f"Feature std {start}", "random_init_feature_std", "same evaluation"),
         ("RankMe", "rankme", f"effective rank of the backbone's features, {at}"),
+        (f"RankMe {start}", "random_init_rankme", "same evaluation"),
     )
     found = []
     for name, key, how in measured:
@@ -88,6 +92,17 @@ def _evaluated(facts: Metrics) -> Result:
     how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, {_crop(facts, facts['resolution'])}{images}"
     title = facts.get("title", protocol.title)
     return Result(title, facts["accuracy"], f"{facts['accuracy']:.1f} %", how, facts["dataset"])
+
+
+def _retrieval(metrics: Metrics, resolution: int) -> str:
+    of, total = "evaluation", metrics.get("eval_images")
+    if not total:
+        of, total = "training", metrics.get("bank_images") or metrics.get("train_images")
+    count = min(total or RETRIEVAL_IMAGES, RETRIEVAL_IMAGES)
+    return (
+        f"share of {count} {of} images whose augmented view is nearer to their own second view than to those of the "
+        f"others, at {resolution} px; {100 / count:.2g} % by chance"
+    )
 
 
 def _crop(facts: Metrics, resolution: int) -> str:

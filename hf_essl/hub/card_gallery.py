@@ -8,6 +8,7 @@ from PIL import Image
 
 from hf_essl.common import table, write_text
 from hf_essl.config.redact import without_paths
+from hf_essl.evaluation.nearest import FILE as NEIGHBORS_AT_START
 from hf_essl.hub.card import CARD, PICTURES
 from hf_essl.reporting.compare import COLUMNS
 from hf_essl.reporting.metrics import read_metrics
@@ -29,7 +30,7 @@ def add_card(run: str | Path, folder: str | Path) -> Path:
         if (backbone / name).is_file():
             with Image.open(backbone / name) as image:  # 256 colors are a third of the size, for version control
                 image.convert("RGB").quantize(256).save(target / name, optimize=True)
-    for path in Path(run).glob("*.json"):
+    for path in set(Path(run).glob("*.json")) - {Path(run) / NEIGHBORS_AT_START}:
         facts = without_paths(json.loads(path.read_text(encoding="utf-8")))
         write_text(target / path.name, json.dumps(facts, indent=2))
     return target

@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from hf_essl.common import write_text
 from hf_essl.config.redact import check_public
 from hf_essl.cost import Cost
-from hf_essl.data import ImageDataset, image_count
+from hf_essl.data import ImageDataset, image_count, sample_images
 from hf_essl.evaluation.nearest import NeighborLog
 from hf_essl.hub.card import write_card
 from hf_essl.hub.export import export_backbone
@@ -25,6 +25,7 @@ from hf_essl.reporting.neighbors import draw_before_and_after
 from hf_essl.reporting.report import write_report
 from hf_essl.run_folder import RECIPE
 from hf_essl.schedules import Curriculum
+from hf_essl.selection import shown_pairs
 from hf_essl.training.base_trainer import BaseTrainer
 from hf_essl.training.layout import unsharded
 from hf_essl.training.trackers import energy_so_far
@@ -47,6 +48,7 @@ class HubTrainer(BaseTrainer):
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]
+    pairs_at_start: list[tuple[int, int]] | None = None  # see `shown_pairs`; not known to a resumed run
     _upload: Future | None = None
 
     # ---- overrides of transformers ----
@@ -184,7 +186,8 @@ class HubTrainer(BaseTrainer):
         with unsharded(self.model):  # on all processes, although only one writes
             if not self.is_world_process_zero():
                 return metrics, []
-            written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum)
+            pairs = {"start": self.pairs_at_start, "end": self.shown_pairs(1.0)}
+            written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum, pairs)
             if pictures := self._draw_neighbors():
                 written.append(pictures)
             written.append(self.export_backbone(self.args.folder / "backbone"))
@@ -196,6 +199,16 @@ class HubTrainer(BaseTrainer):
         """The images of the evaluations: those to evaluate on, else the training images; None for a plain stream."""
         images: Any = self.eval_dataset
         return self.bank_dataset if images is None else images
+
+    def shown_pairs(self, progress: float) -> list[tuple[int, int]] | None:
+        """The views of views.png that the network as it is would train on; None without Hard Augment."""
+        args, images = self.views.args, self.train_dataset
+        if args.selection != "hard" or (image_count(images) or 0) < 2:  # a stream would have to start twice
+            return None
+        shown, aspect = sample_images(images)
+        with self.accelerator.autocast():
+            student = self.accelerator.unwrap_model(self.model)
+            return shown_pairs(student, shown.to(self.args.device), aspect, args, self.curriculum.magnitude(progress))
 
     def _draw_neighbors(self) -> Path | None:
         """neighbors.png, or None with a warning if there are too few images to compare."""

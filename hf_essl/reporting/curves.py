@@ -46,15 +46,20 @@ PANELS = (
 
 
 def draw_curves(
-    history: Sequence[dict], path: str | Path, title: str = "", stages: Sequence[tuple[int, int]] = ()
+    history: Sequence[dict],
+    path: str | Path,
+    title: str = "",
+    stages: Sequence[tuple[int, int]] = (),
+    start: str = "at random initialization",
 ) -> Path:
     """Draws what the log of a run contains over its steps; a panel without a value is left out.
 
-    Dashed: the value at random initialization. Dotted, vertical: the resolution changes.
+    Dashed: the value before training. Dotted, vertical: the resolution changes.
 
     Args:
         history: `trainer.state.log_history`.
         stages: first step and resolution of each stage, and the end, see `stages_of`.
+        start: what the dashed lines show, in words.
     """
     shown = [panel for panel in PANELS if any(_points(history, line.key) for line in panel.lines)]
     rows, columns = max(1, math.ceil(len(shown) / COLUMNS)), max(1, min(COLUMNS, len(shown)))
@@ -64,6 +69,7 @@ def draw_curves(
     for number, panel in enumerate(shown):
         axis = figure.add_subplot(rows, columns, number + 1)
         _draw(axis, panel, history, stages)
+        _mark_starts(axis, panel, history, start)
         axis.set_xlabel("step")
         axis.set_xlim(-0.02 * last, 1.02 * last)
         axis.locator_params(axis="x", nbins=6, integer=True)
@@ -92,22 +98,27 @@ def _draw(axis: Axes, panel: Panel, history: Sequence[dict], stages: Sequence[tu
             place.tick_params(axis="y", colors=line.color)
     if panel.unit and len(drawn) > 1:
         axis.set_ylabel(panel.unit)
-    if any(axis.get_legend_handles_labels()):
-        axis.legend(frameon=False, fontsize=9)
     if panel.from_zero:
         axis.set_ylim(0, 1.12 * max(value for line in drawn for _, value in _points(history, line.key)) or 1)
 
 
 def _draw_line(axis: Axes, line: Line, points: Points) -> None:
-    """The values over the steps; those of evaluations are labeled for a legend, with their start as a dashed line."""
-    style: dict[str, Any] = {"color": line.color, "linewidth": 1.6}
-    is_evaluation = line.key.startswith("eval_")
-    if is_evaluation or len(points) <= FEW:
+    style: dict[str, Any] = {"color": line.color, "linewidth": 1.6, "label": line.label}
+    if len(points) <= FEW:
         style |= {"marker": "o", "markersize": 4}
-    axis.plot(*zip(*points, strict=True), **style, label=line.label if is_evaluation else None)
-    if is_evaluation and points[0][0] == 0:
-        start = f"at random initialization: {points[0][1]:.1f}"
-        axis.axhline(points[0][1], color=line.color, linestyle="--", linewidth=1, label=start)
+    axis.plot(*zip(*points, strict=True), **style)
+
+
+def _mark_starts(axis: Axes, panel: Panel, history: Sequence[dict], start: str) -> None:
+    """Dashed lines at the values of the evaluation before training, and a legend that names all lines."""
+    shown = {line: points for line in panel.lines if (points := _points(history, line.key))}
+    marked = {line: points[0][1] for line, points in shown.items() if points[0][0] == 0}
+    for line, value in marked.items():
+        axis.axhline(value, color=line.color, linestyle="--", linewidth=1, label=f"{start}: {value:.1f}")
+    if panel.unit and len(shown) > 1:
+        axis.legend(frameon=False, fontsize=9)
+    elif marked:
+        axis.legend(handles=axis.lines[-1:], frameon=False, fontsize=9)
 
 
 def _draw_stages(axis: Axes, line: Line, stages: Sequence[tuple[int, int]]) -> None:

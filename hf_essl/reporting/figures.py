@@ -2,17 +2,23 @@
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from hf_essl.config import ViewArguments
 from hf_essl.schedules import Curriculum
-from hf_essl.views.tiles import tile_views
+from hf_essl.views.tiles import PADDING, tile_side, tile_views
 
 RED, BLUE, GREY, DARK = "#c0392b", "#2471a3", "#7f8c8d", "#404040"
 PALETTE = (RED, BLUE, "#229954", "#af7ac5", "#d68910", "#17a2b8", "#5d4037")
+
+Pairs = Sequence[tuple[int, int]]  # two columns of views for each image
+PICKED_BY = {"start": "the untrained", "end": "the trained"}
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -41,6 +47,7 @@ def draw_views(
     columns: int = 6,
     seed: int = 0,
     aspect: Tensor | None = None,
+    chosen: Mapping[str, Pairs | None] | None = None,
 ) -> Path:
     """Draws augmented views at the start, the middle and the end of the curriculum, next to their originals.
 
@@ -48,12 +55,30 @@ def draw_views(
         images: uint8 N x 3 x S x S, one row each.
         columns: views of each image.
         aspect: N, width / height of the whole images; by default they are squares.
+        chosen: by stage, the two views of each image that train, which are framed; see `shown_pairs`.
     """
     figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * len(images) * 3 + 1.2), layout="constrained")
     stages = {"start": 0.0, "middle": 0.5, "end": 1.0}
     for axis, (name, progress) in zip(figure.subplots(3, 1), stages.items(), strict=True):
         resolution, magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
         axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed, aspect))
-        axis.set_title(f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals on the left", fontsize=10)
+        pairs = (chosen or {}).get(name) or []
+        framed = f", framed: the pair that {PICKED_BY[name]} network picks" if pairs else ""
+        title = f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals on the left{framed}"
+        axis.set_title(title, fontsize=10)
         axis.set_axis_off()
+        _frame(axis, pairs, tile_side(images))
     return save_figure(figure, path)
+
+
+def _frame(axis: Axes, pairs: Pairs, side: int) -> None:
+    """Frames two views of each row of `tile_views`, whose first column are the originals.
+
+    A frame lies inside its tile: one around it would also touch the tiles beside it.
+    """
+    step, inset = side + PADDING, side / 48
+    for row, pair in enumerate(pairs):
+        for view in pair:
+            corner = (PADDING + (view + 1) * step + inset - 0.5, PADDING + row * step + inset - 0.5)
+            size = side - 2 * inset
+            axis.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=RED, linewidth=3.5))

@@ -18,12 +18,13 @@ from hf_essl.recipe import Recipe
 Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-essl evaluate`
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm", "kornia")
+PETAFLOPS, LARGE = ("petaflops", "petaflops_paper_convention"), "{:,.0f} petaFLOPs"
 FORMS = {
     **dict.fromkeys(("knn_accuracy", "random_init_knn_accuracy", "probe_accuracy"), "{:.1f} %"),
     **dict.fromkeys(("retrieval", "random_init_retrieval"), "{:.1f} %"),
     **dict.fromkeys(("rankme", "random_init_rankme"), "{:.1f}"),
     **dict.fromkeys(("feature_std", "random_init_feature_std"), "{:.4f}"),
-    **dict.fromkeys(("petaflops", "petaflops_paper_convention"), "{:.4g} petaFLOPs"),
+    **dict.fromkeys(PETAFLOPS, "{:.3g} petaFLOPs"),
     **dict.fromkeys(("predicted_speedup", "predicted_speedup_paper_convention", "measured_speedup"), "{:.2f} x"),
     "epochs": "{:.4g}",
     "train_seconds": "{:.0f} s",
@@ -73,6 +74,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "command": run.recipe.command(run.processes),
         "method": run.recipe.model.method,
         "backbone": run.recipe.model.backbone,
+        "pretrained": run.recipe.model.pretrained,
         **{name: getattr(run, name) for name in COUNTED},
         "canvas": f"{run.recipe.data.image_size} px: {CANVAS}",
         "epochs": state.epoch,
@@ -141,11 +143,20 @@ def read_metrics(run: str | Path) -> Metrics:
 def show(metrics: Metrics, key: str) -> str | None:
     """A value of `metrics.json`, rounded and with its unit; None if it was not measured."""
     value = metrics.get(key)
-    return None if value is None else FORMS.get(key, "{:,}").format(value)
+    if value is None:
+        return None
+    form = LARGE if key in PETAFLOPS and value >= 1000 else FORMS.get(key, "{:,}")
+    return form.format(value)
+
+
+def start_of(metrics: Metrics) -> str:
+    """What a run started from, in words."""
+    return "at the start" if metrics.get("pretrained") else "at random initialization"
 
 
 def describe_device(device: torch.device) -> str:
     """The accelerator's name, or the processor's architecture and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"

@@ -64,7 +64,7 @@ def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after:
     Args:
         before: of the same queries as `after`; None if it is not known.
     """
-    rows = [("after training", after)] if before is None else [("random init", before), ("after training", after)]
+    rows = [("after training", after)] if before is None else [("before training", before), ("after training", after)]
     count, columns = len(after.queries), len(after.nearest[0])
     figure = Figure(figsize=(1.8 + 1.4 * columns, 1.68 * count * len(rows) + 0.6), layout="constrained")
     figure.suptitle(f"Nearest of {after.images:,} images of {images.name}, with their cosine similarity", fontsize=11)

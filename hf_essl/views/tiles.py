@@ -9,6 +9,8 @@ from torchvision.utils import make_grid
 from hf_essl.config import ViewArguments
 from hf_essl.views.views import Views
 
+PADDING = 4  # pixels between tiles
+
 
 def tile_views(
     images: Tensor,
@@ -24,18 +26,24 @@ def tile_views(
     Args:
         images: uint8 N x 3 x S x S, one row each.
         columns: views of each image, alternating between the first and the second kind.
-        seed: of the views; torch's global random state is not used.
+        seed: of the views, the same as in the first plan of `HardAugment`; torch's global random state is not used.
         aspect: N, width / height of the whole images; by default they are squares.
     """
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
     aspect = torch.ones(len(images)) if aspect is None else aspect
-    rendered = [views.render(images, views.sample(images, column % 2, aspect)) for column in range(columns)]
-    side = max(images.shape[-1], 96)  # smaller images are enlarged
+    params = views.sample_all(images, [column % 2 for column in range(columns)], aspect)
+    rendered = views.render_all(images, params)
+    side = tile_side(images)
     tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in rendered]
     tiles.insert(0, torch.stack([unsquashed(*image, side) for image in zip(images, aspect.tolist(), strict=True)]))
-    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=4, pad_value=1)
+    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=PADDING, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def tile_side(images: Tensor) -> int:
+    """Side in pixels of a tile of N x 3 x S x S images; small images are enlarged."""
+    return max(images.shape[-1], 96)
 
 
 def unsquashed(canvas: Tensor, aspect: float, side: int) -> Tensor:
