@@ -23,8 +23,8 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")
 
 
-def launch_command(config: Path, words: Sequence[str]) -> list[str]:
-    """The words of `accelerate launch` with this configuration and of `hf-essl pretrain` with these words.
+def launch_command(config: Path, words: Sequence[str], command: str = "pretrain") -> list[str]:
+    """The words of `accelerate launch` with this configuration and of `hf-essl COMMAND` with these words.
 
     On one machine `gpu_ids: all` uses all GPUs, whatever num_processes says; `use_cpu` is passed on to the recipe.
     Raises ValueError if the configuration needs GPUs and there is none.
@@ -38,7 +38,7 @@ def launch_command(config: Path, words: Sequence[str]) -> list[str]:
     elif settings.get("gpu_ids") == "all" and settings.get("num_machines", 1) == 1:
         options = ["--num_processes", str(torch.accelerator.device_count())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options]
-    return [*launcher, "-m", "hf_essl", "pretrain", *words, *overrides]
+    return [*launcher, "-m", "hf_essl", command, *words, *overrides]
 
 
 def relaunch(command: Sequence[str], environment: dict[str, str]) -> None:

@@ -31,3 +31,12 @@ class RecipeParser(Parser):
             usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
         )
         self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")
+
+
+def add_launch_option(parser: Parser) -> None:
+    """Adds `--accelerate_config`, which `hf_essl.commands.launch.relaunch` acts on."""
+    parser.add_argument(
+        *("--accelerate_config", "--accelerate-config"),
+        metavar="NAME",
+        help="start several processes: single_gpu, multi_gpu, multi_node, fsdp, cpu, or the path of a configuration",
+    )

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from hf_essl.commands.parser import RecipeParser
+from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 
 def run(argv: list[str]) -> None:
@@ -16,11 +16,7 @@ def run(argv: list[str]) -> None:
     parser = RecipeParser(
         "pretrain", "Pretrain a backbone from a recipe. Every field of the recipe can be overridden.", epilog
     )
-    parser.add_argument(
-        *("--accelerate_config", "--accelerate-config"),
-        metavar="NAME",
-        help="start several processes: single_gpu, multi_gpu, multi_node, fsdp, cpu, or the path of a configuration",
-    )
+    add_launch_option(parser)
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.recipe import load_recipe

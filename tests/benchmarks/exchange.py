@@ -18,11 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+import peers
 import torch
 from scipy.stats import ttest_rel
 from torchvision.transforms.functional import pil_to_tensor
 
-import peers
 from hf_essl.config import ViewArguments
 from hf_essl.data import CachedImages, Images
 from hf_essl.pretrain import build_trainer
