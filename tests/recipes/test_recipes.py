@@ -139,9 +139,7 @@ def test_a_sweep_has_the_papers_columns_and_metric(path):
 def test_every_efficient_recipe_has_a_counterpart_of_the_same_network_and_images():
     counterparts = [(path, baseline) for path in RECIPES if (baseline := baseline_of(path))]
     assert len(counterparts) >= 13
-    assert {path.stem for path in RECIPES if path.stem.endswith("_efficient")} <= {
-        path.stem for path, _ in counterparts
-    }
+    assert {path for path in RECIPES if path.stem.endswith("_efficient")} <= {path for path, _ in counterparts}
     for path, baseline in counterparts:
         ours, plain = load_recipe(path, ["--use_cpu"]), load_recipe(baseline, ["--use_cpu"])
         assert (ours.model, ours.data) == (plain.model, plain.data), path
