@@ -136,6 +136,16 @@ def test_a_sweep_has_the_papers_columns_and_metric(path):
         assert sweep.metric.name == expected
 
 
+def test_the_list_of_the_papers_items_names_every_sweep():
+    text = (
+        (ROOT / "recipes" / "README.md").read_text().partition("### The paper, item by item")[2].partition("\n### ")[0]
+    )
+    named = set(re.findall(r"E/(\w+)\.yaml", text))
+    assert named == {path.stem for path in SWEEPS} - {"table3_quickstart"}
+    for kind, numbers in (("Table", range(1, 13)), ("Eq.", (4, 9, 10, 11)), ("Fig.", (1, 4))):
+        assert all(f"| {kind} {number} |" in text for number in numbers), kind
+
+
 def test_every_efficient_recipe_has_a_counterpart_of_the_same_network_and_images():
     counterparts = [(path, baseline) for path in RECIPES if (baseline := baseline_of(path))]
     assert len(counterparts) >= 13
