@@ -14,6 +14,7 @@ from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
+from hf_essl.config.inherited import describe_inherited
 from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
@@ -181,13 +182,7 @@ def describe_fields() -> str:
                     f"{entry}: {known.description}", 110, initial_indent=" " * 35, subsequent_indent=" " * 37
                 )
         blocks.append("\n".join(lines))
-    own = set(SSLTrainingArguments.__annotations__) | set(REFUSED)
-    inherited = [key for key in fields_of(SSLTrainingArguments) if key not in own]
-    closing = (
-        f"The other fields of transformers.TrainingArguments work too "
-        f"(https://huggingface.co/docs/transformers/main_classes/trainer): {', '.join(inherited)}."
-    )
-    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(closing, 110, break_on_hyphens=False))])
+    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(describe_inherited(), 110, break_on_hyphens=False))])
 
 
 def flat_fields(

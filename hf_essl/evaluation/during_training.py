@@ -22,6 +22,7 @@ from hf_essl.methods.distributed import gather
 
 logger = logging.getLogger(__name__)
 
+METRICS = ("knn_accuracy", "probe_accuracy", "feature_std", "rankme")  # what `evaluate_features` may measure
 PROBE = "online_probe.pt"  # the probe's file in a checkpoint
 
 
