@@ -49,9 +49,7 @@ class SSLTrainingArguments(TrainingArguments):
     logging_steps: Positive = option("Log every N optimizer steps.", 10)
     save_total_limit: Count | None = option("Checkpoints to keep; the oldest is deleted first.", 2)
     ddp_find_unused_parameters: bool | None = option("Leave it off: every parameter takes part in the loss.", False)
-    dataloader_persistent_workers: bool | None = option(
-        "Keep the workers of a loader between the epochs; by default if there are workers.", None
-    )
+    dataloader_persistent_workers: bool = option("Keep the workers of a loader between the epochs.", True)
     dataloader_drop_last: bool = option("Drop the last, incomplete batch of an epoch.", True)
 
     lr_schedule: str = option("Learning-rate (and momentum) schedule.", "cosine")
@@ -93,8 +91,6 @@ class SSLTrainingArguments(TrainingArguments):
         if self.bf16 and self.use_cpu and not cpu_has_bf16():
             logger.warning("bf16 is off: this CPU would emulate bfloat16, about ten times slower than float32")
             self.bf16 = False
-        if self.dataloader_persistent_workers is None:
-            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         if self._needs_best_metric and self.metric_for_best_model is None:
             self.metric_for_best_model = BEST_METRIC
         check_optimizer(self.optim, self.optim_args)

@@ -36,6 +36,7 @@ ARMS = {  # name: (training loop, views)
     "our_crops": ("lightly", "crops"),
     "our_loop": ("hf_essl", "lightly"),
     "hf_essl": ("hf_essl", "fixed"),
+    "hf_essl_other_pixel_statistics": ("hf_essl", "fixed, trained with other pixel statistics than evaluated"),
     "hf_essl_random_order": ("hf_essl", "random"),
 }
 
@@ -153,9 +154,10 @@ def in_hf_essl(options, train, seed, views):
     """Our trainer, on its own views or on those of lightly's transform."""
     recipe = peers.our_recipe(options, seed, "baseline")
     recipe.training.output_dir = str(options.output / f"run-{options.arms[0]}-{seed}")
-    if views != "lightly":
-        recipe.views.jitter_order = views
+    recipe.views.jitter_order = "random" if views == "random" else "fixed"
     trainer = build_trainer(recipe, Images(train, None, None))
+    if options.arms[0] != "hf_essl_other_pixel_statistics":
+        peers.normalize_as_lightly(trainer)
     if views == "lightly":
         transform = peers.lightly_transform(options)
 
