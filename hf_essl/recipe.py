@@ -15,6 +15,7 @@ from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, 
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
 from hf_essl.config.inherited import describe_inherited
+from hf_essl.config.packaged import find_recipe
 from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
@@ -101,16 +102,17 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[str, Any] | None = None) -> Recipe:
-    """Reads the recipe at `path` and everything it extends, applies the overrides, checks and builds the groups.
+    """Reads a recipe and everything it extends, applies the overrides, checks and builds the groups.
 
     Args:
+        path: of the file, or the name of a packaged recipe, see `find_recipe`.
         overrides: words of a command line, see `parse_overrides`.
         cell: fields of one run of a sweep, over those of the file.
 
     Raises:
         RecipeError: in one line, for anything wrong with either.
     """
-    values = read_file(Path(path), sweep=cell is not None)
+    values = read_file(find_recipe(path), sweep=cell is not None)
     values = merge(values, {key: convert(key, value, str(path)) for key, value in (cell or {}).items()})
     given = merge(values, parse_overrides(overrides))
     by_group = _split(given)

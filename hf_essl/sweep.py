@@ -28,6 +28,7 @@ from accelerate import PartialState
 
 from hf_essl.common import Diverged, unknown
 from hf_essl.config.files import SWEEP_KEYS, baseline_of, merge, pop_path, read_file, read_yaml
+from hf_essl.config.packaged import find_recipe
 from hf_essl.config.values import RecipeError
 from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.recipe import Recipe, load_recipe
@@ -110,7 +111,7 @@ def load_sweep(
 
     Raises RecipeError for a mistake in the file, in any of its cells, or in the overrides.
     """
-    content, cells = read_yaml(Path(path)), load_cells(path, overrides)
+    content, cells = read_yaml(find_recipe(path)), load_cells(path, overrides)
     if metric is None:
         metric, settings = content.get("metric", "knn"), content.get("metric_args") or {}
     else:
@@ -132,7 +133,7 @@ def load_sweep(
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
     """The runs that a file describes; a single one for a plain recipe. Raises RecipeError as `load_sweep` does."""
-    content = read_yaml(Path(path))
+    content = read_yaml(find_recipe(path))
     if not any(key in content for key in SWEEP_KEYS):
         return [Cell(Path(path).stem, {}, load_recipe(path, overrides))]
     rows, grid = content.get("rows") or [{}], content.get("grid") or {}
@@ -152,8 +153,9 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
 def _fields(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a row; over those of a recipe that it extends are those of the file, then its own."""
     own = {key: value for key, value in row.items() if key not in ("name", "columns")}
-    base = pop_path(own, "extends", Path(path))
-    return own if base is None else merge(merge(read_file(base), read_file(Path(path), sweep=True)), own)
+    file = find_recipe(path)
+    base = pop_path(own, "extends", file)
+    return own if base is None else merge(merge(read_file(base), read_file(file, sweep=True)), own)
 
 
 def run_sweep(sweep: Sweep, train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
@@ -207,7 +209,7 @@ def cells_to_price(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[
     for path, name in zip(paths, _distinct(paths), strict=True):
         sweep = load_sweep(path, overrides)
         if len(sweep.cells) == 1:
-            recipe, baseline = sweep.cells[0].recipe, baseline_of(Path(path))
+            recipe, baseline = sweep.cells[0].recipe, baseline_of(find_recipe(path))
             over = None if baseline is None else (baseline.stem, load_recipe(baseline, overrides))
             found.append(Priced(name, recipe, over))
             continue

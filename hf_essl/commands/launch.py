@@ -9,15 +9,14 @@ import torch
 import yaml
 
 from hf_essl.common import unknown
-
-FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
+from hf_essl.config.packaged import LAUNCH, packaged
 
 
 def find_config(name: str) -> Path:
-    """The launch configuration with this name in recipes/accelerate, or at this path. Raises ValueError if none."""
+    """The launch configuration at this path, or the packaged one with this name. Raises ValueError if none."""
     if Path(name).is_file():
         return Path(name)
-    known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
+    known = packaged(LAUNCH)
     if name in known:
         return known[name]
     raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")

@@ -30,7 +30,9 @@ class RecipeParser(Parser):
             epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
             usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
         )
-        self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")
+        self.add_argument(
+            "recipe", metavar="RECIPE", help="path of a YAML recipe, or the name of a packaged one, such as quickstart"
+        )
 
 
 def add_launch_option(parser: Parser) -> None:

@@ -20,6 +20,13 @@ GROUPS: dict[str, type] = {
     "training": SSLTrainingArguments,
 }
 COMMAND_LINE = "the command line"
+ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "data": "dataset",
+}
+"""Short names of fields on the command line."""
 
 _TOKEN = "never put a token in a recipe or a command; set HF_TOKEN or run `hf auth login`"
 REFUSED = {  # names that a recipe does not accept with any value, and what to do instead
@@ -65,7 +72,7 @@ def check_key(key: Any, where: str) -> None:
     if key in REFUSED:
         raise RecipeError(f"{key} is not accepted in {where}: {REFUSED[key]}")
     if key not in all_fields():
-        near = nearest(str(key), all_fields())
+        near = [ALIASES[key]] if key in ALIASES else nearest(str(key), all_fields())
         hint = f"did you mean {near[0]!r}?" if near else "`hf-essl pretrain --help` lists the keys"
         raise RecipeError(f"unknown key {str(key)!r} in {where}; {hint}")
 
@@ -82,6 +89,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             key = name.replace("-", "_")
+            key = ALIASES.get(key, key)
             check_key(key, COMMAND_LINE)
             found[key] = [value] if equals else []
             accepts_more = not equals
