@@ -33,6 +33,8 @@ def find_recipe(name: str | Path) -> Path:
     alike = [full for full in known if full.endswith(f"/{wanted}")]
     if len(alike) == 1:
         return known[alike[0]]
+    if not alike and (path.exists() or path.is_absolute()):
+        return path  # reading it says what is wrong
     alike = alike or nearest(wanted, known, count=3)
     hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     raise RecipeError(
