@@ -31,7 +31,7 @@ def check_optimizer(optim: str, optim_args: str | None) -> None:
 
 def check_optimizer_package(args: Any) -> None:
     """Raises ValueError for an optimizer whose package is not installed, or `optim_args` that it ignores."""
-    if args.optim == LARS:
+    if args.optim == LARS or (args.optim == SGD and not args.optim_args):
         return
     from transformers import Trainer  # takes seconds
 
