@@ -114,16 +114,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[s
     """
     values = read_file(find_recipe(path), sweep=cell is not None)
     values = merge(values, {key: convert(key, value, str(path)) for key, value in (cell or {}).items()})
-    given = merge(values, parse_overrides(overrides))
+    words = ("pretrain" if cell is None else "sweep", str(path), *overrides)
+    return build_recipe(merge(values, parse_overrides(overrides)), str(path), words)
+
+
+def build_recipe(given: dict[str, Any], source: str, words: tuple[str, ...]) -> Recipe:
+    """Checks converted fields and builds their groups. Raises RecipeError, in one line, as `load_recipe` does.
+
+    Args:
+        source: the path of the recipe, or the data set of a run without one.
+        words: of the command line that repeats the run.
+    """
     by_group = _split(given)
     try:
         model, data, views = (GROUPS[name](**by_group[name]) for name in ("model", "data", "views"))
         check_groups(model, data, views, unbuilt_training(by_group["training"]))
         training = SSLTrainingArguments(**by_group["training"])  # last: constructing it sets up the device
     except (ValueError, ImportError, OSError) as error:
-        raise RecipeError(f"{path}: {one_line(error)}") from error
-    words = ("pretrain" if cell is None else "sweep", str(path), *overrides)
-    return Recipe(model, data, views, training, source=str(path), given=given, words=words)
+        raise RecipeError(f"{source}: {one_line(error)}") from error
+    return Recipe(model, data, views, training, source=source, given=given, words=words)
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -148,7 +148,7 @@ def test_speedup_at_equal_accuracy_by_hand(tmp_path):
     ]
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 100)), min_size=2, max_size=6, unique_by=lambda p: p[0]))
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 100)), min_size=2, max_size=6, unique_by=lambda p: p[0]))
 def test_cost_at_is_where_numpys_interpolation_has_the_accuracy(curve):
     costs, accuracies = zip(*sorted(curve), strict=True)
     wanted = (min(accuracies) + max(accuracies)) / 2

@@ -22,6 +22,16 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")
 
 
+def process_count(name: str) -> int:
+    """How many processes a launch configuration starts in all."""
+    config = find_config(name)
+    settings = yaml.safe_load(config.read_text()) or {}
+    command = launch_command(config, [])
+    if "--num_processes" in command:
+        return int(command[command.index("--num_processes") + 1])
+    return int(settings.get("num_processes", 1))
+
+
 def launch_command(config: Path, words: Sequence[str], command: str = "pretrain") -> list[str]:
     """The words of `accelerate launch` with this configuration and of `hf-essl COMMAND` with these words.
 

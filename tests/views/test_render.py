@@ -46,8 +46,8 @@ def test_whole_image_at_its_own_size_is_the_image(render_view, photos):
 def test_images_may_be_permuted_and_not_contiguous(render_view, photos):
     permuted = photos.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert not permuted.is_contiguous()
-    box = torch.tensor([[0.1, 0.2, 0.7, 0.6]]).expand(len(photos), 4)
-    assert torch.equal(render_view(permuted, 48, box=box), render_view(photos, 48, box=box))
+    params = ViewParams.neutral(len(photos), box=torch.tensor([[0.1, 0.2, 0.7, 0.6]]).repeat(len(photos), 1))
+    assert torch.equal(render_view(permuted, params, 48), render_view(photos, params, 48))
 
 
 def test_resize_weights_by_hand():
