@@ -4,11 +4,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from hf_essl.common import Diverged, one_line, unknown
 
 COMMANDS = {
     "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone from a recipe"),
+    "recipes": ("hf_essl.commands.recipes", "list the recipes that come with the package"),
     "compare": ("hf_essl.commands.compare", "plot accuracy against cost of finished runs"),
     "sweep": ("hf_essl.commands.sweep", "run the cells of a table and print it"),
     "lr-find": ("hf_essl.commands.lr_find", "find a peak learning rate with a range test"),
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     name, *rest = words
+    if name == "--version":
+        print(f"hf-essl {version('hf-essl')}")
+        return 0
     try:
         if name not in COMMANDS:
             raise ValueError(unknown("command", name, COMMANDS))

@@ -34,7 +34,8 @@ def pretrain(recipe: Recipe) -> Metrics:
     """
     recipe.check_network()
     check_access(recipe.training)
-    prepare_output_dir(recipe)
+    with recipe.training.main_process_first(local=False, desc="preparation of output_dir"):
+        prepare_output_dir(recipe)
     trainer = build_trainer(recipe)
     main, cost = trainer.is_world_process_zero(), trainer.predicted_cost()
     if main:

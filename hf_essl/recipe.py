@@ -14,6 +14,8 @@ from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
+from hf_essl.config.inherited import describe_inherited
+from hf_essl.config.packaged import find_recipe
 from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
@@ -100,27 +102,37 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[str, Any] | None = None) -> Recipe:
-    """Reads the recipe at `path` and everything it extends, applies the overrides, checks and builds the groups.
+    """Reads a recipe and everything it extends, applies the overrides, checks and builds the groups.
 
     Args:
+        path: of the file, or the name of a packaged recipe, see `find_recipe`.
         overrides: words of a command line, see `parse_overrides`.
         cell: fields of one run of a sweep, over those of the file.
 
     Raises:
         RecipeError: in one line, for anything wrong with either.
     """
-    values = read_file(Path(path), sweep=cell is not None)
+    values = read_file(find_recipe(path), sweep=cell is not None)
     values = merge(values, {key: convert(key, value, str(path)) for key, value in (cell or {}).items()})
-    given = merge(values, parse_overrides(overrides))
+    words = ("pretrain" if cell is None else "sweep", str(path), *overrides)
+    return build_recipe(merge(values, parse_overrides(overrides)), str(path), words)
+
+
+def build_recipe(given: dict[str, Any], source: str, words: tuple[str, ...]) -> Recipe:
+    """Checks converted fields and builds their groups. Raises RecipeError, in one line, as `load_recipe` does.
+
+    Args:
+        source: the path of the recipe, or the data set of a run without one.
+        words: of the command line that repeats the run.
+    """
     by_group = _split(given)
     try:
         model, data, views = (GROUPS[name](**by_group[name]) for name in ("model", "data", "views"))
         check_groups(model, data, views, unbuilt_training(by_group["training"]))
         training = SSLTrainingArguments(**by_group["training"])  # last: constructing it sets up the device
     except (ValueError, ImportError, OSError) as error:
-        raise RecipeError(f"{path}: {one_line(error)}") from error
-    words = ("pretrain" if cell is None else "sweep", str(path), *overrides)
-    return Recipe(model, data, views, training, source=str(path), given=given, words=words)
+        raise RecipeError(f"{source}: {one_line(error)}") from error
+    return Recipe(model, data, views, training, source=source, given=given, words=words)
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -181,13 +193,7 @@ def describe_fields() -> str:
                     f"{entry}: {known.description}", 110, initial_indent=" " * 35, subsequent_indent=" " * 37
                 )
         blocks.append("\n".join(lines))
-    own = set(SSLTrainingArguments.__annotations__) | set(REFUSED)
-    inherited = [key for key in fields_of(SSLTrainingArguments) if key not in own]
-    closing = (
-        f"The other fields of transformers.TrainingArguments work too "
-        f"(https://huggingface.co/docs/transformers/main_classes/trainer): {', '.join(inherited)}."
-    )
-    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(closing, 110, break_on_hyphens=False))])
+    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(describe_inherited(), 110, break_on_hyphens=False))])
 
 
 def flat_fields(

@@ -25,7 +25,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> str:
     for folder in checkpoints(output_dir):
         if _is_complete(folder):
             return str(folder)
+    saved = checkpoints(output_dir)
+    if saved and has_weights_only(saved[0]):
+        raise ValueError(f"{saved[0]} has weights only (save_only_model: true) and cannot be resumed; start over")
     raise ValueError(f"no complete checkpoint in {output_dir} to resume from; start it without resume_from_checkpoint")
+
+
+def has_weights_only(checkpoint: Path) -> bool:
+    """Whether `save_only_model` has saved it."""
+    whole = (checkpoint / "trainer_state.json").exists() and (checkpoint / WEIGHTS).exists()
+    return whole and not any(checkpoint.glob("optimizer.*"))
 
 
 def _is_complete(folder: Path) -> bool:

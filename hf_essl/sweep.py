@@ -4,23 +4,37 @@
     extends: ../imagenette/simsiam_resnet50_efficient.yaml
     rows:                                   # named sets of fields; `columns` are their cells in the table
       - {name: cosine, columns: {LR schedule: CA}, lr_schedule: cosine, warmup_epochs: 0}
+      - {name: byol, columns: {LR schedule: CA}, extends: ../imagenette/byol_resnet50_baseline.yaml}
     grid: {warmup_epochs: [40, 80], seed: [0, 1]}   # every combination, for every row; seeds are averaged
+    metric: linear                          # knn (default), online_probe, linear or finetune
+    metric_args: {augment: true}            # settings of the protocol
+    results: [accuracy, speedup]            # the columns of results
+    across: LR schedule                     # the values of this column become groups of columns
+    headings: {warmup_epochs: Warm Up}      # other headings
 
-Each cell is a run in its own folder under `output_dir`. A finished one is skipped, an interrupted one is resumed.
+Speed-ups and differences are over the first row, or with `across` over the first group of the same line. Each cell is
+a run in its own folder under `output_dir`. A finished one is skipped, an interrupted one is resumed.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_essl.common import Diverged, table
-from hf_essl.config.files import SWEEP_KEYS, read_yaml
+from accelerate import PartialState
+
+from hf_essl.common import Diverged, unknown
+from hf_essl.config.files import SWEEP_KEYS, baseline_of, merge, pop_path, read_file, read_yaml
+from hf_essl.config.packaged import find_recipe
 from hf_essl.config.values import RecipeError
+from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
+from hf_essl.reporting.costs import Priced
+from hf_essl.reporting.sweep_table import DEFAULT_RESULTS, RESULTS, Row, sweep_table
 from hf_essl.run_folder import last_complete_checkpoint
 
 
@@ -37,12 +51,89 @@ class Cell:
         return self.recipe.training.folder
 
 
-def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
-    """The runs that a file describes; a single one for a plain recipe.
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a file, and what its table shows of them."""
+
+    title: str
+    cells: list[Cell]
+    metric: RunMetric
+    results: dict[str, list[str]]  # by value of `across`; by the empty text without it
+    across: str | None
+    headings: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        return self.cells[0].folder.parent
+
+    def reference(self, cell: Cell) -> Cell:
+        """The cell over which the speed-ups of `cell` are: the first, or the first of its line in the table."""
+        if self.across is None:
+            return self.cells[0]
+        line = [other for other in self.cells if self._place(other) == self._place(cell)]
+        return next(other for other in line if other.columns[self.across] == next(iter(self.results)))
+
+    def table(self) -> str:
+        """The Markdown table of the finished cells."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(without_seed(cell.name), []).append(cell)
+        rows: dict[str, Row] = {}
+        for name, cells in groups.items():
+            found = tuple(run for cell in cells if (run := self.finished(cell)) is not None)
+            rows[name] = Row(cells[0].columns, Group(name, found))
+        curve = tuple(row for row in rows.values() if row.columns.get(self.across or "") == next(iter(self.results)))
+        for name, cells in groups.items():
+            reference = without_seed(self.reference(cells[0]).name)
+            rows[name] = replace(rows[name], reference=rows[reference] if reference != name else None, curve=curve)
+        return sweep_table(list(rows.values()), self.results, self.metric.heading, self.across, self.headings)
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The `metrics.json` of a finished cell, with its `accuracy`; None if it is not finished."""
+        path = cell.folder / "metrics.json"
+        return json.loads(path.read_text()) | {"accuracy": self.metric.read(cell.folder)} if path.exists() else None
+
+    def _place(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(value for key, value in cell.columns.items() if key != self.across)
+
+
+def load_sweep(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    metric: str | None = None,
+    metric_args: Mapping[str, Any] | None = None,
+) -> Sweep:
+    """Reads a sweep; a plain recipe is a sweep of one run.
+
+    Args:
+        overrides: fields of all runs, as words of a command line.
+        metric, metric_args: instead of those of the file.
 
     Raises RecipeError for a mistake in the file, in any of its cells, or in the overrides.
     """
-    content = read_yaml(Path(path))
+    content, cells = read_yaml(find_recipe(path)), load_cells(path, overrides)
+    if metric is None:
+        metric, settings = content.get("metric", "knn"), content.get("metric_args") or {}
+    else:
+        settings = metric_args or {}
+    try:
+        chosen = RunMetric(metric, settings)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    for cell in cells:
+        chosen.check(cell.recipe)
+    across = content.get("across")
+    if across is not None and any(across not in cell.columns for cell in cells):
+        raise RecipeError(f"{path}: {unknown('across', across, cells[0].columns)}")
+    values = list(dict.fromkeys(cell.columns[across] for cell in cells)) if across else [""]
+    results = _results(path, content.get("results", list(DEFAULT_RESULTS)), values)
+    title = content.get("title", Path(path).stem)
+    return Sweep(title, cells, chosen, results, across, content.get("headings") or {})
+
+
+def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
+    """The runs that a file describes; a single one for a plain recipe. Raises RecipeError as `load_sweep` does."""
+    content = read_yaml(find_recipe(path))
     if not any(key in content for key in SWEEP_KEYS):
         return [Cell(Path(path).stem, {}, load_recipe(path, overrides))]
     rows, grid = content.get("rows") or [{}], content.get("grid") or {}
@@ -51,72 +142,107 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
     cells = []
     for row, values in itertools.product(rows, itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
-        fields = {key: value for key, value in row.items() if key not in ("name", "columns")} | chosen
         name = _name(row, chosen)
         shown = (row.get("columns") or ({"run": row["name"]} if "name" in row else {})) | chosen
         columns = {str(key): str(value) for key, value in shown.items() if key != "seed"}
-        recipe = load_recipe(path, [*overrides, "--output_dir", f"{base}/{name}"], cell=fields)
-        cells.append(Cell(name, columns, recipe))
+        words = [*overrides, "--output_dir", f"{base}/{name}"]
+        cells.append(Cell(name, columns, load_recipe(path, words, cell=_fields(path, row) | chosen)))
     return cells
 
 
-def run_sweep(cells: Sequence[Cell], train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
+def _fields(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row; over those of a recipe that it extends are those of the file, then its own."""
+    own = {key: value for key, value in row.items() if key not in ("name", "columns")}
+    file = find_recipe(path)
+    base = pop_path(own, "extends", file)
+    return own if base is None else merge(merge(read_file(base), read_file(file, sweep=True)), own)
+
+
+def run_sweep(sweep: Sweep, train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
     """Runs the unfinished cells in order; if one diverges, it is reported and the next one runs.
+
+    Call it on all processes; they decide together which cells are finished.
 
     Args:
         train: `hf_essl.pretrain.pretrain`.
+        report: prints a line; only the main process calls it.
 
     Raises ValueError for a network that cannot work in one of the cells, before the first one runs.
     """
-    for cell in cells:
+    report = report if PartialState().is_main_process else lambda line: None
+    for cell in sweep.cells:
         cell.recipe.check_network()
-    for number, cell in enumerate(cells, 1):
-        training = cell.recipe.training
+    for number, cell in enumerate(sweep.cells, 1):
+        PartialState().wait_for_everyone()  # until the main process has written the files of the cell before
+        state = _state(sweep, cell)
+        PartialState().wait_for_everyone()  # until all have seen the same files
+        report(f"\n[{number}/{len(sweep.cells)}] {cell.name}: {state}")
         try:
-            checkpoint = last_complete_checkpoint(cell.folder)
-        except ValueError:
-            checkpoint = None
-        finished = (cell.folder / "metrics.json").exists()
-        state = "finished" if finished else "resumed" if checkpoint else "started"
-        report(f"\n[{number}/{len(cells)}] {cell.name}: {state}")
-        if finished:
-            continue
-        training.resume_from_checkpoint = checkpoint
-        training.overwrite_output_dir = checkpoint is None  # of a run that stopped before its first checkpoint
-        try:
-            train(cell.recipe)
+            if state in ("resumed", "started"):
+                train(cell.recipe)
+            if state != "finished" and sweep.metric.is_missing(cell.folder):
+                sweep.metric.measure(cell.recipe, report)
         except Diverged as error:
             report(f"{cell.name}: {error}")
 
 
-def sweep_table(cells: Sequence[Cell], finished: Mapping[str, dict]) -> str:
-    """A Markdown table: what varies, accuracy, cost, and speed-ups over the first row; means and spread over seeds.
+def _state(sweep: Sweep, cell: Cell) -> str:
+    """What is done with a cell; sets how its recipe starts."""
+    if (cell.folder / "metrics.json").exists():
+        return "evaluated" if sweep.metric.is_missing(cell.folder) else "finished"
+    try:
+        checkpoint = last_complete_checkpoint(cell.folder)
+    except ValueError:
+        checkpoint = None
+    cell.recipe.training.resume_from_checkpoint = checkpoint
+    cell.recipe.training.overwrite_output_dir = checkpoint is None  # of a run that stopped before its first checkpoint
+    return "resumed" if checkpoint else "started"
 
-    Args:
-        finished: the content of `metrics.json` of the finished cells, by name.
+
+def cells_to_price(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Priced]:
+    """Recipes, or the cells of sweeps, each with its own counterpart for `hf_essl.reporting.costs.compare_costs`.
+
+    The counterpart of a recipe is its `baseline:`; that of a cell is as in the sweep's table. Two of one name are told
+    apart by their folders.
     """
-    rows: dict[str, list[Cell]] = {}
-    for cell in cells:
-        rows.setdefault(without_seed(cell.name), []).append(cell)
-    groups = [Group(name, tuple(finished[c.name] for c in row if c.name in finished)) for name, row in rows.items()]
-    first, columns = groups[0], cells[0].columns
-    header = [*columns, "seeds", "kNN-Acc. (%)", "petaFLOPs", "Speedup", "training (s)", "Speedup in wall-clock"]
-    lines = []
-    for group, row in zip(groups, rows.values(), strict=True):
-        accuracy, petaflops = group.show("knn_accuracy", ".1f"), group.mean("petaflops")
-        ours, baseline = group.mean("knn_accuracy"), first.mean("knn_accuracy")
-        if group is not first and ours is not None and baseline is not None:
-            accuracy += f" ({ours - baseline:+.1f})"
-        line = [*row[0].columns.values(), str(len(group.runs)), accuracy]
-        line += ["not measured" if petaflops is None else f"{petaflops:.4g}", _speedup(first, group, "petaflops")]
-        line += [group.show("train_seconds", ".0f"), _speedup(first, group, "train_seconds")]
-        lines.append(line)
-    return table(header, lines)
+    found: list[Priced] = []
+    for path, name in zip(paths, _distinct(paths), strict=True):
+        sweep = load_sweep(path, overrides)
+        if len(sweep.cells) == 1:
+            recipe, baseline = sweep.cells[0].recipe, baseline_of(find_recipe(path))
+            over = None if baseline is None else (baseline.stem, load_recipe(baseline, overrides))
+            found.append(Priced(name, recipe, over))
+            continue
+        prefix = f"{name}: " if len(paths) > 1 else ""
+        for cell in sweep.cells:
+            reference = sweep.reference(cell)
+            found.append(Priced(prefix + cell.name, cell.recipe, (reference.name, reference.recipe)))
+    return found
 
 
-def _speedup(first: Group, group: Group, key: str) -> str:
-    reference, value = first.mean(key), group.mean(key)
-    return f"{reference / value:.2f}x" if reference and value else "not measured"
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths, without suffix, that tell them apart; equal paths keep equal names."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def _results(path: str | Path, given: Any, values: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of results for each value of `across`."""
+    results = given if isinstance(given, dict) else dict.fromkeys(values, given)
+    results = {str(value): names for value, names in results.items()}
+    if set(results) != set(values) or not all(isinstance(names, list) and names for names in results.values()):
+        raise RecipeError(
+            f"results is {given!r} in {path}; expected a list of {', '.join(RESULTS)}, or one for each of "
+            f"{', '.join(values) or 'the values of `across`'}"
+        )
+    for name in itertools.chain(*results.values()):
+        if name not in RESULTS:
+            raise RecipeError(f"{path}: {unknown('results', name, RESULTS)}")
+    return results
 
 
 def _name(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:

@@ -1,19 +1,21 @@
 """`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_essl.common import Diverged
 from hf_essl.compat import forget_preparation, shutdown_workers
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
+from hf_essl.config.inherited import ignored_lines
 from hf_essl.cost import Cost, FlopCounter, estimate_cost
 from hf_essl.data import Feed, ImageDataset, StreamedImages, UnreadableLog, as_images, image_count
 from hf_essl.data.inventory import notice
 from hf_essl.evaluation import extract_features
-from hf_essl.evaluation.during_training import OnlineProbe, captured_features, check_neighbors, evaluate_features
+from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
 from hf_essl.evaluation.nearest import NeighborLog
 from hf_essl.evaluation.retrieval import FixedViews
 from hf_essl.hub.trainer import HubTrainer
@@ -25,6 +27,7 @@ from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
+from hf_essl.training.check_images import check_images
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
     check_network,
@@ -35,12 +38,14 @@ from hf_essl.training.layout import (
     unsharded,
     warm_up_backbones,
 )
-from hf_essl.training.optimizer import momentum_of
+from hf_essl.training.optimizer import averaged_weights, momentum_of
 from hf_essl.training.progress import ProgressBarCallback
 from hf_essl.training.step import MethodCallback
 from hf_essl.training.step_log import StepLog
 from hf_essl.training.trackers import attach_trackers, energy_so_far
 from hf_essl.views import Views
+
+logger = logging.getLogger(__name__)
 
 
 class SSLTrainer(HubTrainer):
@@ -77,6 +82,10 @@ class SSLTrainer(HubTrainer):
         callbacks=None,
     ):
         args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
+        if not isinstance(args, SSLTrainingArguments):
+            raise ValueError(
+                f"args is a {type(args).__name__}; SSLTrainer takes hf_essl.SSLTrainingArguments, with the same fields"
+            )
         view_args = view_args or ViewArguments()
         self.curriculum = check_groups(model.config, data_args, view_args, args)
         check_network(model, view_args, args)
@@ -99,6 +108,8 @@ class SSLTrainer(HubTrainer):
         self.clock = Clock()
         self.step_log = StepLog(self.clock)
         self.neighbor_log = NeighborLog(args.folder)
+        for line in ignored_lines(args):
+            logger.warning(line)
         super().__init__(
             model=model,
             args=args,
@@ -189,7 +200,7 @@ class SSLTrainer(HubTrainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
-        self._check_batch()
+        check_images(self.model, self.args, self.train_dataset, self.eval_dataset, self.bank_dataset)
         self.step_log.clear()
         self.pairs_at_start = None if resume_from_checkpoint else self.shown_pairs(0.0)
         if self.args.torch_compile:
@@ -208,24 +219,6 @@ class SSLTrainer(HubTrainer):
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
         return result
 
-    def _check_batch(self) -> None:
-        images, batch = image_count(self.train_dataset), self.args.train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and images is not None and images < batch:
-            raise ValueError(
-                f"{images} training images do not fill a batch of {batch}; lower per_device_train_batch_size, or set "
-                f"dataloader_drop_last: false"
-            )
-        norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-        alone = images is not None and not self.args.dataloader_drop_last and images % batch == 1
-        if alone and self.args.world_size == 1 and any(isinstance(module, norms) for module in self.model.modules()):
-            raise ValueError(
-                f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm "
-                f"cannot normalize; set dataloader_drop_last: true, or another per_device_train_batch_size"
-            )
-        if images is not None:
-            self.model.check_data(images, batch)
-        check_neighbors(self.eval_dataset, self.bank_dataset, self.args.knn_k)
-
     def predicted_cost(self) -> Cost:
         """What the whole run costs."""
         args = self.args
@@ -243,7 +236,7 @@ class SSLTrainer(HubTrainer):
         if eval_dataset is not None:
             queries = as_images(eval_dataset, self.data_args, self.args.device)
         metrics: dict[str, float] = {}
-        with self.clock.paused():
+        with self.clock.paused(), averaged_weights(self.optimizer):
             if queries is not None:
                 broadcast_buffers(self.model)
                 bank, probe = self.bank_dataset, self.online_probe

@@ -90,7 +90,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         == f"hf-essl: error: command is 'pretrian'; choose one of {choices}; did you mean 'pretrain'?\n"
     )
     assert cli.main(["zzz"]) == 2
-    assert "command is 'zzz'; choose one of pretrain, compare, sweep, lr-find" in capsys.readouterr().err
+    assert "command is 'zzz'; choose one of pretrain, recipes, compare, sweep, lr-find" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

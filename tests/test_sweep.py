@@ -1,14 +1,20 @@
 """Sweeps: which cells a file describes, that they run, resume and print as the paper's tables do."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_essl import cli
 from hf_essl.common import Diverged
 from hf_essl.recipe import RecipeError, load_recipe
-from hf_essl.sweep import load_cells, run_sweep, sweep_table
+from hf_essl.reporting.sweep_table import cost_at
+from hf_essl.sweep import cells_to_price, load_cells, load_sweep, run_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEP = """
@@ -58,13 +64,18 @@ def test_a_plain_recipe_is_one_cell_and_a_sweep_is_no_recipe(sweep):
         load_recipe(sweep)
 
 
+def columns(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+
+
 def write(cell, **metrics):
     cell.folder.mkdir(parents=True)
     (cell.folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
-    cells = load_cells(sweep)[:4]
+    loaded = load_sweep(sweep)
+    cells = loaded.cells[:4]
     write(cells[1], knn_accuracy=1.0)
     checkpoint = cells[2].folder / "checkpoint-3"
     checkpoint.mkdir(parents=True)
@@ -77,13 +88,14 @@ def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
         if len(trained) == 1:
             raise Diverged("stopped at step 3: the loss is nan")
 
-    run_sweep(cells, train, reported.append)
+    run_sweep(replace(loaded, cells=cells), train, reported.append)
     assert trained == [(cells[0].name, None), (cells[2].name, str(checkpoint)), (cells[3].name, None)]
     assert any("the loss is nan" in line for line in reported) and "[2/4]" in reported[2]
 
 
 def test_the_table_by_hand(sweep):
-    cells = load_cells(sweep)
+    loaded = load_sweep(sweep)
+    cells = loaded.cells
     results = {
         cells[0].name: (80.0, 2.0, 100.0),
         cells[1].name: (82.0, 2.0, 120.0),
@@ -91,12 +103,133 @@ def test_the_table_by_hand(sweep):
         cells[5].name: (86.0, 1.0, 60.0),
     }
     keys = ("knn_accuracy", "petaflops", "train_seconds")
-    finished = {name: dict(zip(keys, values, strict=True)) for name, values in results.items()}
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in sweep_table(cells, finished).splitlines()]
+    for cell in cells:
+        if cell.name in results:
+            write(cell, **dict(zip(keys, results[cell.name], strict=True)))
+    rows = columns(loaded.table())
     assert rows[0][:4] == ["Schedule", "weight_decay", "seeds", "kNN-Acc. (%)"]
     assert rows[2] == ["CA", "0.1", "2", "81.0 ± 1.4", "2", "1.00x", "110 ± 14", "1.00x"]
     assert rows[3] == ["CA", "0.2", "0", "not measured", "not measured", *["not measured"] * 3]
     assert rows[4] == ["F1-CLR", "0.1", "2", "85.0 ± 1.4 (+4.0)", "1", "2.00x", "55 ± 7", "2.00x"]
+
+
+TABLE_7 = """
+across: Schedule
+results: {CA: [accuracy], F1-CLR: [accuracy, equal_accuracy]}
+headings: {num_train_epochs: Epochs}
+backbone: test_resnet
+rows:
+  - {name: ca, columns: {Schedule: CA}}
+  - {name: f1, columns: {Schedule: F1-CLR}, lr_schedule: f1_clr, warmup_epochs: 1}
+grid: {num_train_epochs: [10, 20, 40]}
+use_cpu: true
+output_dir: OUT
+"""
+
+
+def test_speedup_at_equal_accuracy_by_hand(tmp_path):
+    """The plain schedule reaches 60, 70, 75 % at 1, 2, 4 pF; F1-CLR's 72.5 % at 2 pF are its accuracy at 3 pF."""
+    path = tmp_path / "table7.yaml"
+    path.write_text(TABLE_7.replace("OUT", str(tmp_path / "runs")))
+    loaded = load_sweep(path)
+    accuracies = {"ca": (60.0, 70.0, 75.0), "f1": (65.0, 72.5, 80.0)}
+    for cell in loaded.cells:
+        name, _, epochs = cell.name.partition("_num_train_epochs")
+        length = (10, 20, 40).index(int(epochs))
+        write(cell, knn_accuracy=accuracies[name][length], petaflops=float(2**length))
+    table = columns(loaded.table())
+    assert table[0] == [
+        "Epochs", "CA: kNN-Acc. (%)", "F1-CLR: kNN-Acc. (%)", "F1-CLR: Speedup at equal accuracy",
+    ]  # fmt: skip
+    assert table[2:] == [
+        ["10", "60.0", "65.0 (+5.0)", "1.50x"],
+        ["20", "70.0", "72.5 (+2.5)", "1.50x"],
+        ["40", "75.0", "80.0 (+5.0)", "> 1.00x"],
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 100)), min_size=2, max_size=6, unique_by=lambda p: p[0]))
+def test_cost_at_is_where_numpys_interpolation_has_the_accuracy(curve):
+    costs, accuracies = zip(*sorted(curve), strict=True)
+    wanted = (min(accuracies) + max(accuracies)) / 2
+    found = cost_at(curve, wanted)
+    if found is None:  # only a curve that never rises through the wanted accuracy
+        assert not any(low <= wanted <= high for low, high in itertools.pairwise(accuracies))
+    else:
+        assert np.interp(found, costs, accuracies) == pytest.approx(wanted, abs=1e-3 * (1 + abs(wanted)))
+
+
+def test_rows_of_other_recipes_take_turns_across_the_table(tmp_path):
+    """Fields are the row's recipe, the file's, then the row's; speed-ups are over the first group of a line."""
+    for name, rate in (("a", 0.01), ("b", 0.02)):
+        (tmp_path / f"{name}.yaml").write_text(f"backbone: test_resnet\nlearning_rate: {rate}\nweight_decay: 0.3\n")
+    path = tmp_path / "table.yaml"
+    path.write_text(
+        f"""
+across: Recipe
+results: {{Plain: [accuracy, paper_petaflops], Efficient: [accuracy, speedup]}}
+rows:
+  - {{name: ap, columns: {{Model: A, Recipe: Plain}}, extends: a.yaml}}
+  - {{name: ae, columns: {{Model: A, Recipe: Efficient}}, extends: a.yaml, weight_decay: 0.4}}
+  - {{name: bp, columns: {{Model: B, Recipe: Plain}}, extends: b.yaml}}
+weight_decay: 0.1
+use_cpu: true
+output_dir: {tmp_path / "runs"}
+"""
+    )
+    loaded = load_sweep(path)
+    training = [cell.recipe.training for cell in loaded.cells]
+    assert [(t.learning_rate, t.weight_decay) for t in training] == [(0.01, 0.1), (0.01, 0.4), (0.02, 0.1)]
+    for cell, petaflops in zip(loaded.cells, (3.0, 2.0, 8.0), strict=True):
+        write(cell, knn_accuracy=50.0, petaflops=petaflops, petaflops_paper_convention=petaflops / 2)
+    assert columns(loaded.table())[2:] == [["A", "50.0", "1.5", "50.0 (+0.0)", "1.50x"], ["B", "50.0", "4", "", ""]]
+    assert [priced.baseline[0] for priced in cells_to_price([str(path)])] == ["ap", "ap", "bp"]
+
+
+def test_the_metric_names_where_the_accuracy_comes_from(sweep):
+    sweep.write_text("metric: linear\nmetric_args: {epochs: 5}\n" + sweep.read_text())
+    loaded = load_sweep(sweep)
+    cell = loaded.cells[0]
+    write(cell, knn_accuracy=80.0, petaflops=1.0, train_seconds=1.0)
+    assert loaded.finished(cell)["accuracy"] is None and loaded.metric.is_missing(cell.folder)
+    settings = {"epochs": 5, "learning_rate": loaded.metric.settings.learning_rate, "augment": False}
+    (cell.folder / "linear.json").write_text(json.dumps({"accuracy": 70.0, "metric_args": settings}))
+    assert loaded.finished(cell)["accuracy"] == 70.0 and not loaded.metric.is_missing(cell.folder)
+    assert "Linear acc. (%)" in loaded.table()
+    other = load_sweep(sweep, metric="linear", metric_args={"epochs": 6})
+    assert other.metric.is_missing(cell.folder), "the accuracy of other settings is not shown"
+    assert load_sweep(sweep, metric="knn").finished(cell)["accuracy"] == 80.0
+
+
+def test_a_finished_run_without_its_metric_is_evaluated_and_not_trained(sweep, monkeypatch):
+    sweep.write_text("metric: linear\n" + sweep.read_text())
+    loaded = load_sweep(sweep)
+    write(loaded.cells[0], knn_accuracy=1.0)
+    measured, trained, reported = [], [], []
+    monkeypatch.setattr(type(loaded.metric), "measure", lambda self, recipe, report: measured.append(recipe))
+    run_sweep(replace(loaded, cells=loaded.cells[:2]), trained.append, reported.append)
+    assert measured == [cell.recipe for cell in loaded.cells[:2]] and trained == [loaded.cells[1].recipe]
+    assert reported[0].endswith("evaluated") and reported[1].endswith("started")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("metric: lineer", r"metric is 'lineer'; choose one of .*; did you mean 'linear'"),
+        ("metric: online_probe", r"metric is online_probe in .*, which trains none; set online_probe: true"),
+        ("metric: linear\nmetric_args: {k: 3}", r"k is a setting of knn, not of linear"),
+        ("metric_args: {k: 3}", r"metric_args is \{'k': 3\} with metric: knn, which is measured during the training"),
+        ("results: [accuracy, speed]", r"results is 'speed'; choose one of .*; did you mean 'speedup'"),
+        ("results: accuracy", r"results is 'accuracy' in .*; expected a list of accuracy, "),
+        ("across: Shedule", r"across is 'Shedule'; choose one of Schedule, weight_decay"),
+        ("across: Schedule\nresults: {CA: [accuracy]}", r"results is .*, or one for each of CA, F1-CLR"),
+    ],
+)
+def test_mistakes_in_what_the_table_shows_are_one_line(sweep, line, message):
+    sweep.write_text(line + "\n" + sweep.read_text())
+    with pytest.raises(RecipeError, match=message) as error:
+        load_sweep(sweep)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

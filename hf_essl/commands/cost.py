@@ -1,6 +1,7 @@
 """`hf-essl cost RECIPE…`: what recipes cost and save, without training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hf_essl.commands.parser import Parser
@@ -11,13 +12,13 @@ def run(argv: list[str]) -> None:
     parser = Parser(
         "cost",
         "Estimate the cost of recipes without training: petaFLOPs in the paper's convention (2 per MAC, a backward\n"
-        "pass as one forward pass) and as counted by torch, with speed-ups over a baseline.",
+        "pass as one forward pass) and as counted by torch, with speed-ups over each recipe's own baseline.",
         "Every field of a recipe can be overridden, for all recipes at once.",
         usage="hf-essl cost RECIPE… [OPTIONS] [--FIELD VALUE …]",
     )
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="path of a YAML recipe, or of a sweep for each of its cells")
-    add("--baseline", metavar="RECIPE", help="baseline of the speed-ups [the first recipe]")
+    add("--baseline", metavar="RECIPE", help="baseline of all speed-ups [each recipe's own `baseline:`]")
     add("--images", type=int, metavar="N", help="number of training images [that of the dataset]")
     add("--processes", type=int, default=1, metavar="N", help="GPUs that train together [1]")
     add("--json", metavar="FILE", help="also write the figures to this file")
@@ -26,11 +27,13 @@ def run(argv: list[str]) -> None:
     from hf_essl.common import write_text
     from hf_essl.recipe import load_recipe
     from hf_essl.reporting.costs import CostEstimator, compare_costs, cost_table
-    from hf_essl.sweep import load_cells
+    from hf_essl.sweep import cells_to_price
 
-    recipes = {cell.name: cell.recipe for path in options.recipes for cell in load_cells(path, overrides)}
-    baseline = load_recipe(options.baseline, overrides) if options.baseline else None
-    rows = compare_costs(recipes, CostEstimator(options.images, options.processes), baseline)
+    recipes = cells_to_price(options.recipes, overrides)
+    if options.baseline:
+        baseline = (Path(options.baseline).stem, load_recipe(options.baseline, overrides))
+        recipes = [replace(priced, baseline=baseline) for priced in recipes]
+    rows = compare_costs(recipes, CostEstimator(options.images, options.processes))
     print(cost_table(rows))
     if options.json:
         write_text(Path(options.json), json.dumps([row.to_dict() for row in rows], indent=2))

@@ -23,11 +23,22 @@ class Parser(argparse.ArgumentParser):
 class RecipeParser(Parser):
     """Parser of a command that takes a recipe; `parse_known_args` gives its options and the overrides."""
 
-    def __init__(self, command: str, description: str, epilog: str | None = None):
+    def __init__(self, command: str, description: str, epilog: str | None = None, name: str = "RECIPE"):
         super().__init__(
             command,
             description,
             epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
-            usage=f"hf-essl {command} RECIPE [OPTIONS] [--FIELD VALUE …]",
+            usage=f"hf-essl {command} {name} [OPTIONS] [--FIELD VALUE …]",
         )
-        self.add_argument("recipe", metavar="RECIPE", help="path of a YAML recipe")
+        self.add_argument(
+            "recipe", metavar=name, help="path of a YAML recipe, or the name of a packaged one, such as quickstart"
+        )
+
+
+def add_launch_option(parser: Parser) -> None:
+    """Adds `--accelerate_config`, which `hf_essl.commands.launch.relaunch` acts on."""
+    parser.add_argument(
+        *("--accelerate_config", "--accelerate-config"),
+        metavar="NAME",
+        help="start several processes: single_gpu, multi_gpu, multi_node, fsdp, cpu, or the path of a configuration",
+    )

@@ -1,42 +1,78 @@
-"""`hf-essl pretrain RECIPE`: trains a backbone without labels."""
+"""`hf-essl pretrain RECIPE` or `hf-essl pretrain IMAGES`: trains a backbone without labels."""
 
 import os
 import sys
+from contextlib import nullcontext
 
-from hf_essl.commands.parser import RecipeParser
+from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 
 def run(argv: list[str]) -> None:
-    """Loads the recipe with its overrides and trains it, in this process or under `accelerate launch`."""
+    """Trains a recipe, or images by a plan, in this process or under `accelerate launch`."""
     epilog = None
     if {"-h", "--help"} & set(argv):
         from hf_essl.recipe import describe_fields
 
         epilog = describe_fields()
     parser = RecipeParser(
-        "pretrain", "Pretrain a backbone from a recipe. Every field of the recipe can be overridden.", epilog
+        "pretrain",
+        "Pretrain a backbone, from a recipe or from images alone (a folder, a Hub id, a parquet file). Without a\n"
+        "recipe, every setting is chosen and printed with its reason. Every field can be overridden.",
+        epilog,
+        name="RECIPE|IMAGES",
     )
-    parser.add_argument(
-        *("--accelerate_config", "--accelerate-config"),
-        metavar="NAME",
-        help="start several processes: single_gpu, multi_gpu, multi_node, fsdp, cpu, or the path of a configuration",
-    )
+    parser.add_argument("--plan", action="store_true", help="without a recipe: only print the chosen settings")
+    add_launch_option(parser)
     options, overrides = parser.parse_known_args(argv)
+    environment = dict(os.environ)  # before a recipe is built, whose TrainingArguments may set variables
 
+    from hf_essl.plan import is_recipe
+
+    if not is_recipe(options.recipe):
+        _pretrain_images(options, overrides, environment)
+        return
     from hf_essl.recipe import load_recipe
 
-    if options.accelerate_config:
-        from hf_essl.commands.launch import find_config, launch_command, relaunch
-
-        environment = dict(os.environ)  # before load_recipe, whose TrainingArguments may set variables
-        command = launch_command(find_config(options.accelerate_config), [options.recipe, *overrides])
-        load_recipe(options.recipe, overrides).check_network()  # report a mistake once, before any process starts
-        relaunch(command, environment)
     recipe = load_recipe(options.recipe, overrides)
-    recipe.check_network()
+    recipe.check_network()  # report a mistake once, before any process starts
+    if options.accelerate_config:
+        _relaunch(options.accelerate_config, [options.recipe, *overrides], environment)
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)
+    _pretrain(recipe)
 
+
+def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
+    """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
+    from hf_essl.commands.launch import process_count
+    from hf_essl.common import write_text
+    from hf_essl.plan import plan_run, planned_recipe
+
+    config = options.accelerate_config
+    if (begun := planned_recipe(options.recipe, overrides)) is not None:
+        run([str(begun), *overrides, *(["--accelerate_config", config] if config else [])])
+        return
+    print(f"surveying {options.recipe} …", file=sys.stderr)
+    plan, recipe = plan_run(options.recipe, overrides, process_count(config) if config else 1)
+    recipe.check_network()
+    print(plan.describe(), flush=True)
+    if options.plan:
+        return
+    if config:
+        path = write_text(recipe.training.folder / "plan.yaml", recipe.to_yaml())
+        _relaunch(config, [str(path)], environment)
+    _pretrain(recipe, plan.survey.notices)
+
+
+def _relaunch(config: str, words: list[str], environment: dict[str, str]) -> None:
+    from hf_essl.commands.launch import find_config, launch_command, relaunch
+
+    relaunch(launch_command(find_config(config), words), environment)
+
+
+def _pretrain(recipe, seen: tuple[str, ...] = ()) -> None:
+    from hf_essl.data.inventory import without_notices
     from hf_essl.pretrain import pretrain
 
-    pretrain(recipe)
+    with without_notices(seen) if seen else nullcontext():
+        pretrain(recipe)

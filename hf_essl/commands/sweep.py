@@ -1,29 +1,54 @@
 """`hf-essl sweep FILE`: runs every cell of a sweep and prints its table."""
 
 import json
-from pathlib import Path
+import os
 
-from hf_essl.commands.parser import RecipeParser
+import yaml
+from accelerate import PartialState
+
+from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 
 def run(argv: list[str]) -> None:
     """Runs the unfinished cells, resumes interrupted ones, and prints the table."""
     parser = RecipeParser("sweep", "Run every cell of a sweep and print its table; the same command resumes it.")
-    parser.add_argument("--table", action="store_true", help="only print the table of the finished cells")
+    add = parser.add_argument
+    add("--table", action="store_true", help="only print the table of the finished cells")
+    add("--metric", metavar="NAME", help="knn, online_probe, linear or finetune [that of the file]")
+    add("--metric_args", metavar="YAML", type=_mapping, help='settings of the protocol, such as "{augment: true}"')
+    add_launch_option(parser)
     options, overrides = parser.parse_known_args(argv)
+    if options.metric_args is not None and options.metric is None:
+        parser.error("--metric_args is given without --metric; name the metric that it is for")
+
+    from hf_essl.sweep import load_sweep
+
+    environment = dict(os.environ)  # before load_sweep, whose TrainingArguments may set variables
+    sweep = load_sweep(options.recipe, overrides, options.metric, options.metric_args)
+    if options.accelerate_config and not options.table:
+        from hf_essl.commands.launch import find_config, launch_command, relaunch
+
+        words = [options.recipe, *overrides]
+        words += ["--metric", options.metric] if options.metric else []
+        words += ["--metric_args", json.dumps(options.metric_args)] if options.metric_args else []
+        relaunch(launch_command(find_config(options.accelerate_config), words, "sweep"), environment)
 
     from hf_essl.common import write_text
-    from hf_essl.config.files import read_yaml
     from hf_essl.pretrain import pretrain
-    from hf_essl.sweep import load_cells, run_sweep, sweep_table
+    from hf_essl.sweep import run_sweep
 
-    cells = load_cells(options.recipe, overrides)
     if not options.table:
-        run_sweep(cells, pretrain, lambda text: print(text, flush=True))
-    files = {cell.name: cell.folder / "metrics.json" for cell in cells}
-    finished = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
-    title = read_yaml(Path(options.recipe)).get("title", Path(options.recipe).stem)
-    text = f"{title}\n\n{sweep_table(cells, finished)}\n"
+        run_sweep(sweep, pretrain, lambda text: print(text, flush=True))
+    if not PartialState().is_main_process:
+        return
+    text = f"{sweep.title}\n\n{sweep.table()}\n\nmetric: {sweep.metric}\n"
     print(f"\n{text}")
-    if finished:
-        print(f"wrote {write_text(cells[0].folder.parent / 'table.md', text)}")
+    if any(sweep.finished(cell) for cell in sweep.cells):
+        print(f"wrote {write_text(sweep.folder / 'table.md', text)}")
+
+
+def _mapping(text: str) -> dict:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value

@@ -1,6 +1,7 @@
-"""Recipe files: flat YAML mappings, with `extends:`.
+"""Recipe files: flat YAML mappings, with `extends:` and `baseline:`.
 
 extends: baseline.yaml    # path relative to this file; the keys below override it, mappings are replaced whole
+baseline: baseline.yaml   # the plain recipe that this one is compared with
 lr_schedule: f1_clr
 blur_p: [1.0, 0.1]
 """
@@ -12,7 +13,8 @@ import yaml
 
 from hf_essl.config.values import RecipeError, convert
 
-SWEEP_KEYS = ("title", "rows", "grid")  # of a file that describes several runs, see `hf_essl.sweep`
+SWEEP_KEYS = ("title", "rows", "grid", "metric", "metric_args", "results", "across", "headings")
+"""Keys of a file that describes several runs, see `hf_essl.sweep`."""
 
 
 def read_file(path: Path, above: tuple[Path, ...] = (), *, sweep: bool = False) -> dict[str, Any]:
@@ -32,11 +34,34 @@ def read_file(path: Path, above: tuple[Path, ...] = (), *, sweep: bool = False) 
     grid = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
     if grid and not sweep:
         raise RecipeError(f"recipe {path} holds several runs ({', '.join(grid)}); `hf-essl sweep {path}` runs them")
-    base = content.pop("extends", None)
-    if base is not None and not isinstance(base, str):
-        raise RecipeError(f"extends is {base!r} in {path}; it takes the path of one recipe, relative to this file")
-    values = {} if base is None else read_file(path.parent / base, chain)
+    base, _ = (pop_path(content, key, path) for key in ("extends", "baseline"))
+    values = {} if base is None else read_file(base, chain)
     return merge(values, {key: convert(key, value, str(path)) for key, value in content.items()})
+
+
+def pop_path(content: dict[str, Any], key: str, where: Path) -> Path | None:
+    """Removes the path of another recipe from a mapping. Raises RecipeError for another value than text."""
+    value = content.pop(key, None)
+    if value is not None and not isinstance(value, str):
+        raise RecipeError(f"{key} is {value!r} in {where}; it takes the path of one recipe, relative to this file")
+    return None if value is None else where.parent / value
+
+
+def baseline_of(path: Path) -> Path | None:
+    """The `baseline:` of a recipe, or the nearest one among the recipes that it extends.
+
+    None if there is none, and for the baseline itself and recipes that extend it.
+    """
+    passed: list[Path] = []
+    while True:
+        content = read_yaml(path)
+        base, baseline = (pop_path(content, key, path) for key in ("extends", "baseline"))
+        passed.append(path.resolve())
+        if baseline is not None:
+            return None if baseline.resolve() in passed else baseline
+        if base is None or base.resolve() in passed:
+            return None
+        path = base
 
 
 def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

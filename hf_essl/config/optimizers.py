@@ -1,11 +1,12 @@
 """The names that `optim` accepts: transformers' own, and LARS, which transformers does not have."""
 
+import copy
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from transformers.training_args import OptimizerNames
 
-from hf_essl.common import unknown
+from hf_essl.common import one_line, unknown
 
 LARS = "lars"
 SGD = OptimizerNames.SGD.value
@@ -26,6 +27,24 @@ def check_optimizer(optim: str, optim_args: str | None) -> None:
         raise ValueError(unknown("optim", str(optim), OPTIMIZERS))
     if optim == LARS:
         lars_settings(optim_args)
+
+
+def check_optimizer_package(args: Any) -> None:
+    """Raises ValueError for an optimizer whose package is not installed, or `optim_args` that it ignores."""
+    if args.optim == LARS or (args.optim == SGD and not args.optim_args):
+        return
+    from transformers import Trainer  # takes seconds
+
+    name = getattr(args.optim, "value", args.optim)
+    try:
+        _, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    except Exception as error:  # transformers raises many kinds, such as ImportError and AssertionError
+        raise ValueError(f"optim is {name}, which cannot be used: {one_line(error)}") from error
+    if args.optim_args:
+        without = copy.copy(args)
+        without.optim_args = None
+        if Trainer.get_optimizer_cls_and_kwargs(without)[1] == settings:
+            raise ValueError(f"optim_args is {args.optim_args!r}, which {name} ignores; remove it")
 
 
 def lars_settings(optim_args: str | None) -> dict[str, Any]:

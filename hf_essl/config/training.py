@@ -12,12 +12,14 @@ from transformers import TrainingArguments
 
 from hf_essl.compat import is_tracker_installed, tracker_callbacks
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, option
-from hf_essl.config.optimizers import LARS, SGD, check_optimizer
+from hf_essl.config.inherited import check_inherited
+from hf_essl.config.optimizers import LARS, SGD, check_optimizer, check_optimizer_package
 
 logger = logging.getLogger(__name__)
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # also the defaults of `hf_essl.evaluation` (Wu et al. 2018, Sec. 3.4)
 EVAL_CROP_PCT = 0.875  # 224 of 256 pixels, as in SimSiam and DINO; also the default of `hf_essl.evaluation`
+BEST_METRIC = "eval_knn_accuracy"  # of `load_best_model_at_end` and `save_strategy: best`
 WHOLE_SQUARE = 1.0  # the crop_pct of runs and evaluations from before this setting
 
 
@@ -42,8 +44,8 @@ class SSLTrainingArguments(TrainingArguments):
         SGD,
     )
     max_grad_norm: NonNegative = option("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
-    remove_unused_columns: bool = option("Leave it off: the dataset has no columns that the model ignores.", False)
-    logging_nan_inf_filter: bool = option("Leave it off: a filtered loss hides divergence.", False)
+    remove_unused_columns: bool = option("Always off: the loaders need every column of a batch.", False)
+    logging_nan_inf_filter: bool = option("Always off: a filtered loss hides divergence.", False)
     logging_steps: Positive = option(
         "Log every N optimizer steps; more often in a run of fewer than 20 N steps, so that it has 20 entries, or one "
         "for each step.",
@@ -51,6 +53,7 @@ class SSLTrainingArguments(TrainingArguments):
     )
     save_total_limit: Count | None = option("Checkpoints to keep; the oldest is deleted first.", 2)
     ddp_find_unused_parameters: bool | None = option("Leave it off: every parameter takes part in the loss.", False)
+    dataloader_persistent_workers: bool = option("Keep the workers of a loader between the epochs.", True)
     dataloader_drop_last: bool = option("Drop the last, incomplete batch of an epoch.", True)
 
     lr_schedule: str = option("Learning-rate (and momentum) schedule.", "cosine")
@@ -92,6 +95,8 @@ class SSLTrainingArguments(TrainingArguments):
         if self.bf16 and self.use_cpu and not cpu_has_bf16():
             logger.warning("bf16 is off: this CPU would emulate bfloat16, about ten times slower than float32")
             self.bf16 = False
+        if self._needs_best_metric and self.metric_for_best_model is None:
+            self.metric_for_best_model = BEST_METRIC
         check_optimizer(self.optim, self.optim_args)
         is_lars = self.optim == LARS
         if is_lars:
@@ -103,7 +108,9 @@ class SSLTrainingArguments(TrainingArguments):
     def check(self) -> None:
         """Raises ValueError for values that cannot work; `CURVES` checks what a learning-rate schedule needs."""
         check_fields(self, SSLTrainingArguments)
+        check_inherited(self)
         check_optimizer(self.optim, self.optim_args)
+        check_optimizer_package(self)
         if self.min_momentum > self.max_momentum:
             raise ValueError(
                 f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; swap them"
@@ -122,15 +129,15 @@ class SSLTrainingArguments(TrainingArguments):
                 raise ValueError(f"report_to is {name}, but {name} is not installed: pip install {name}")
 
     def _check_hub(self) -> None:
-        if self.hub_token is not None:
-            raise ValueError(
-                "hub_token would be stored in every checkpoint; set HF_TOKEN or run `hf auth login` instead"
-            )
         if self.hub_strategy == "all_checkpoints":
             raise ValueError(
                 "hub_strategy is all_checkpoints, which would push pickles; choose end, every_save, or checkpoint "
                 "(which also pushes the weights of heads, teacher and queue)"
             )
+
+    @property
+    def _needs_best_metric(self) -> bool:
+        return self.load_best_model_at_end or str(getattr(self.save_strategy, "value", self.save_strategy)) == "best"
 
     @property
     def constant_momentum(self) -> float:

@@ -8,6 +8,7 @@ import yaml
 from hf_essl.common import nearest
 from hf_essl.config.data import DataArguments
 from hf_essl.config.fields import default_of, fields_of, hints_of, kinds, validate
+from hf_essl.config.inherited import REFUSED as REFUSED_FIELDS
 from hf_essl.config.model import ModelArguments
 from hf_essl.config.training import SSLTrainingArguments
 from hf_essl.config.views import ViewArguments
@@ -19,16 +20,19 @@ GROUPS: dict[str, type] = {
     "training": SSLTrainingArguments,
 }
 COMMAND_LINE = "the command line"
+ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "data": "dataset",
+}
+"""Short names of fields on the command line."""
 
 _TOKEN = "never put a token in a recipe or a command; set HF_TOKEN or run `hf auth login`"
-REFUSED = {  # fields that a recipe does not accept, and what to do instead
-    "hf_token": _TOKEN,
-    "hub_token": _TOKEN,
-    "push_to_hub_token": _TOKEN,
-    "lr_scheduler_type": "set lr_schedule instead",
-    "lr_scheduler_kwargs": "set lr_schedule, warmup_epochs and one_cycle_fraction instead",
-    "warmup_steps": "set warmup_epochs instead",
-    "warmup_ratio": "set warmup_epochs instead",
+REFUSED = {  # names that a recipe does not accept with any value, and what to do instead
+    **{name: _TOKEN for name in ("hf_token", "hub_token", "push_to_hub_token")},
+    **{name: REFUSED_FIELDS[name][1] for name in ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")},
+    "warmup_ratio": REFUSED_FIELDS["warmup_steps"][1],
 }
 
 
@@ -68,7 +72,7 @@ def check_key(key: Any, where: str) -> None:
     if key in REFUSED:
         raise RecipeError(f"{key} is not accepted in {where}: {REFUSED[key]}")
     if key not in all_fields():
-        near = nearest(str(key), all_fields())
+        near = [ALIASES[key]] if key in ALIASES else nearest(str(key), all_fields())
         hint = f"did you mean {near[0]!r}?" if near else "`hf-essl pretrain --help` lists the keys"
         raise RecipeError(f"unknown key {str(key)!r} in {where}; {hint}")
 
@@ -85,6 +89,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             key = name.replace("-", "_")
+            key = ALIASES.get(key, key)
             check_key(key, COMMAND_LINE)
             found[key] = [value] if equals else []
             accepts_more = not equals

@@ -157,6 +157,14 @@ def no_readable_image(name: str, unreadable: Sequence[Unreadable]) -> ValueError
     )
 
 
+def stored_size(image: Any) -> tuple[int, int]:
+    """Width and height as stored, without decoding the pixels; accepts what `open_image` does."""
+    if isinstance(image, Image.Image):
+        return image.size
+    with Image.open(io.BytesIO(encoded_bytes(image))) as opened:
+        return opened.size
+
+
 def open_image(image: Any) -> Image.Image:
     """The whole upright image in its own size, RGB; accepts what `decode` does, except tensors."""
     return _as_rgb(_upright(image, LARGEST_JPEG), None)

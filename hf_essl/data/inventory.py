@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hf_essl.common import one_line
@@ -10,11 +11,41 @@ from hf_essl.common import one_line
 logger = logging.getLogger(__name__)
 
 
+_collected: list[str] | None = None
+_known: frozenset[str] = frozenset()
+
+
+@contextmanager
+def collected_notices() -> Iterator[list[str]]:
+    """Collects the lines inside instead of logging them."""
+    global _collected
+    outer, _collected = _collected, []
+    try:
+        yield _collected
+    finally:
+        _collected = outer
+
+
+@contextmanager
+def without_notices(known: Iterable[str]) -> Iterator[None]:
+    """Leaves out the lines, without the name of the dataset, that the user has seen already."""
+    global _known
+    outer, _known = _known, frozenset(known)
+    try:
+        yield
+    finally:
+        _known = outer
+
+
 def notice(name: str, text: str) -> None:
     """Logs one line about the dataset `name`, in the main process only."""
-    if int(os.environ.get("RANK", 0)) == 0:  # set by torchrun and `accelerate launch`
-        line = one_line(f"{name}: {text}")
-        logger.warning("%s", line.encode("utf-8", "replace").decode())  # a file name may be no UTF-8
+    text = one_line(text).encode("utf-8", "replace").decode()  # a file name may be no UTF-8
+    if text in _known:
+        return
+    if _collected is not None:
+        _collected.append(text)
+    elif int(os.environ.get("RANK", 0)) == 0:  # set by torchrun and `accelerate launch`
+        logger.warning("%s: %s", name, text)
 
 
 def count_notice(name: str, items: Sequence[Any], noun: str, why: str) -> None:

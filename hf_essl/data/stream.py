@@ -45,10 +45,11 @@ class StreamedImages(ImageDataset, IterableDataset):
         self.read_cell = cell_reader(stream.features, image_column, white_level)
         self.rank, self.world_size = 0, 1
 
-    def for_process(self, rank: int, world_size: int) -> "StreamedImages":
-        """The share of one of several processes; the loader must then not shard it again."""
+    def for_process(self, rank: int, world_size: int, seed: int | None = None) -> "StreamedImages":
+        """The share of one of several processes, in the order of `seed`; the loader must not shard it again."""
         share = copy.copy(self)
         share.rank, share.world_size = rank, world_size
+        share.seed = self.seed if seed is None else seed
         return share
 
     def shuffled(self, epoch: int) -> datasets.IterableDataset:

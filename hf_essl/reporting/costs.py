@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,21 +16,35 @@ from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import petaflops_by_part
 from hf_essl.schedules import Curriculum
 
+PLAIN = "plain, equal epochs"
+"""The counterpart of a recipe without a baseline: itself at full resolution, with two views and no selection."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A recipe to price, and the baseline of its speed-ups with its name; None is `PLAIN`."""
+
+    name: str
+    recipe: Recipe
+    baseline: tuple[str, Recipe] | None = None
+
 
 @dataclass(frozen=True)
 class CostRow:
-    """The cost of a recipe, and its speed-ups over a chosen baseline, whose epochs may differ."""
+    """The cost of a recipe, and its speed-ups over its baseline, whose epochs may differ."""
 
     name: str
     epochs: float
     cost: Cost
+    over: str
     paper_speedup: float
     counted_speedup: float
 
     def to_dict(self) -> dict:
-        """For JSON; `over_baseline_*` are the speed-ups over the baseline, the others are over the plain recipe."""
+        """For JSON; `over_baseline_*` are the speed-ups over `baseline`, the others are over the plain recipe."""
         over = {"over_baseline_paper": self.paper_speedup, "over_baseline_counted": self.counted_speedup}
-        return {"recipe": self.name, "epochs": self.epochs, **dataclasses.asdict(self.cost), **over}
+        named = {"recipe": self.name, "epochs": self.epochs, "baseline": self.over}
+        return {**named, **dataclasses.asdict(self.cost), **over}
 
 
 class CostEstimator:
@@ -75,31 +89,28 @@ class CostEstimator:
         return self._models[key]
 
 
-def compare_costs(
-    recipes: Mapping[str, Recipe], estimator: CostEstimator, baseline: Recipe | None = None
-) -> list[CostRow]:
-    """The cost of each recipe, by name, and its speed-ups over `baseline`, by default the first recipe."""
-    estimates = {name: estimator.estimate(recipe) for name, recipe in recipes.items()}
-    _, reference = next(iter(estimates.values())) if baseline is None else estimator.estimate(baseline)
-    return [
-        CostRow(
-            name,
-            epochs,
-            cost,
-            paper_speedup=reference.paper_petaflops / cost.paper_petaflops,
-            counted_speedup=reference.counted_petaflops / cost.counted_petaflops,
-        )
-        for name, (epochs, cost) in estimates.items()
-    ]
+def compare_costs(recipes: Sequence[Priced], estimator: CostEstimator) -> list[CostRow]:
+    """The cost of each recipe, and its speed-ups over its baseline."""
+    rows = []
+    for priced in recipes:
+        epochs, cost = estimator.estimate(priced.recipe)
+        over, paper, counted = PLAIN, cost.paper_speedup, cost.counted_speedup
+        if priced.baseline is not None:
+            over, baseline = priced.baseline
+            _, reference = estimator.estimate(baseline)
+            paper = reference.paper_petaflops / cost.paper_petaflops
+            counted = reference.counted_petaflops / cost.counted_petaflops
+        rows.append(CostRow(priced.name, epochs, cost, over, paper, counted))
+    return rows
 
 
 def cost_table(rows: Sequence[CostRow]) -> str:
     """A Markdown table in petaFLOPs: the paper's convention, then what torch counts, with its parts."""
-    header = ["recipe", "epochs", "steps", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
+    header = ["recipe", "epochs", "steps", "over", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
     lines = []
     for row in rows:
         cost, parts = row.cost, petaflops_by_part(row.cost)
-        line = [row.name, f"{row.epochs:g}", f"{cost.steps:,}", _petaflops(cost.paper_petaflops)]
+        line = [row.name, f"{row.epochs:g}", f"{cost.steps:,}", row.over, _petaflops(cost.paper_petaflops)]
         line += [f"{row.paper_speedup:.2f} x", f"{cost.paper_selection_overhead:.1f} %"]
         line += [_petaflops(cost.counted_petaflops), f"{row.counted_speedup:.2f} x", *map(_petaflops, parts.values())]
         lines.append(line)

@@ -86,6 +86,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "petaflops": state.total_flos / 1e15,
         "petaflops_paper_convention": cost.paper_petaflops,
         "petaflops_by_part": petaflops_by_part(cost),
+        "selection_overhead": cost.paper_selection_overhead,
         "predicted_speedup": cost.counted_speedup,
         "predicted_speedup_paper_convention": cost.paper_speedup,
         "measured_speedup": plain_step * state.global_step / seconds if plain_step and seconds else None,

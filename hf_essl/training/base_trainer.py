@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
 from hf_essl.config import SSLTrainingArguments
+from hf_essl.config.fields import default_of
 from hf_essl.data import StreamedImages
 from hf_essl.evaluation.during_training import PROBE, OnlineProbe
 from hf_essl.methods import SSLModel
@@ -19,7 +20,7 @@ from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.schedules import CurveScheduler, curve_from_args
 from hf_essl.training.clock import Clock
-from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.optimizer import averaged_weights, build_optimizer
 from hf_essl.training.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,14 @@ class BaseTrainer(Trainer):
             raise ValueError("train_dataset is missing; pass the images to train on to SSLTrainer")
         if isinstance(self.train_dataset, StreamedImages):
             return DataLoader(
-                self.train_dataset.for_process(self.args.process_index, self.args.world_size),
+                self.train_dataset.for_process(self.args.process_index, self.args.world_size, self.args.data_seed),
                 batch_size=self.args.train_batch_size,
                 num_workers=self.args.dataloader_num_workers,
                 prefetch_factor=self.args.dataloader_prefetch_factor,
                 pin_memory=self.args.dataloader_pin_memory,
+                persistent_workers=self.args.dataloader_persistent_workers,
+                multiprocessing_context=self.args.dataloader_multiprocessing_context,
+                in_order=self.args.dataloader_in_order,
                 collate_fn=self.data_collator,
             )
         return keep_batches_on_host(super().get_train_dataloader(), self.args.seed)
@@ -63,6 +67,9 @@ class BaseTrainer(Trainer):
         if self.lr_scheduler is None:
             momenta = (self.args.min_momentum, self.args.max_momentum)
             curve = curve_from_args(self.args, num_training_steps)
+            beta, name = self.args.adam_beta1, self.args.lr_schedule
+            if curve.cycles_momentum and beta != default_of(type(self.args), "adam_beta1"):
+                logger.warning("adam_beta1 is %g and has no effect: %s cycles it from %g to %g", beta, name, *momenta)
             self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -86,7 +93,7 @@ class BaseTrainer(Trainer):
         if not _is_finite(self.model):
             logger.warning("step %d: no checkpoint is saved because weights are not finite", self.state.global_step)
             return  # the last good checkpoint remains the last
-        with self.clock.paused():
+        with self.clock.paused(), averaged_weights(self.optimizer):
             super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -30,7 +30,7 @@ class EvaluateEveryCallback(TrainerCallback):
         self.evaluate, self.epochs = evaluate, epochs
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:  # a resumed run has it in its log
+        if state.global_step == 0 and not args.eval_on_start:  # a resumed run has it in its log
             self.evaluate()
 
     def on_epoch_end(self, args, state, control, **kwargs):

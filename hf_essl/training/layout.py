@@ -42,13 +42,13 @@ def prepare_layers(model: SSLModel, args: SSLTrainingArguments) -> None:
 
 
 def set_up_loading(args: SSLTrainingArguments, data: DataArguments) -> None:
-    """Completes the loader's settings in place: no pinned memory without a copy to a device, workers that persist."""
+    """Completes the loader's settings in place: no pinned memory without a copy to a device, no workers to keep."""
     if args.data_seed is None:
         args.data_seed = args.seed  # otherwise the order of the images follows whatever seeded torch last
     if args.device.type == "cpu" or data.cache == "device":
         args.dataloader_pin_memory = False
-    if args.dataloader_num_workers > 0:
-        args.dataloader_persistent_workers = True
+    if args.dataloader_num_workers == 0:
+        args.dataloader_persistent_workers = False  # torch refuses it
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # names of `mallopt`, from glibc's malloc.h

@@ -1,5 +1,7 @@
 """The optimizer and its parameter groups."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
@@ -33,7 +35,10 @@ def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool 
         {"params": parameters} | ({"fixed_lr": True} if is_fixed else {}) | (excluded if is_excluded else {})
         for (is_fixed, is_excluded), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
-    return optimizer_class(groups, **settings)
+    optimizer = optimizer_class(groups, **settings)
+    if hasattr(optimizer, "train"):  # schedule-free optimizers take a step in this mode only
+        optimizer.train()
+    return optimizer
 
 
 def _class_and_settings(model: SSLModel, args: SSLTrainingArguments, fused: bool) -> tuple[type, dict[str, Any]]:
@@ -60,6 +65,19 @@ def norms_and_biases(model: SSLModel) -> set[str]:
         for name, parameter in model.named_parameters()
         if parameter.ndim <= 1 or any(fnmatch(name, f"backbone.{pattern}") for pattern in listed)
     }
+
+
+@contextmanager
+def averaged_weights(optimizer: Any) -> Iterator[None]:
+    """Inside, a schedule-free optimizer gives the model its averaged weights, which evaluate and are saved."""
+    switches = hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+    if switches:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        if switches:
+            optimizer.train()
 
 
 def momentum_of(optimizer: Any) -> float | None:

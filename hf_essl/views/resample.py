@@ -40,7 +40,8 @@ def resample(images: Tensor, box: Tensor, flip: Tensor, size: int, gain: Tensor 
         down, down_weights, across, across_weights = (
             x.unflatten(0, (-1, count))[:, block].flatten(0, 1) for x in (rows, row_weights, columns, column_weights)
         )
-        low = sum_rows(images[block].float(), down, down_weights)  # m · block x C x size x W
+        pixels = images[block].to(torch.float32, memory_format=torch.contiguous_format)  # also if permuted
+        low = sum_rows(pixels, down, down_weights)  # m · block x C x size x W
         turned = sum_rows(low.transpose(2, 3).contiguous(), across, across_weights)
         views[:, block] = turned.transpose(2, 3).unflatten(0, (len(views), -1))
     return views.flatten(0, 1)

@@ -85,6 +85,40 @@ def test_the_command_starts_two_processes(tmp_path):
     assert metrics["processes"] == 2 and metrics["steps"] == 2 and metrics["images_per_step"] == 16
 
 
+SWEEP = """
+extends: {recipe}
+metric: linear
+metric_args: {{epochs: 2}}
+measure_speedup: false
+grid: {{learning_rate: [0.01, 0.1]}}
+output_dir: {out}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_in_two_processes_and_one_writes(tmp_path):
+    """Also if it finds a half-made run, whose checkpoints one process deletes, and a run that lacks its metric."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(SWEEP.format(recipe=ROOT / "recipes" / "quickstart_baseline.yaml", out=tmp_path / "runs"))
+    broken = tmp_path / "runs" / "learning_rate0.01" / "checkpoint-1"
+    broken.mkdir(parents=True)
+    command = ("-m", "hf_essl", "sweep", str(file), *RUN, "--accelerate_config", "cpu")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("started") == 2 and done.stdout.count("| learning_rate | seeds |") == 1
+    folders = [tmp_path / "runs" / f"learning_rate{rate}" for rate in (0.01, 0.1)]
+    for folder in folders:
+        metrics, linear = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "linear"))
+        assert metrics["processes"] == linear["processes"] == 2 and linear["protocol"] == "linear"
+        assert metrics["images_per_step"] == 16
+    assert not broken.exists()
+    (folders[1] / "linear.json").unlink()
+    again = run(*command)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count(": finished") == again.stdout.count(": evaluated") == 1
+    assert (tmp_path / "runs" / "table.md").read_text() in again.stdout
+
+
 @pytest.mark.slow
 def test_accelerate_launch_starts_two_processes(tmp_path):
     """Without --use_cpu as well: each process by itself on all images would be the silent alternative."""

@@ -135,7 +135,10 @@ def test_a_collapsed_backbone_is_not_pushed_over_a_good_one(hub, tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"hub_token": "secret"}, "hub_token would be stored in every checkpoint; set HF_TOKEN"),
+        (
+            {"hub_token": "secret"},
+            "hub_token is set, which is refused: it would be stored in every checkpoint; set HF_TOKEN",
+        ),
         (
             {"hub_strategy": "all_checkpoints"},
             "hub_strategy is all_checkpoints, which would push pickles; choose",

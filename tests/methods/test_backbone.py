@@ -13,11 +13,12 @@ from transformers import AutoModel
 from hf_essl import export_backbone
 from hf_essl.config import SSLTrainingArguments, ViewArguments
 from hf_essl.evaluation.backbone import load_backbone
+from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.methods import METHODS, SSLModel, check_backbone
 from hf_essl.methods.backbone import accepted_arguments, build_backbone, feature_size, meta_backbone, storable
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
-from hf_essl.sweep import Cell, run_sweep
+from hf_essl.sweep import Cell, Sweep, run_sweep
 from hf_essl.trainer import SSLTrainer
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -147,8 +148,9 @@ def test_errors_in_one_line_before_images_are_loaded(backbone, backbone_args, me
 def test_a_sweep_checks_all_networks_before_the_first_run():
     recipes = [load_recipe(QUICKSTART, ["--backbone", name]) for name in ("test_resnet", "resnet5O")]
     cells = [Cell(str(number), {}, recipe) for number, recipe in enumerate(recipes)]
+    sweep = Sweep("", cells, RunMetric(), {"": ["accuracy"]}, None, {})
     with pytest.raises(ValueError, match="backbone is 'resnet5O'"):
-        run_sweep(cells, train=lambda recipe: pytest.fail("a cell ran"), report=lambda line: None)
+        run_sweep(sweep, train=lambda recipe: pytest.fail("a cell ran"), report=lambda line: None)
 
 
 def test_pretrained_without_weights():

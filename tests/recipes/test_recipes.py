@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_essl.commands.evaluate import _parser as evaluate_parser
+from hf_essl.config.files import baseline_of
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
-from hf_essl.sweep import load_cells, run_sweep, sweep_table
+from hf_essl.sweep import load_sweep, run_sweep
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("accelerate", "ablations")  # launch configurations, and files of several runs each
@@ -100,22 +102,81 @@ def test_recipe_trains_resumes_and_exports(path, tmp_path):
     assert again.views == recipe.views and again.training.learning_rate == recipe.training.learning_rate
 
 
+TWO_GROUPS = ["Model", "Baseline: Acc. (%)", "Baseline: Cost (pF)", "Efficient: Acc. (%)", "Efficient: Speedup"]
+FIVE = ["petaFLOPs", "Speedup", "training (s)", "Speedup in wall-clock"]
+PAPER_COLUMNS = {  # headings that the paper prints; the last three sweeps are no tables of its own
+    "table1_backbones": TWO_GROUPS,
+    "table2_methods": TWO_GROUPS,
+    "table3_components": ["LR schedule", "Sup. Prog.", "Hard Aug.", "kNN-Acc. (%)", "Speedup"],
+    "table4_schedules": ["Schedule", "Warm-Up", "Epochs", "Acc. (%)"],
+    "table5_warmup": ["Warm Up", "Acc(%)"],
+    "table6_min_resolution": ["Min. Res.", "Speed up", "Acc. (%)"],
+    "table7_length": ["Epochs", "CA: kNN-Acc. (%)", "F1-CLR: kNN-Acc. (%)", "F1-CLR: Speedup at equal accuracy"],
+    "table8_positives": ["# of Positives", "Accuracy(%)", "Overhead(%)"],
+    "table9_extra_targets": ["Res.", "Selection", "Extra Target", "Acc(%)"],
+    "table11_randaugment": ["Resolution", *(f"m={m}: Acc. (%)" for m in (3, 5, 7, 10, 15))],
+    "table12_magnitude": ["m_min", "m_max", "Acc(%)"],
+    "table3_quickstart": ["LR schedule", "Sup. Prog.", "Hard Aug.", "kNN-Acc. (%)", *FIVE],
+    "one_cycle": ["Schedule", "num_train_epochs", "kNN-Acc. (%)", *FIVE],
+    "progressive_without_warmup": ["Curriculum", "kNN-Acc. (%)", *FIVE],
+}
+LINEAR = {"augment": True, "epochs": None, "learning_rate": 0.8}  # appendix B: LARS at 0.8, 90 epochs by default
+METRICS = {"table1_backbones": LINEAR, "table4_schedules": LINEAR, "table11_randaugment": "online_probe"}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_has_the_papers_columns_and_metric(path):
+    sweep = load_sweep(path, ["--use_cpu"])
+    header = sweep.table().splitlines()[0]
+    assert [name.strip() for name in header.split("|")[1:-1] if name.strip() != "seeds"] == PAPER_COLUMNS[path.stem]
+    expected = METRICS.get(path.stem, "knn")
+    if expected is LINEAR:
+        assert sweep.metric.name == "linear" and asdict(sweep.metric.settings) == LINEAR
+    else:
+        assert sweep.metric.name == expected
+
+
+def test_the_list_of_the_papers_items_names_every_sweep():
+    text = (
+        (ROOT / "recipes" / "README.md").read_text().partition("### The paper, item by item")[2].partition("\n### ")[0]
+    )
+    named = set(re.findall(r"E/(\w+)\.yaml", text))
+    assert named == {path.stem for path in SWEEPS} - {"table3_quickstart"}
+    for kind, numbers in (("Table", range(1, 13)), ("Eq.", (4, 9, 10, 11)), ("Fig.", (1, 4))):
+        assert all(f"| {kind} {number} |" in text for number in numbers), kind
+
+
+def test_every_efficient_recipe_has_a_counterpart_of_the_same_network_and_images():
+    counterparts = [(path, baseline) for path in RECIPES if (baseline := baseline_of(path))]
+    assert len(counterparts) >= 13
+    assert {path for path in RECIPES if path.stem.endswith("_efficient")} <= {path for path, _ in counterparts}
+    for path, baseline in counterparts:
+        ours, plain = load_recipe(path, ["--use_cpu"]), load_recipe(baseline, ["--use_cpu"])
+        assert (ours.model, ours.data) == (plain.model, plain.data), path
+        assert ours.views.resolution == plain.views.resolution
+        assert ours.training.per_device_train_batch_size == plain.training.per_device_train_batch_size
+        assert (plain.views.selection, plain.views.resolution_schedule) == ("none", "constant")
+        assert plain.training.lr_schedule == "cosine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_cell_of_each_sweep_trains_and_resumes(path, tmp_path):
-    """All cells are checked when the file is read; the last one runs, on a small network."""
+    """All cells are checked when the file is read; the last one runs, on a small network, and gets its metric."""
     overrides = [*STAND_IN, "--output_dir", str(tmp_path), "--backbone", "test_resnet"]
-    cells = load_cells(path, overrides)
+    sweep = load_sweep(path, overrides)
+    cells = sweep.cells
     assert len(cells) > 1 and len({cell.name for cell in cells}) == len(cells)
     cell = cells[-1]
-    run_sweep([cell], pretrain)
+    run_sweep(replace(sweep, cells=[cell]), pretrain)
     finished = json.loads((cell.folder / "metrics.json").read_text())
     assert finished["steps"] == 2
     (cell.folder / "metrics.json").unlink()
     shutil.rmtree(cell.folder / "checkpoint-2")
-    run_sweep(load_cells(path, overrides)[-1:], pretrain)
+    again = load_sweep(path, overrides)
+    run_sweep(replace(again, cells=again.cells[-1:]), pretrain)
     assert json.loads((cell.folder / "metrics.json").read_text())["knn_accuracy"] == finished["knn_accuracy"]
-    assert f"| {next(iter(cell.columns))} |" in sweep_table(cells, {cell.name: finished})
+    assert sweep.finished(cell)["accuracy"] is not None
 
 
 TABLE_10 = {

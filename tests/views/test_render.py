@@ -43,6 +43,13 @@ def test_whole_image_at_its_own_size_is_the_image(render_view, photos):
     torch.testing.assert_close(view, photos.float() / 255, atol=1e-6, rtol=0)
 
 
+def test_images_may_be_permuted_and_not_contiguous(render_view, photos):
+    permuted = photos.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not permuted.is_contiguous()
+    params = ViewParams.neutral(len(photos), box=torch.tensor([[0.1, 0.2, 0.7, 0.6]]).repeat(len(photos), 1))
+    assert torch.equal(render_view(permuted, params, 48), render_view(photos, params, 48))
+
+
 def test_resize_weights_by_hand():
     # 4 pixels to 2 samples: centers at 1 and 3, filter of half-width 2, pixel centers at .5, 1.5, 2.5, 3.5
     assert taps(4.0, 2) == 5

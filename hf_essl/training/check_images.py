@@ -1,0 +1,57 @@
+"""What a run needs of its images, checked before it starts."""
+
+from torch import nn
+
+from hf_essl.config import SSLTrainingArguments
+from hf_essl.config.training import BEST_METRIC
+from hf_essl.data import ImageDataset, StreamedImages, image_count
+from hf_essl.evaluation.during_training import METRICS, check_neighbors
+from hf_essl.methods import SSLModel
+
+
+def check_images(
+    model: SSLModel,
+    args: SSLTrainingArguments,
+    train: ImageDataset,
+    held_out: ImageDataset | None,
+    bank: ImageDataset | None,
+) -> None:
+    """Raises ValueError, in one line, for images that the run cannot train on or be evaluated on as asked."""
+    images, batch = image_count(train), args.train_batch_size * args.world_size
+    _check_batch(model, args, images, batch)
+    if images is not None:
+        model.check_data(images, batch)
+    check_neighbors(held_out, bank, args.knn_k)
+    if args.auto_find_batch_size and isinstance(train, StreamedImages):
+        raise ValueError("auto_find_batch_size is true with a stream, which cannot start over; set the batch size")
+    _check_best_metric(args, held_out if held_out is not None else bank)
+
+
+def _check_batch(model: SSLModel, args: SSLTrainingArguments, images: int | None, batch: int) -> None:
+    if args.dataloader_drop_last and images is not None and images < batch:
+        raise ValueError(
+            f"{images} training images do not fill a batch of {batch}; lower per_device_train_batch_size, or set "
+            f"dataloader_drop_last: false"
+        )
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    alone = images is not None and not args.dataloader_drop_last and images % batch == 1
+    if alone and args.world_size == 1 and any(isinstance(module, norms) for module in model.modules()):
+        raise ValueError(
+            f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm "
+            f"cannot normalize; set dataloader_drop_last: true, or another per_device_train_batch_size"
+        )
+
+
+def _check_best_metric(args: SSLTrainingArguments, queries: ImageDataset | None) -> None:
+    """The metric that chooses the best checkpoint must be measured."""
+    if args.metric_for_best_model is None:
+        return
+    name = args.metric_for_best_model.removeprefix("eval_")
+    measured = [metric for metric in METRICS if metric != "probe_accuracy" or args.online_probe]
+    if queries is None or queries.labels is None:
+        measured = [metric for metric in measured if not metric.endswith("_accuracy")]
+    if name not in measured:
+        known = name in METRICS
+        why = "which needs labeled evaluation images, or online_probe: true" if known else "which is not measured"
+        default = " (the default)" if args.metric_for_best_model == BEST_METRIC else ""
+        raise ValueError(f"metric_for_best_model is {name}{default}, {why}; choose one of {', '.join(measured)}")
