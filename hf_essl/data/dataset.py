@@ -35,7 +35,7 @@ class ImageDataset(Dataset):
     has_known_labels = True  # False if `labels` reads every image
 
     def file_name(self, index: int) -> str | None:
-        """The name, without its folders, of the file of an image; None if there is none or it is not known."""
+        """The name of the file of an image after its folder's; None if there is none or it is not known."""
         return None
 
 
@@ -141,8 +141,8 @@ class Rows:
         return image, NO_LABEL if self.labels is None else int(self.labels[index])
 
     def file_name(self, index: int) -> str | None:
-        """The name of the image's file, without its folders; None if there is none."""
-        return _base_name(self.rows[index][self.column])
+        """The name of the image's file after its folder's, such as tench/001.png; None if there is none."""
+        return _short_name(self.rows[index][self.column])
 
     def read_labels(self) -> Tensor | None:
         """int64 N, or None if no image has a label."""
@@ -181,8 +181,8 @@ class Items:
         return image if self.white_level is None else Scaled(image, self.white_level), known
 
     def file_name(self, index: int) -> str | None:
-        """The name of the image's file, without its folders; None if there is none."""
-        return _base_name(self._parts(index)[0])
+        """The name of the image's file after its folder's, such as tench/001.png; None if there is none."""
+        return _short_name(self._parts(index)[0])
 
     def read_labels(self) -> Tensor | None:
         """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
@@ -241,9 +241,9 @@ def _fingerprint(images: str | None, white_level: float | None) -> str | None:
     return images if white_level is None or images is None else f"{images} white {white_level:g}"
 
 
-def _base_name(image: Any) -> str | None:
+def _short_name(image: Any) -> str | None:
     path = image_path(image)
-    return PurePath(path).name if path else None
+    return "/".join(PurePath(path).parts[-2:]).lstrip("/") if path else None
 
 
 def image_count(dataset: Any) -> int | None:

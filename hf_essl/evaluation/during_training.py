@@ -26,13 +26,8 @@ from hf_essl.methods.distributed import gather
 
 logger = logging.getLogger(__name__)
 
-METRICS = (
-    "knn_accuracy",
-    "probe_accuracy",
-    "retrieval",
-    "feature_std",
-    "rankme",
-)  # what `evaluate_features` may measure
+METRICS = ("knn_accuracy", "probe_accuracy", "retrieval", "feature_std", "rankme")
+"""What `evaluate_features` may measure."""
 PROBE = "online_probe.pt"  # the probe's file in a checkpoint
 UNLABELED_IMAGES = 10_000  # at most, where only the training images can be evaluated; RankMe needs no more
 

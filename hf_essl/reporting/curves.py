@@ -116,7 +116,7 @@ def _mark_starts(axis: Axes, panel: Panel, history: Sequence[dict], start: str) 
     for line, value in marked.items():
         axis.axhline(value, color=line.color, linestyle="--", linewidth=1, label=f"{start}: {value:.1f}")
     if panel.unit and len(shown) > 1:
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     elif marked:
         axis.legend(handles=axis.lines[-1:], frameon=False, fontsize=9)
 

@@ -63,8 +63,8 @@ def draw_views(
         resolution, magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
         axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed, aspect))
         pairs = (chosen or {}).get(name) or []
-        framed = f", framed: the pair that {PICKED_BY[name]} network picks" if pairs else ""
-        title = f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals on the left{framed}"
+        framed = f"\nframed: the pair that {PICKED_BY[name]} network picks" if pairs else ""
+        title = f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals left{framed}"
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
         _frame(axis, pairs, tile_side(images))

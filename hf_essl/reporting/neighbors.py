@@ -87,7 +87,12 @@ def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
     sample: Any = images[index]
     axis.imshow(sample["image"].permute(1, 2, 0).cpu().numpy(), aspect=1 / float(sample.get("aspect", 1.0)))
     axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(shortened(PurePath(images.file_name(index) or "").stem), fontsize=7, color=DARK, labelpad=2)
+    axis.set_xlabel(
+        shortened(str(PurePath(images.file_name(index) or " ").with_suffix("")).strip()),
+        fontsize=7,
+        color=DARK,
+        labelpad=2,
+    )
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 

@@ -150,14 +150,16 @@ def test_only_labeled_images_are_neighbors_and_queries():
         CachedImages(torch.zeros(100, 3, 1, 1, dtype=torch.uint8), part, None, "x") for part in half.split(100)
     )
 
-    def extract(dataset, indices=None):
+    def extract(dataset, indices=None, kept=None):
         part = slice(0, 100) if dataset is bank else slice(100, 200)
         chosen = torch.arange(100) if indices is None else torch.tensor(indices)
+        if kept is not None:
+            kept += chosen.tolist()
         return features[part][chosen], half[part][chosen]
 
     found = evaluate_features(
         extract, queries, bank, SSLTrainingArguments(knn_k=5, use_cpu=True), Accelerator(cpu=True)
-    )
+    ).metrics
     expected = knn_accuracy(features[1:100:2], labels[1:100:2], features[101::2], labels[101::2], k=5)
     assert found["knn_accuracy"] == expected and 40 < expected < 100
     assert found["rankme"] == pytest.approx(rankme(features[100:]))

@@ -144,6 +144,9 @@ def test_its_numbers_are_those_of_the_run(run):
             "Feature std": metrics["feature_std"],
             "Feature std at random initialization": metrics["random_init_feature_std"],
             "RankMe": metrics["rankme"],
+            "RankMe at random initialization": metrics["random_init_rankme"],
+            "View retrieval": metrics["retrieval"],
+            "View retrieval at random initialization": metrics["random_init_retrieval"],
             "Linear probe accuracy": 61.25,
         },
         "Cost": {
@@ -215,9 +218,10 @@ def test_the_optimizer_and_the_score_of_the_pairs(run):
 
 def test_what_was_not_measured_leaves_no_trace(run):
     whole = card_of_run(run).read_text()
-    numbers = "knn_accuracy random_init_knn_accuracy feature_std random_init_feature_std rankme energy_kwh co2e_kg"
-    edit(run, **dict.fromkeys([*numbers.split(), "measured_speedup", "train_images", "bank_images"]))
-    for name in ("curves.png", "views.png"):
+    evidence = ("knn_accuracy", "retrieval", "feature_std", "rankme")
+    numbers = [*evidence, *(f"random_init_{name}" for name in evidence), "energy_kwh", "co2e_kg"]
+    edit(run, **dict.fromkeys([*numbers, "measured_speedup", "train_images", "bank_images"]))
+    for name in ("curves.png", "views.png", "neighbors.png"):
         (run / name).unlink()
         (run / "backbone" / name).unlink()
     text = card_of_run(run).read_text()
@@ -236,7 +240,7 @@ def test_what_was_not_measured_leaves_no_trace(run):
     head = metadata_load(run / "backbone" / "README.md")
     assert not {"model-index", "metrics", "model_name", "eval_results", "co2_eq_emissions"} & set(head)
     assert ModelCard.load(run / "backbone" / "README.md").data.to_dict() == head
-    assert "- Its accuracy was not measured.\n" in text
+    assert "- Its accuracy on a task was not measured.\n" in text
 
 
 def test_no_heading_is_empty(run):
@@ -249,7 +253,9 @@ def test_no_heading_is_empty(run):
 
 def test_pictures_have_texts_and_are_next_to_it(run):
     pictures = dict(re.findall(r"!\[(.+?)\]\((\S+)\)", card_of_run(run).read_text()))
-    assert sorted(pictures.values()) == ["curves.png", "views.png"] and all(len(text) > 40 for text in pictures)
+    assert sorted(pictures.values()) == ["curves.png", "neighbors.png", "views.png"] and all(
+        len(text) > 40 for text in pictures
+    )
     for name in pictures.values():
         assert (run / "backbone" / name).read_bytes() == (run / name).read_bytes()
 
@@ -417,7 +423,8 @@ def test_pretrain_leaves_a_card_with_its_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main([*words, "--output_dir", str(tmp_path / "quick")]) == 0
     text = (tmp_path / "quick" / "backbone" / "README.md").read_text()
-    assert f"```bash\nhf-essl {' '.join(words)} --output_dir quick\n```" in text
+    assert "```bash\nhf-essl pretrain recipe.yaml\n```" in text
+    assert f"The run itself was started by `hf-essl {' '.join(words)} --output_dir quick`" in text
     assert (
         "Speed-up, measured" not in text
         and "Its length was set by max_steps: 2, not by the epochs of the recipe." in text
@@ -467,7 +474,7 @@ def test_the_index_holds_the_numbers_of_the_runs(run, tmp_path, capsys):
     assert shown["[other](other/README.md)"][5] == "–"
     assert shown["[other](other/README.md)"][-1] == "`hf-essl pretrain other.yaml`"
     names = sorted(path.name for path in (gallery / "efficient").iterdir())
-    assert names == ["README.md", "curves.png", "metrics.json", "views.png"]  # and no weights
+    assert names == ["README.md", "curves.png", "metrics.json", "neighbors.png", "views.png"]  # and no weights
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_pushed_once_at_the_end(hub, tmp_path, capsys):
     run_recipe(tmp_path / "run", "--hub_strategy", "end")
     assert [commit.message for commit in commits(hub)] == ["End of training"]
     assert {"config.json", "model.safetensors"} <= set(stored(hub)) <= {
-        "config.json", "model.safetensors", "README.md", "curves.png", "views.png",
+        "config.json", "model.safetensors", "README.md", "curves.png", "neighbors.png", "views.png",
     }  # fmt: skip
     assert stored(hub)["model.safetensors"] == (tmp_path / "run" / "backbone" / "model.safetensors").read_bytes()
     out = capsys.readouterr().out

@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 
 from hf_essl.config import ViewArguments
 from hf_essl.data import sample_images
-from hf_essl.reporting.figures import draw_curves, draw_views, save_figure
+from hf_essl.reporting.curves import draw_curves, stages_of
+from hf_essl.reporting.figures import draw_views, save_figure
 from hf_essl.schedules import Curriculum
 from hf_essl.views.tiles import tile_views
 from tests.helpers import patches
@@ -45,17 +46,32 @@ def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
 
 def test_curves_show_the_history(drawn, tmp_path):
     history = [
-        {"step": 0, "eval_knn_accuracy": 70.0},
+        {"step": 0, "eval_knn_accuracy": 70.0, "eval_retrieval": 12.0, "eval_rankme": 30.0},
         {"step": 10, "loss": -0.2, "learning_rate": 0.1, "momentum": 0.9, "resolution": 96, "magnitude": 4.0},
         {"step": 20, "loss": -0.4, "learning_rate": 0.2, "momentum": 0.85, "resolution": 64, "magnitude": 5.0},
-        {"step": 20, "eval_knn_accuracy": 80.0},
+        {"step": 20, "eval_knn_accuracy": 80.0, "eval_retrieval": 50.0, "eval_rankme": 25.0},
     ]
-    draw_curves(history, tmp_path / "curves.png")
+    draw_curves(history, tmp_path / "curves.png", stages=[(0, 96), (15, 64), (20, 64)])
     lines = {axis.get_ylabel(): axis.lines for axis in drawn[0].axes}
     assert lines["loss"][0].get_xydata().tolist() == [[10, -0.2], [20, -0.4]]
-    assert lines["kNN accuracy (%)"][0].get_xydata().tolist() == [[0, 70], [20, 80]]
+    assert [line.get_xydata().tolist() for line in lines["%"][:2]] == [[[0, 70], [20, 80]], [[0, 12], [20, 50]]]
+    assert [line.get_ydata()[0] for line in lines["%"][2:4]] == [70, 12], "dashed: before training"
     assert lines["momentum"][0].get_xydata().tolist() == [[10, 0.9], [20, 0.85]]
-    assert not lines["images/s"]  # was not in the history: the panel says so
+    assert lines["resolution (px)"][0].get_xydata().tolist() == [[0, 96], [15, 64], [20, 64]]
+    assert "images/s" not in lines, "a panel without a value is left out"
+    dotted = [line.get_xdata()[0] for line in lines["loss"] if line.get_linestyle() == ":"]
+    assert dotted == [15], "the resolution changes once"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "super_progressive"])
+def test_stages_are_where_the_resolution_changes(schedule):
+    views = ViewArguments(resolution=96, min_resolution=32, resolution_step=32, resolution_schedule=schedule)
+    curriculum = Curriculum.with_warmup(views, 0.25)
+    sizes = [curriculum.resolution(step / 40) for step in range(40)]
+    stages = stages_of(curriculum, 40)
+    assert stages[0] == (0, 96) and stages[-1] == (40, sizes[-1])
+    assert [sizes[step - 1] != sizes[step] for step, _ in stages[1:-1]] == [True] * (len(stages) - 2)
+    assert len(stages) == {"constant": 2, "super_progressive": 5}[schedule]  # 96, 32, 64, 96 px, and the end
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
