@@ -57,6 +57,20 @@ class Cost:
     paper_selection_overhead: float  # additional cost of the selection pass in percent (Table 8)
 
 
+PEAK_TFLOPS = {  # dense, in 16 bits, of the vendors' data sheets; the first name that the device's contains
+    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "A40": 150, "A10": 125, "L40S": 362, "L4": 121,
+    "V100": 125, "T4": 65, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The FLOP/s that a GPU can reach in 16 bits; None for a CPU and for a GPU that is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+
+
 class FlopCounter:
     """Counts the operations of a model's step at any resolution, without changing the model or a random state.
 

@@ -131,7 +131,7 @@ class SSLTrainer(HubTrainer):
             SuperProgressiveCallback(self.views, self.curriculum),
             MethodCallback(self.accelerator),
             LogOftenCallback(),
-            ProgressBarCallback(),
+            ProgressBarCallback(self.curriculum, self._step_flops, self.clock),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),
             self.stop_on_signal,
@@ -284,6 +284,8 @@ class SSLTrainer(HubTrainer):
             steps = self.step_log.read()
             steps |= {"resolution": self.views.resolution, "magnitude": self.views.magnitude}
             steps["petaflops"] = self.state.total_flos / 1e15
+            if (rate := steps["images_per_second"]) is not None:
+                steps["tflops_per_second"] = rate * self._step_flops(self.views.resolution) / 1e12
             if "selection_gap" in steps:
                 flops = self.flop_counter.step(self.views.resolution)
                 steps["selection_cost_percent"] = 100 * flops.selection / flops.total
@@ -291,9 +293,12 @@ class SSLTrainer(HubTrainer):
             logs.update({name: value for name, value in steps.items() if value is not None})
         super().log(logs, start_time)
 
+    def _step_flops(self, resolution: int) -> float:
+        return self.flop_counter.step(resolution).total
+
     def floating_point_ops(self, inputs) -> float:  # type: ignore[override]
         """FLOPs of this process's step: forward and backward of two views and the selection, counted by torch."""
-        return len(inputs["image"]) * self.flop_counter.step(self.views.resolution).total
+        return len(inputs["image"]) * self._step_flops(self.views.resolution)
 
     @property
     def was_stopped(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerState
 
 from hf_essl.config.training import WHOLE_SQUARE
-from hf_essl.cost import Cost
+from hf_essl.cost import Cost, peak_flops
 from hf_essl.data.decode import CANVAS
 from hf_essl.recipe import Recipe
 
@@ -29,6 +29,8 @@ FORMS = {
     "epochs": "{:.4g}",
     "train_seconds": "{:.0f} s",
     "images_per_second": "{:.0f} images/s",
+    "tflops_per_second": "{:.3g} TFLOP/s",
+    "mfu_percent": "{:.1f} % MFU",
     "energy_kwh": "{:.3g} kWh",
     "co2e_kg": "{:.3g} kgCO2e",
 }
@@ -95,6 +97,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "co2e_kg": run.energy.get("co2e_kg"),
         "train_seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
+        **_utilization(state.total_flos / seconds if seconds else None, run),
         "device": describe_device(run.device),
         "versions": {"hf_essl": version("hf-essl"), **{name: version(name) for name in PACKAGES}},
         "history": state.log_history,
@@ -110,6 +113,16 @@ def _quality(history: list[dict[str, float]]) -> Metrics:
         found |= {name: last.get(f"eval_{name}"), f"random_init_{name}": first.get(f"eval_{name}")}
     found["embedding_std"] = next((e["embedding_std"] for e in reversed(history) if "embedding_std" in e), None)
     return found
+
+
+def _utilization(flops_per_second: float | None, run: RunFacts) -> Metrics:
+    """Model FLOP/s, in teraFLOPs, and their share of what the GPUs can do, in percent; None if that is not known."""
+    peak = peak_flops(run.device)
+    known = flops_per_second is not None and peak is not None
+    return {
+        "tflops_per_second": None if flops_per_second is None else flops_per_second / 1e12,
+        "mfu_percent": 100 * flops_per_second / (peak * run.processes) if known else None,  # type: ignore[operator]
+    }
 
 
 def petaflops_by_part(cost: Cost) -> dict[str, float]:

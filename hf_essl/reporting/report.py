@@ -30,10 +30,12 @@ ROWS = (
     ("  predicted, paper's convention", ("predicted_speedup_paper_convention",)),
     ("  measured in wall-clock", ("measured_speedup",)),
     ("training", ("train_seconds", "images_per_second")),
+    ("model FLOP/s", ("tflops_per_second",)),
+    ("  of the GPU's peak in 16 bits", ("mfu_percent",)),
     ("energy of this machine", ("energy_kwh", "co2e_kg")),
 )
 """Names of the rows on the screen, and the keys of `metrics.json` that they show."""
-OPTIONAL = {"probe_accuracy", "energy_kwh", *(f"random_init_{name}" for name in EVIDENCE)}
+OPTIONAL = {"probe_accuracy", "energy_kwh", "mfu_percent", *(f"random_init_{name}" for name in EVIDENCE)}
 """Without a value these have no row: they are measured on request, or belong to the row above."""
 
 

@@ -5,10 +5,13 @@ import io
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule
 from hf_essl.training import clock as clock_module
 from hf_essl.training.callbacks import ClockCallback
 from hf_essl.training.clock import Clock
-from hf_essl.training.progress import ProgressBarCallback, describe_evaluation
+from hf_essl.training.eta import Eta, Overhead, duration
+from hf_essl.training.progress import ProgressBarCallback, describe_evaluation, fitting
+from tests.helpers import small_trainer
 
 
 @pytest.fixture
@@ -47,15 +50,86 @@ def test_a_resumed_run_continues_from_the_seconds_in_its_log(now):
 def test_lines_without_a_terminal(monkeypatch, tmp_path):
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    callback, state = ProgressBarCallback(), TrainerState(global_step=3, max_steps=9)
+    curriculum = Curriculum(ResolutionSchedule((64, 96), 0.0, 96), MagnitudeSchedule(4, 6))
+    callback, state = ProgressBarCallback(curriculum, float, Clock()), TrainerState(global_step=3, max_steps=9)
     state.is_world_process_zero = True
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     callback.on_train_begin(args, state, None)
     logs = {"loss": -0.5, "learning_rate": 0.05, "momentum": 0.9, "resolution": 96, "magnitude": 4.5}
     callback.on_log(args, state, None, logs={**logs, "images_per_second": 200.4, "petaflops": 0.0123})
     callback.on_train_end(args, state, None)
-    line = "step 3/9  loss -0.5000  lr 0.0500  mom 0.900  96 px  mag 4.50  200 img/s  0.0123 pF"
+    line = "step 3/9  loss -0.5000  96 px  200 img/s  lr 0.0500  mom 0.900  mag 4.50  0.0123 pF"
     assert line in stream.getvalue().splitlines()
+
+
+def curriculum(*stages):
+    return Curriculum(ResolutionSchedule(stages, 0.0, stages[-1]), MagnitudeSchedule(4, 6))
+
+
+def test_the_eta_by_hand():
+    """10 steps at 32, 64 and 96 px each; a step at 32 px takes 1 s, and 64 px costs 4, 96 px 9 times as much."""
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    assert eta.remaining(0) is None
+    for step in range(10):
+        eta.add(step, 5.0 if step < 2 else 1.0)  # the first two warm up
+    assert eta.remaining(10) == pytest.approx(10 * 4 + 10 * 9)
+    for step in range(10, 20):
+        eta.add(step, 8.0)  # twice as slow as predicted: so are the steps at 96 px
+    assert eta.remaining(20) == pytest.approx(10 * 8 * 9 / 4)
+    for step in range(20, 25):
+        eta.add(step, 10.0)
+    assert eta.remaining(25) == pytest.approx(50) and eta.remaining(30) == 0
+
+
+def test_evaluations_make_a_run_longer(now):
+    clock = Clock()
+    clock.start()
+    overhead = Overhead(clock)
+    assert overhead.factor == 1
+    now[0] += 8
+    with clock.paused():
+        now[0] += 2
+    assert overhead.factor == pytest.approx(10 / 8)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1:00 min"), (3725, "1:02 h")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("disable_tqdm", [False, True])
+def test_a_run_shows_lines_with_an_eta_in_a_file(disable_tqdm, tmp_path, capsys):
+    trainer = small_trainer(tmp_path, max_steps=6, disable_tqdm=disable_tqdm)
+    trainer.train()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    training = [line for line in lines if "loss" in line]
+    assert len(training) == 6 and all("ETA" in line and "img/s" in line for line in training[:-1])
+    assert any("retrieval" in line and "kNN" in line for line in lines)
+    rates = [entry["tflops_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(rate > 0 for rate in rates)
+
+
+@pytest.mark.parametrize(("columns", "last"), [(80, "lr 0.0500"), (120, "0.0123 pF"), (40, "ETA 1:20 min")])
+def test_a_line_fits_the_terminal(columns, last, monkeypatch):
+    parts = ["step 120/384 ", "ETA 1:20 min", "loss -0.5000", "96 px", "200 img/s", "lr 0.0500", "mom 0.900"]
+    parts += ["mag 4.50", "std 0.0441", "0.0123 pF"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    line = fitting(parts)
+    assert line.endswith(last) and len(line) <= columns
+
+
+def test_a_bar_of_80_columns(monkeypatch, tmp_path):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "80")
+    trainer = small_trainer(tmp_path / "a_run_with_a_very_long_name_that_goes_on", max_steps=6, disable_tqdm=False)
+    trainer.train()
+    shown = stream.getvalue().replace("\x1b[A", "").replace("\n", "\r").split("\r")
+    assert all(len(line) <= 80 for line in shown)
+    bars = [line for line in shown if "%|" in line]
+    assert any(all(text in line for text in ("ETA", "loss", "px", "img/s")) for line in bars)
 
 
 def test_an_evaluation_in_one_line():
