@@ -2,15 +2,20 @@
 
 import logging
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_essl.common import table
+from hf_essl.recipe import read_recipe
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
 from hf_essl.reporting.metrics import Metrics, read_metrics
+from hf_essl.run_folder import RECIPE, checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +28,16 @@ COLUMNS = (
     ("speed-up, measured", "measured_speedup", ".2f"),
 )
 """Heading, key of `metrics.json` and number format of the columns in a table of runs."""
+RETRIEVAL = (("view retrieval (%)", "retrieval", ".1f"), ("random init (%)", "random_init_retrieval", ".1f"))
+SCORES = {"knn_accuracy": "kNN accuracy (%)", "retrieval": "view retrieval (%)"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">")  # more than colors: each pair of both is one family
+LENGTH = ("method", "backbone", "steps", "images_per_step", "train_images", "resolution")
+IRRELEVANT = frozenset(
+    """dataset cache cache_dir streaming output_dir overwrite_output_dir measure_speedup logging_steps save_total_limit
+    per_device_eval_batch_size knn_every_epochs online_probe on_divergence channels_last view_executor compile_views
+    per_device_train_batch_size max_unreadable num_train_epochs""".split()
+)
+"""Fields of a recipe in which runs of one group may differ; steps and images per step say how long a run was."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +68,10 @@ class Group:
         """The name that a baseline and its counterpart share; they have the same color."""
         return self.name.removesuffix("_baseline").removesuffix("_efficient")
 
-    @property
-    def point(self) -> tuple[float, float] | None:
-        """Mean cost and accuracy, if both were measured."""
-        cost, accuracy = self.mean("petaflops"), self.mean("knn_accuracy")
-        return None if cost is None or accuracy is None else (cost, accuracy)
+    def point(self, score: str) -> tuple[float, float] | None:
+        """Mean cost and score, if both were measured."""
+        cost, value = self.mean("petaflops"), self.mean(score)
+        return None if cost is None or value is None else (cost, value)
 
 
 def without_seed(name: str) -> str:
@@ -66,28 +80,85 @@ def without_seed(name: str) -> str:
 
 
 def load_groups(folders: Sequence[str | Path]) -> list[Group]:
-    """The runs in these folders, in order; those whose names differ in a trailing `-seedN` only are one group.
+    """The finished runs in these folders, in order; those that differ in their seed only are one group.
 
-    Raises ValueError for a folder without a readable metrics.json.
+    They have the same name up to a trailing `-seedN`. Runs of one name with other recipes or lengths are groups of
+    their own, named by what differs. Logs a line for each run that is left out because it has not ended.
+
+    Raises ValueError for a folder without a run, if no run has ended, and for runs on different datasets.
     """
-    groups: dict[str, list[Metrics]] = {}
+    named: dict[str, list[tuple[Metrics, dict[str, Any]]]] = {}
     for folder in map(Path, folders):
-        groups.setdefault(without_seed(folder.resolve().name), []).append(read_metrics(folder))
-    return [Group(name, tuple(runs)) for name, runs in groups.items()]
+        if is_unfinished(folder):
+            logger.warning("%s is left out: the run has not ended", folder)
+            continue
+        metrics = read_metrics(folder)
+        named.setdefault(without_seed(folder.resolve().name), []).append((metrics, settings_of(folder, metrics)))
+    if not named:
+        raise ValueError("none of the runs has ended; pass at least one that has a metrics.json")
+    groups = [group for name, runs in named.items() for group in _split(name, runs)]
+    _check_dataset(groups)
+    return groups
 
 
-def check_crops(groups: Sequence[Group]) -> None:
-    """Logs a warning if the runs were evaluated on different center crops."""
-    crops = sorted({run["crop_pct"] for group in groups for run in group.runs})
-    if len(crops) > 1:
-        shown = ", ".join(f"{crop_pct:g}" for crop_pct in crops)
-        logger.warning("the accuracies are not comparable: the runs were evaluated at eval_crop_pct %s", shown)
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run was started in the folder, but has no results yet."""
+    return not (folder / "metrics.json").exists() and ((folder / RECIPE).is_file() or bool(checkpoints(folder)))
+
+
+def settings_of(folder: Path, metrics: Metrics) -> dict[str, Any]:
+    """What must be equal for two runs to differ in their seed only; of older runs, what is known."""
+    found = {key: metrics[key] for key in LENGTH if metrics.get(key) is not None}
+    if (folder / RECIPE).is_file():
+        recipe = read_recipe(folder / RECIPE)
+        for group in (recipe.model, recipe.data, recipe.views, recipe.training):
+            fields = type(group).__annotations__.keys() - IRRELEVANT
+            found |= {key: getattr(group, key) for key in sorted(fields)}
+    return found
+
+
+def _split(name: str, runs: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Group]:
+    """The groups of the runs of one name."""
+    known = set.intersection(*(set(settings) for _, settings in runs))
+    different = [key for key in runs[0][1] if key in known and any(s[key] != runs[0][1][key] for _, s in runs)]
+    groups: dict[str, list[Metrics]] = {}
+    for metrics, settings in runs:
+        shown = ", ".join(f"{key} {settings[key]}" for key in different)
+        groups.setdefault(f"{name} ({shown})" if shown else name, []).append(metrics)
+    if different:
+        logger.warning("the runs %s differ in %s and are not averaged", name, ", ".join(different))
+    return [Group(title, tuple(found)) for title, found in groups.items()]
+
+
+def _check_dataset(groups: Sequence[Group]) -> None:
+    named = [(group.name, run["dataset"]) for group in groups for run in group.runs if run.get("dataset")]
+    for name, dataset in named[1:]:
+        first, expected = named[0]
+        if dataset != expected:
+            raise ValueError(f"dataset of {first} is {expected}, of {name} {dataset}; compare runs on the same images")
+
+
+def check_evaluation(groups: Sequence[Group]) -> None:
+    """Logs a warning if the runs were evaluated on different center crops, or on different numbers of images."""
+    for key, name in (("crop_pct", "eval_crop_pct"), ("eval_images", "evaluation images:")):
+        values = sorted({run[key] for group in groups for run in group.runs if run.get(key) is not None})
+        if len(values) > 1:
+            shown = ", ".join(f"{value:g}" for value in values)
+            logger.warning("the accuracies are not comparable: the runs were evaluated at %s %s", name, shown)
 
 
 def comparison_table(groups: Sequence[Group]) -> str:
-    """A Markdown table with one row per group."""
-    rows = [[g.name, str(len(g.runs)), *(g.show(key, form) for _, key, form in COLUMNS)] for g in groups]
-    return table(["run", "seeds", *(title for title, _, _ in COLUMNS)], rows)
+    """A Markdown table with one row per group; without any kNN accuracy, view retrieval takes its place."""
+    columns = COLUMNS if score_of(groups) == "knn_accuracy" else (*RETRIEVAL, *COLUMNS[len(RETRIEVAL) :])
+    columns = (*columns, ("epochs", "epochs", ".4g"))
+    rows = [[g.name, str(len(g.runs)), *(g.show(key, form) for _, key, form in columns)] for g in groups]
+    return table(["run", "seeds", *(title for title, _, _ in columns)], rows)
+
+
+def score_of(groups: Sequence[Group]) -> str:
+    """The key of `metrics.json` by which the runs are compared: kNN accuracy, or without any, view retrieval."""
+    is_unlabeled = not any(group.values("knn_accuracy") for group in groups)
+    return "retrieval" if is_unlabeled and any(group.values("retrieval") for group in groups) else "knn_accuracy"
 
 
 def pair_up(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
@@ -102,26 +173,47 @@ def pair_up(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 
 def draw_comparison(groups: Sequence[Group], path: str | Path) -> Path:
-    """Fig. 1: one point per run, hollow diamonds for baselines, and an arrow from each baseline to its counterpart."""
-    figure = Figure(figsize=(6.8, 4.6), layout="constrained")
+    """Fig. 1: accuracy against cost, with an arrow from each baseline to its counterpart.
+
+    A marker with its own shape and color for each family, hollow for a baseline, at the mean of the seeds; bars are
+    their standard deviations, and faint markers the single runs.
+    """
+    figure = Figure(figsize=(8.2, 4.8), layout="constrained")
     axis = figure.subplots()
-    pairs = pair_up(groups)
+    score, pairs = score_of(groups), pair_up(groups)
     baselines = {pair[0].name for pair in pairs} or {groups[0].name}
     families = list(dict.fromkeys(group.family for group in groups))
-    for group in groups:
-        color = PALETTE[families.index(group.family) % len(PALETTE)]
-        shown = [run for run in group.runs if run.get("knn_accuracy") is not None]
-        axis.scatter([r["petaflops"] for r in shown], [r["knn_accuracy"] for r in shown], color=color, alpha=0.3, s=20)
-        if group.point:
-            face = "white" if group.name in baselines else color
-            axis.scatter(*group.point, facecolor=face, edgecolor=color, marker="D", s=60, label=group.name)
     for baseline, other in pairs:
-        if baseline.point and other.point:
-            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 6, "shrinkB": 6}
-            axis.annotate("", xy=other.point, xytext=baseline.point, arrowprops=arrow)
+        if (start := baseline.point(score)) and (end := other.point(score)):
+            arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 7, "shrinkB": 7}
+            axis.annotate("", xy=end, xytext=start, arrowprops=arrow)
+    for group in groups:
+        number = families.index(group.family)
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+        _draw_group(axis, group, score, style, hollow=group.name in baselines)
+    if not any(group.point(score) for group in groups):
+        axis.text(0.5, 0.5, "no run has an accuracy", ha="center", va="center", transform=axis.transAxes, color=GREY)
     axis.set_xlabel("training cost (petaFLOPs, counted)")
-    axis.set_ylabel("kNN accuracy (%)")
+    axis.set_ylabel(SCORES[score])
     axis.margins(0.15)
     axis.locator_params(axis="x", nbins=6)
-    figure.legend(frameon=False, loc="outside right upper", fontsize="small")
+    axis.grid(color=GREY, alpha=0.2, linewidth=0.6)
+    if any(len(group.runs) > 1 for group in groups):
+        axis.set_title("mean over the seeds; bars: standard deviation", fontsize=9)
+    figure.legend(frameon=False, loc="outside right upper", fontsize=9)
     return save_figure(figure, path)
+
+
+def _draw_group(axis: Axes, group: Group, score: str, style: dict[str, Any], hollow: bool) -> None:
+    point = group.point(score)
+    if point is None:
+        return
+    runs = [run for run in group.runs if run.get(score) is not None]
+    if len(runs) > 1:
+        costs, scores = ([run[key] for run in runs] for key in ("petaflops", score))
+        axis.scatter(costs, scores, alpha=0.3, s=16, **style)
+        spread = {"xerr": statistics.stdev(costs), "yerr": statistics.stdev(scores)}
+        axis.errorbar(*point, **spread, color=style["color"], linewidth=1.2, capsize=3)
+    face = "white" if hollow else style["color"]
+    label = "\n".join(textwrap.wrap(group.name, 34, break_long_words=False))
+    axis.plot(*point, linestyle="", markersize=8, markerfacecolor=face, zorder=3, label=label, **style)

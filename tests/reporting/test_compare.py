@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_essl import cli
-from hf_essl.reporting.compare import Group, check_crops, comparison_table, load_groups, pair_up
+from hf_essl.reporting.compare import Group, check_evaluation, comparison_table, draw_comparison, load_groups, pair_up
 
 
 @pytest.fixture
@@ -26,16 +26,17 @@ def test_seeds_are_averaged_with_their_spread(runs):
     assert rows[0][:3] == ["run", "seeds", "kNN (%)"]
     assert rows[2] == [
         "plain", "2", "82.0 ± 2.8", "not measured", "0.0200 ± 0.0000", "100 ± 0", "not measured", "not measured",
+        "not measured",
     ]  # fmt: skip
     assert rows[3][:5] == ["fast", "1", "85.0", "not measured", "0.0100"]
 
 
 def test_accuracies_on_different_crops_are_warned_about(runs, caplog):
-    check_crops(load_groups(runs))  # of older runs, all on the whole center square
+    check_evaluation(load_groups(runs))  # of older runs, all on the whole center square
     assert not caplog.text
     metrics = json.loads((runs[0] / "metrics.json").read_text()) | {"crop_pct": 0.875}
     (runs[0] / "metrics.json").write_text(json.dumps(metrics))
-    check_crops(load_groups(runs))
+    check_evaluation(load_groups(runs))
     assert "not comparable: the runs were evaluated at eval_crop_pct 0.875, 1" in caplog.text
 
 
@@ -44,6 +45,72 @@ def test_the_command_prints_and_draws(runs, tmp_path, capsys):
     assert "| plain | 2 |" in capsys.readouterr().out
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.width > 400
+
+
+def edit(run, **values):
+    metrics = json.loads((run / "metrics.json").read_text()) | values
+    (run / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_an_unfinished_run_is_left_out_and_named(runs, tmp_path, caplog):
+    unfinished = tmp_path / "slow-seed0"
+    (unfinished / "checkpoint-10").mkdir(parents=True)
+    assert [group.name for group in load_groups([*runs, unfinished])] == ["plain", "fast"]
+    assert f"{unfinished} is left out: the run has not ended" in caplog.text
+    with pytest.raises(ValueError, match="none of the runs has ended"):
+        load_groups([unfinished])
+
+
+def test_runs_of_one_name_with_other_lengths_are_told_apart(runs, caplog):
+    edit(runs[0], steps=60)
+    edit(runs[1], steps=384)
+    groups = load_groups(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        ("plain (steps 60)", 1), ("plain (steps 384)", 1), ("fast", 1),
+    ]  # fmt: skip
+    assert "the runs plain differ in steps and are not averaged" in caplog.text
+
+
+def test_runs_of_one_name_with_other_recipes_are_told_apart(runs):
+    for run, rate, seed in zip(runs, (0.1, 0.2, 0.2), (0, 1, 0), strict=True):
+        (run / "recipe.yaml").write_text(f"learning_rate: {rate}\nseed: {seed}\noutput_dir: {run.name}\n")
+    assert [group.name for group in load_groups(runs)] == [
+        "plain (learning_rate 0.1)",
+        "plain (learning_rate 0.2)",
+        "fast",
+    ]
+    (runs[1] / "recipe.yaml").write_text("learning_rate: 0.1\nseed: 1\nlogging_steps: 3\n")
+    assert [len(group.runs) for group in load_groups(runs)] == [2, 1]
+
+
+def test_runs_on_other_images_are_refused(runs):
+    edit(runs[0], dataset="cats")
+    edit(runs[2], dataset="dogs")
+    with pytest.raises(ValueError, match="dataset of plain is cats, of fast dogs; compare runs on the same images"):
+        load_groups(runs)
+
+
+def test_without_labels_the_retrieval_is_compared(runs, drawn, tmp_path):
+    for run, retrieval in zip(runs, (20.0, 30.0, 40.0), strict=True):
+        edit(run, knn_accuracy=None, retrieval=retrieval, random_init_retrieval=5.0)
+    rows = comparison_table(load_groups(runs)).split("\n")
+    assert rows[0].startswith("| run | seeds | view retrieval (%) | random init (%) | petaFLOPs |")
+    assert rows[2].startswith("| plain | 2 | 25.0 ± 7.1 | 5.0 ± 0.0 |")
+    draw_comparison(load_groups(runs), tmp_path / "c.png")
+    assert drawn[0].axes[0].get_ylabel() == "view retrieval (%)"
+
+
+def test_seeds_have_bars_and_families_their_own_shape(runs, drawn, tmp_path):
+    draw_comparison(load_groups(runs), tmp_path / "c.png")
+    axis = drawn[0].axes[0]
+    (bars,) = axis.containers
+    (across, upwards) = (lines.get_segments()[0] for lines in bars.lines[2])
+    assert upwards[:, 1] == pytest.approx([82 - 8**0.5, 82 + 8**0.5])  # the standard deviation of 80 and 84
+    assert across[:, 0] == pytest.approx([0.02, 0.02])
+    named = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(named) == {"plain", "fast"}
+    assert named["plain"].get_marker() != named["fast"].get_marker()
+    assert named["plain"].get_markerfacecolor() == "white", "the baseline is hollow"
 
 
 @pytest.mark.parametrize(

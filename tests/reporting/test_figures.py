@@ -16,22 +16,6 @@ VIEWS = ViewArguments(
 )
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are written, to look into."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", _keeping(figures, Figure.savefig))
-    return figures
-
-
-def _keeping(figures, savefig):
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return savefig(figure, *args, **kwargs)
-
-    return keep
-
-
 def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
     images, _ = sample_images(patches("train", 32), 2)
     curriculum = Curriculum.with_warmup(VIEWS, 0.2)
