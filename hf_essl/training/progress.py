@@ -46,7 +46,7 @@ class ProgressBarCallback(TrainerCallback):
         self.eta = Eta(self.curriculum, self.flops, state.max_steps)
         self.overhead: Overhead | None = None
         if not args.disable_tqdm and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            shown = {"desc": args.folder.name[:20], "bar_format": BAR, "dynamic_ncols": True}
+            shown = {"desc": args.folder.name[:16], "bar_format": BAR, "dynamic_ncols": True}
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
 
     def on_step_begin(self, args, state, control, **kwargs):
