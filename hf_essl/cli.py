@@ -17,6 +17,8 @@ COMMANDS = {
     "cost": ("hf_essl.commands.cost", "cost and speed-up of recipes, without training"),
     "benchmark": ("hf_essl.commands.benchmark", "images/s of each part of a training step"),
     "evaluate": ("hf_essl.commands.evaluate", "evaluate a backbone by kNN, linear probe or fine-tuning"),
+    "embed": ("hf_essl.commands.embed", "write the features of all images into a parquet file"),
+    "neighbors": ("hf_essl.commands.neighbors", "show the nearest neighbors of some images"),
     "preview": ("hf_essl.commands.preview", "plot a recipe's schedules"),
     "push": ("hf_essl.commands.push", "push the backbone of a finished run to the Hub"),
     "card": ("hf_essl.commands.card", "write the model card of a finished run"),

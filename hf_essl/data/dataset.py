@@ -34,9 +34,14 @@ class ImageDataset(Dataset):
     left_out: int = 0  # unreadable images that a cache leaves out
     has_known_labels = True  # False if `labels` reads every image
 
-    def file_name(self, index: int) -> str | None:
-        """The name of the file of an image after its folder's; None if there is none or it is not known."""
+    def path_of(self, index: int) -> str | None:
+        """The path of the file of an image; None if there is none or it is not known."""
         return None
+
+    def file_name(self, index: int) -> str | None:
+        """The name of that file after its folder's, such as tench/001.png."""
+        path = self.path_of(index)
+        return "/".join(PurePath(path).parts[-2:]).lstrip("/") if path else None
 
 
 class StoredImages(ImageDataset):
@@ -56,11 +61,11 @@ class StoredImages(ImageDataset):
         """Worker processes need no names."""
         return {**self.__dict__, "origin": None}
 
-    def file_name(self, index: int) -> str | None:
+    def path_of(self, index: int) -> str | None:
         if self.origin is None:
             return None
         source, indices = self.origin
-        return source.file_name(int(indices[index]))
+        return source.path_of(int(indices[index]))
 
     def gather(self, indices: Tensor) -> Tensor:
         """The images at int64 B indices, uint8 B x 3 x S x S."""
@@ -101,8 +106,8 @@ class DecodedImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def file_name(self, index: int) -> str | None:
-        return self.source.file_name(index)
+    def path_of(self, index: int) -> str | None:
+        return self.source.path_of(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises ValueError if no image of the dataset, or none of the 1,000 images from `index` on, is readable."""
@@ -140,9 +145,9 @@ class Rows:
         image = self.read_cell(self.rows[index][self.column])
         return image, NO_LABEL if self.labels is None else int(self.labels[index])
 
-    def file_name(self, index: int) -> str | None:
-        """The name of the image's file after its folder's, such as tench/001.png; None if there is none."""
-        return _short_name(self.rows[index][self.column])
+    def path_of(self, index: int) -> str | None:
+        """The path of the image's file; None if there is none."""
+        return image_path(self.rows[index][self.column])
 
     def read_labels(self) -> Tensor | None:
         """int64 N, or None if no image has a label."""
@@ -180,9 +185,9 @@ class Items:
             known = NO_LABEL if self._encoded.labels is None else int(self._encoded.labels[index])
         return image if self.white_level is None else Scaled(image, self.white_level), known
 
-    def file_name(self, index: int) -> str | None:
-        """The name of the image's file after its folder's, such as tench/001.png; None if there is none."""
-        return _short_name(self._parts(index)[0])
+    def path_of(self, index: int) -> str | None:
+        """The path of the image's file; None if there is none."""
+        return image_path(self._parts(index)[0])
 
     def read_labels(self) -> Tensor | None:
         """From the dataset's `targets` or `labels` if it has them, else by reading every item once.
@@ -239,11 +244,6 @@ class Transformed(Items):
 def _fingerprint(images: str | None, white_level: float | None) -> str | None:
     """The images' own fingerprint, different for each white level."""
     return images if white_level is None or images is None else f"{images} white {white_level:g}"
-
-
-def _short_name(image: Any) -> str | None:
-    path = image_path(image)
-    return "/".join(PurePath(path).parts[-2:]).lstrip("/") if path else None
 
 
 def image_count(dataset: Any) -> int | None:

@@ -140,3 +140,19 @@ def _cached(images: DecodedImages, args: DataArguments, cache_on: Device | None)
         root = Path(args.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
         return disk_cache(images, root, args.max_unreadable)
     return images if cache_on is None else cache_images(images, cache_on, args.max_unreadable)
+
+
+def load_all_splits(args: DataArguments) -> dict[str, ImageDataset]:
+    """Every image of a dataset by split, decoded each time it is read, with one list of classes.
+
+    Raises ValueError as `load_images` does, and for a stream.
+    """
+    args.check()
+    if args.streaming:
+        raise ValueError("streaming is true; all splits are read by index, set streaming: false")
+    source = built_in(args.dataset) or locate(args)
+    if isinstance(source, BuiltInDataset):
+        return {split: source.load(split, args.image_size, "cpu") for split in source.splits}
+    opened = source.open(list(source.splits))
+    args = replace(args, eval_holdout=0.0)
+    return {split: read_splits(args, opened, source.name, split, None)[0] for split in source.splits}

@@ -12,6 +12,7 @@ from hf_essl.common import evenly_spaced
 from hf_essl.data import ImageDataset
 from hf_essl.data.decode import decode
 from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
+from hf_essl.evaluation.search import Match
 from hf_essl.reporting.figures import DARK, save_figure
 
 SIDE = 128  # pixels per side of a drawn image
@@ -83,16 +84,15 @@ def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after:
 
 
 def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
-    """An image with a title above it, and the name of its file below."""
     sample: Any = images[index]
-    axis.imshow(sample["image"].permute(1, 2, 0).cpu().numpy(), aspect=1 / float(sample.get("aspect", 1.0)))
+    _draw(axis, sample["image"], float(sample.get("aspect", 1.0)), title, images.file_name(index) or "")
+
+
+def _draw(axis: Axes, pixels: Tensor, shape: float, title: str, name: str) -> None:
+    """A squashed image, uint8 3 x S x S, in its own width / height, a title above it and its file's name below."""
+    axis.imshow(pixels.permute(1, 2, 0).cpu().numpy(), aspect=1 / shape)
     axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(
-        shortened(str(PurePath(images.file_name(index) or " ").with_suffix("")).strip()),
-        fontsize=7,
-        color=DARK,
-        labelpad=2,
-    )
+    axis.set_xlabel(shortened(name.removesuffix(PurePath(name).suffix)), fontsize=7, color=DARK, labelpad=2)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
@@ -114,3 +114,25 @@ def _indices(queries: Sequence[int] | int, count: int) -> list[int]:
         if not 0 <= query < count:
             raise ValueError(f"queries contains {query}; the indices of {count} images are 0 to {count - 1}")
     return list(queries)
+
+
+def draw_matches(folder: Path, paths: Sequence[str], matches: Sequence[Match], path: Path) -> Path:
+    """Draws one row per query: the image, then its neighbors under their cosines and above their names.
+
+    Args:
+        folder: of the images.
+        paths: of all images below the folder.
+
+    Raises ValueError for an image that is not in the folder.
+    """
+    columns = 1 + max(len(match.neighbors) for match in matches)
+    figure = Figure(figsize=(1.5 * columns, 1.75 * len(matches) + 0.2), layout="constrained")
+    grid = figure.subplots(len(matches), columns, squeeze=False)
+    for axes, match in zip(grid, matches, strict=True):
+        titles = ["query", *(f"{cosine:.3f}" for cosine in match.cosines)]
+        for axis, row, title in zip(axes, [match.query, *match.neighbors], titles, strict=True):
+            if not (folder / paths[row]).is_file():
+                raise ValueError(f"images {folder} has no {paths[row]}; give the folder that was embedded")
+            pixels, shape = decode(str(folder / paths[row]), SIDE)
+            _draw(axis, pixels, shape, title, paths[row])
+    return save_figure(figure, path)

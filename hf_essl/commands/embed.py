@@ -1,0 +1,41 @@
+"""`hf-essl embed BACKBONE IMAGES`: the features of every image, in one parquet file."""
+
+from hf_essl.commands.parser import Parser
+from hf_essl.evaluation.backbone import PREFIXES
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(
+        "embed",
+        "Write the features of every image of a dataset into a parquet file, with the columns path, split, label,\n"
+        "class and embedding. The same command continues after an interruption.",
+    )
+    add = parser.add_argument
+    add("source", metavar="BACKBONE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
+    add("dataset", metavar="IMAGES", help="a folder of images or of parquet files, a parquet file, or a Hub id")
+    add("--output", default="features.parquet", metavar="FILE", help="the parquet file [features.parquet]")
+    add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
+    add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
+    add("--resolution", type=int, metavar="PX", help="side of the images [the backbone's own]")
+    add("--crop_pct", type=float, metavar="X", help="center crop, as a share of the short side [the backbone's own]")
+    add("--image_size", type=int, metavar="PX", help="side of the decoded images [that of the backbone's run]")
+    add("--dataset_config", metavar="NAME", help="configuration (subset) of a Hub dataset")
+    add("--image_column", default="image", metavar="NAME", help="column of the images [image]")
+    add("--label_column", default="label", metavar="NAME", help="column of the labels [label]")
+    add("--batch_size", type=int, default=256, metavar="N", help="images per batch [256]")
+    add("--num_workers", type=int, default=0, metavar="N", help="processes that load images [0]")
+    add("--overwrite", action="store_true", help="replace the file, and what an interrupted command has left")
+    options = vars(parser.parse_args(argv))
+    for name in ("batch_size", "image_size"):
+        if options[name] is not None and options[name] < 1:
+            parser.error(f"{name} is {options[name]}; it must be at least 1")
+
+    from hf_essl.config import DataArguments
+    from hf_essl.evaluation.embed import embed
+
+    data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
+    done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
+    if done.unreadable:
+        print(f"{len(done.unreadable):,} images have no row because they cannot be read, first {done.unreadable[0]}")
+    rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
+    print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{rate}")

@@ -1,0 +1,221 @@
+"""Embeds every image of a dataset with a backbone, into one parquet file; an interrupted embedding continues.
+
+Finished parts are parquet files of their own in `<output>.parts/`, written beside their name and then moved there, so
+that a part is whole or absent. The last step joins them, one at a time.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from pyarrow import parquet
+from tqdm.auto import tqdm
+
+from hf_essl.common import write_text
+from hf_essl.config import DataArguments
+from hf_essl.data import NO_LABEL, ImageDataset, image_count
+from hf_essl.data.load import load_all_splits
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.features import extract_features
+from hf_essl.views.crops import canvas_size
+
+PART = 2048  # images of a part: at most as many are computed again after an interruption
+MANIFEST = "manifest.json"
+INFO = b"hf_essl"  # key of the facts in the metadata of the file
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` has written."""
+
+    path: Path
+    rows: int
+    dimensions: int
+    unreadable: list[str]  # names of images without a row
+    seconds: float
+    computed: int  # images of this call, without those of an interrupted one
+
+
+def embed(
+    source: str,
+    data: DataArguments,
+    output: str | Path,
+    *,
+    which: str = "student",
+    backbone: str | None = None,
+    resolution: int | None = None,
+    crop_pct: float | None = None,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    overwrite: bool = False,
+) -> Embedded:
+    """Writes a row per image: path, split, label and class if there are any, and the embedding, float32 of length D.
+
+    Memory does not grow with the number of images. The same call continues an interrupted one.
+
+    Args:
+        source, which, backbone, resolution, crop_pct: see `load_backbone`.
+        data: the dataset, with all of its splits.
+        output: the parquet file.
+        image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
+        overwrite: start over, also if the file exists or an interrupted embedding had other settings.
+
+    Raises ValueError in one line, for a file that exists, and for an interrupted embedding with other settings.
+    """
+    start, output, folder = time.perf_counter(), Path(output), find_backbone(source)
+    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    size = image_size or max(run_recipe(folder).get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
+    splits = load_all_splits(replace(data, image_size=size, cache="none"))
+    parts = output.with_name(f"{output.name}.parts")
+    _prepare(output, parts, _settings(loaded, which, size, splits), overwrite)
+    unreadable, computed = _write_parts(loaded, splits, parts, data.dataset, batch_size, num_workers)
+    rows, dimensions = _join(parts, output)
+    return Embedded(output, rows, dimensions, unreadable, time.perf_counter() - start, computed)
+
+
+def _settings(loaded: LoadedBackbone, which: str, size: int, splits: dict[str, ImageDataset]) -> dict[str, Any]:
+    """What must be equal for two parts to belong together."""
+    return {
+        "backbone": fingerprint(loaded.backbone.state_dict()),
+        "which": which,
+        "resolution": loaded.resolution,
+        "crop_pct": loaded.crop_pct,
+        "image_size": size,
+        "images": {split: image_count(images) for split, images in splits.items()},
+        "files": {split: _digest(images) for split, images in splits.items()},
+    }
+
+
+def _digest(images: ImageDataset) -> str | None:
+    """A text that changes with the images; None if there is none."""
+    return getattr(getattr(images, "source", None), "fingerprint", None)
+
+
+def _prepare(output: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """An empty folder for the parts, or that of an interrupted embedding with the same settings."""
+    if output.exists() and not overwrite:
+        raise ValueError(f"output {output} exists; choose another --output, or replace it with --overwrite")
+    manifest = parts / MANIFEST
+    if parts.exists() and overwrite:
+        shutil.rmtree(parts)
+    if manifest.exists():
+        begun = json.loads(manifest.read_text())
+        for name, value in settings.items():
+            if begun.get(name) != value:
+                raise ValueError(
+                    f"{parts} was begun with {name} {begun.get(name)}, which is now {value}; start over with "
+                    f"--overwrite, or choose another --output"
+                )
+        return
+    write_text(manifest, json.dumps(settings, indent=2))
+
+
+def _write_parts(
+    loaded: LoadedBackbone, splits: dict[str, ImageDataset], parts: Path, dataset: str, batch_size: int, workers: int
+) -> tuple[list[str], int]:
+    """Computes the parts that are not there; returns the unreadable images of these, and how many were computed."""
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    unreadable: list[str] = []
+    computed = 0
+    total = sum(image_count(images) or 0 for images in splits.values())
+    with tqdm(total=total, desc="embedding", unit="image", disable=None) as bar:
+        for number, (split, indices) in enumerate(_blocks(splits)):
+            path = parts / f"part-{number:06d}.parquet"
+            if not path.exists():
+                kept: list[int] = []
+                features, labels = extract_features(
+                    loaded.backbone,
+                    splits[split],
+                    resolution=loaded.resolution,
+                    mean=loaded.mean,
+                    std=loaded.std,
+                    crop_pct=loaded.crop_pct,
+                    batch_size=batch_size,
+                    num_workers=workers,
+                    accelerator=accelerator,
+                    dtype=torch.float32,
+                    indices=indices,
+                    kept=kept,
+                )
+                names = image_names(splits[split], dataset, split, indices)
+                unreadable += [names[at] for at, index in enumerate(indices) if index not in set(kept)]
+                named = dict(zip(indices, names, strict=True))
+                _write(path, _table(splits[split], split, [named[index] for index in kept], features, labels))
+                computed += len(indices)
+            bar.update(len(indices))
+    return unreadable, computed
+
+
+def _blocks(splits: dict[str, ImageDataset]) -> Iterator[tuple[str, list[int]]]:
+    for split, images in splits.items():
+        count = image_count(images) or 0
+        for start in range(0, count, PART):
+            yield split, list(range(start, min(start + PART, count)))
+
+
+def image_names(images: ImageDataset, dataset: str, split: str, indices: Sequence[int]) -> list[str]:
+    """The path of each image below the folder of the dataset, or split/index for one without a file of its own."""
+    root, names = Path(dataset).expanduser().resolve(), []
+    for index in indices:
+        path = images.path_of(index)
+        below = path and Path(path).is_absolute() and Path(path).is_relative_to(root)
+        names.append(Path(path).relative_to(root).as_posix() if path and below else path or f"{split}/{index}")
+    return names
+
+
+def _table(
+    images: ImageDataset, split: str, names: list[str], features: torch.Tensor, labels: torch.Tensor | None
+) -> pa.Table:
+    values = pa.array(features.float().contiguous().view(-1).numpy())
+    indices = _labels(labels, len(names))
+    classes = [None if index is None or images.classes is None else images.classes[index] for index in indices]
+    columns = {
+        "path": pa.array(names, pa.string()),
+        "split": pa.array([split] * len(names), pa.string()),
+        "label": pa.array(indices, pa.int64()),
+        "class": pa.array(classes, pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(values, features.shape[1]),
+    }
+    return pa.table(columns)
+
+
+def _labels(labels: torch.Tensor | None, count: int) -> list[int | None]:
+    return [None] * count if labels is None else [None if one == NO_LABEL else one for one in labels.tolist()]
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    parquet.write_table(table, scratch)
+    scratch.replace(path)
+
+
+def _join(parts: Path, output: Path) -> tuple[int, int]:
+    """Streams the parts into one file and removes them; returns its rows and the length of an embedding."""
+    files = sorted(parts.glob("part-*.parquet"))
+    schemas = [parquet.read_schema(file) for file in files]
+    empty = [name for name in ("label", "class") if all(_is_null(file, name) for file in files)]
+    facts = json.loads((parts / MANIFEST).read_text())
+    kept = [name for name in schemas[0].names if name not in empty]
+    schema = pa.schema([schemas[0].field(name) for name in kept], metadata={INFO: json.dumps(facts).encode()})
+    scratch, rows = output.with_name(f".{output.name}.tmp"), 0
+    with parquet.ParquetWriter(scratch, schema) as writer:
+        for file in files:
+            table = parquet.read_table(file, columns=kept).cast(schema)
+            writer.write_table(table)
+            rows += table.num_rows
+    scratch.replace(output)
+    shutil.rmtree(parts)
+    return rows, schema.field("embedding").type.list_size
+
+
+def _is_null(file: Path, name: str) -> bool:
+    column = parquet.read_table(file, columns=[name])[name]
+    return column.null_count == len(column)

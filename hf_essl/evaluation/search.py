@@ -1,0 +1,60 @@
+"""Nearest neighbors among the embeddings of a parquet file of `hf_essl.evaluation.embed`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from hf_essl.common import evenly_spaced, unknown
+from hf_essl.evaluation.nearest import nearest_neighbors
+
+
+@dataclass(frozen=True)
+class Match:
+    """A query and its neighbors, the nearest first, as rows of the file."""
+
+    query: int
+    neighbors: list[int]
+    cosines: list[float]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The rows of a file: paths, and features N x D."""
+
+    paths: list[str]
+    features: torch.Tensor
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Embeddings":
+        """Raises ValueError for a file that `hf-essl embed` has not written."""
+        try:
+            table = parquet.read_table(file, columns=["path", "embedding"], memory_map=True)
+            column = table["embedding"].combine_chunks()
+            values = np.asarray(column.flatten()).reshape(len(table), column.type.list_size)
+        except (OSError, pa.ArrowException, AttributeError, ValueError) as error:
+            raise ValueError(f"{file} is no file of `hf-essl embed`: {' '.join(str(error).split())}") from error
+        return cls(table["path"].to_pylist(), torch.from_numpy(values.copy()))
+
+    def search(self, queries: Sequence[str] | int, count: int) -> list[Match]:
+        """The `count` nearest rows of each query, by cosine; `queries` are paths, or a number, evenly spaced.
+
+        Raises ValueError for a path that is not in the file, and for more neighbors than there are.
+        """
+        if not 1 <= count < len(self.paths):
+            raise ValueError(f"neighbors is {count} with {len(self.paths)} images; choose 1 to {len(self.paths) - 1}")
+        rows = evenly_spaced(len(self.paths), queries) if isinstance(queries, int) else [self._row(q) for q in queries]
+        cosines, nearest = nearest_neighbors(self.features, rows, count)
+        found = zip(rows, nearest.tolist(), cosines.tolist(), strict=True)
+        return [Match(row, neighbors, values) for row, neighbors, values in found]
+
+    def _row(self, path: str) -> int:
+        try:
+            return self.paths.index(path)
+        except ValueError:
+            some = self.paths if len(self.paths) <= 10 else [*self.paths[:10], "…"]
+            raise ValueError(unknown("query", path, some)) from None

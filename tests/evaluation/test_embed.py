@@ -1,0 +1,195 @@
+"""Embedding a dataset into a parquet file: rows, features, resumption; and the search in it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torch.nn import functional as F
+
+from hf_essl import cli
+from hf_essl.config import DataArguments
+from hf_essl.evaluation import embed as module
+from hf_essl.evaluation.backbone import load_backbone
+from hf_essl.evaluation.embed import embed
+from hf_essl.evaluation.search import Embeddings
+from tests.helpers import small_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    trainer = small_trainer(folder / "run")
+    return str(trainer.export_backbone(folder / "backbone"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images of two classes in a train and a test split."""
+    root = tmp_path / "images"
+    generator = torch.Generator().manual_seed(0)
+    for index in range(12):
+        place = root / ("train" if index < 9 else "test") / ("cat" if index % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (40, 30 + index, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(place / f"{index:02d}.png")
+    return root
+
+
+def rows(file):
+    return datasets.Dataset.from_parquet(str(file), cache_dir=str(Path(file).parent / "cache")).to_list()
+
+
+def test_every_image_of_every_split_has_a_row(backbone, folder, tmp_path):
+    done = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet")
+    found = rows(done.path)
+    assert done.rows == len(found) == 12 and done.unreadable == []
+    expected = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert {row["path"] for row in found} == expected
+    for row in found:
+        split, name, _ = row["path"].split("/")
+        assert (row["split"], row["class"], row["label"]) == (split, name, ["cat", "dog"].index(name))
+        assert len(row["embedding"]) == done.dimensions
+    assert not (tmp_path / "f.parquet.parts").exists()
+
+
+def test_features_are_those_of_the_backbone_on_the_original(backbone, folder, tmp_path):
+    """Through timm's transform of the PIL image; noise is the worst case for the canvas."""
+    done = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet", image_size=256)
+    loaded = load_backbone(backbone)
+    for row in rows(done.path)[:4]:
+        with torch.inference_mode():
+            expected = loaded.backbone(loaded.preprocess([folder / row["path"]]))[0]
+        assert F.cosine_similarity(torch.tensor(row["embedding"]), expected, dim=0) > 0.99
+
+
+def test_without_labels_there_are_no_such_columns(backbone, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for index in range(3):
+        Image.new("RGB", (20, 20), (index * 80, 0, 0)).save(tmp_path / "flat" / f"{index}.png")
+    done = embed(backbone, DataArguments(dataset=str(tmp_path / "flat")), tmp_path / "f.parquet")
+    assert set(rows(done.path)[0]) == {"path", "split", "embedding"}
+
+
+def test_images_of_a_table_have_their_position(backbone, folder, tmp_path):
+    images = [{"image": Image.open(path), "label": index % 3} for index, path in enumerate(folder.rglob("*.png"))]
+    datasets.Dataset.from_list(images).to_parquet(tmp_path / "images.parquet")
+    done = embed(backbone, DataArguments(dataset=str(tmp_path / "images.parquet")), tmp_path / "f.parquet")
+    found = rows(done.path)
+    assert [row["label"] for row in found] == [index % 3 for index in range(12)] and "class" not in found[0]
+    assert len({row["path"] for row in found}) == 12
+
+
+def test_unreadable_images_are_named_and_have_no_row(backbone, folder, tmp_path):
+    torn = folder / "train" / "cat" / "torn.png"
+    torn.write_bytes((folder / "train" / "cat" / "01.png").read_bytes()[:60])
+    done = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet")
+    assert done.unreadable == ["train/cat/torn.png"] and done.rows == 12
+    assert torn.name not in {Path(row["path"]).name for row in rows(done.path)}
+
+
+@pytest.mark.slow
+def test_killed_and_continued_nothing_is_lost_or_doubled(backbone, folder, tmp_path):
+    code = f"""
+import os, signal
+from hf_essl.config import DataArguments
+from hf_essl.evaluation import embed as module
+module.PART, write, calls = 2, module._write, []
+def killed(path, table):
+    if calls and len(calls) == 2:
+        path.with_name("." + path.name + ".tmp").write_bytes(b"half of a part")
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(write(path, table))
+module._write = killed
+module.embed({backbone!r}, DataArguments(dataset={str(folder)!r}), {str(tmp_path / "f.parquet")!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    parts = tmp_path / "f.parquet.parts"
+    assert len(list(parts.glob("part-*.parquet"))) == 2 and not (tmp_path / "f.parquet").exists()
+
+
+def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    data, output = DataArguments(dataset=str(folder)), tmp_path / "f.parquet"
+    whole = embed(backbone, data, tmp_path / "whole.parquet")
+    write, calls = module._write, []
+
+    def stopped(path, table):
+        if len(calls) == 2:
+            path.with_name(f".{path.name}.tmp").write_bytes(b"half of a part")
+            raise KeyboardInterrupt
+        calls.append(path)
+        write(path, table)
+
+    monkeypatch.setattr(module, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        embed(backbone, data, output)
+    monkeypatch.setattr(module, "_write", write)
+    with pytest.raises(ValueError, match=r"was begun with resolution 32, which is now 24; start over"):
+        embed(backbone, data, output, resolution=24)
+    finished = sum(parquet.read_metadata(path).num_rows for path in calls)
+    done = embed(backbone, data, output)
+    assert done.computed == 12 - finished < 12 and done.rows == 12
+    assert rows(output) == rows(whole.path)
+    with pytest.raises(ValueError, match="exists; choose another --output, or replace it with --overwrite"):
+        embed(backbone, data, output)
+    assert embed(backbone, data, output, overwrite=True).computed == 12
+
+
+def test_changed_images_are_not_mixed_with_old_parts(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    data = DataArguments(dataset=str(folder))
+    monkeypatch.setattr(module, "_join", lambda parts, output: pytest.fail("stop before the last step"))
+    with pytest.raises(pytest.fail.Exception):
+        embed(backbone, data, tmp_path / "f.parquet")
+    Image.new("RGB", (10, 10)).save(folder / "train" / "cat" / "01.png")
+    with pytest.raises(ValueError, match="was begun with files"):
+        embed(backbone, data, tmp_path / "f.parquet")
+
+
+def test_the_commands_write_search_and_draw(backbone, folder, tmp_path, capsys):
+    file, picture = str(tmp_path / "f.parquet"), str(tmp_path / "n.png")
+    assert cli.main(["embed", backbone, str(folder), "--output", file]) == 0
+    assert "12 rows of" in capsys.readouterr().out
+    query = "train/dog/00.png"
+    words = ["neighbors", file, "--images", str(folder), "--query", query, "--neighbors", "3", "--output", picture]
+    assert cli.main(words) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    features = Embeddings.read(file)
+    at = features.paths.index(query)
+    cosines = F.cosine_similarity(features.features[at][None], features.features)
+    order = [row for row in cosines.argsort(descending=True).tolist() if row != at][:3]
+    assert [cell.split(" (")[0].strip() for cell in line.split("|")[2:-1]] == [features.paths[row] for row in order]
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["neighbors", "FILE", "--query", "train/dog/01.png"], "query is 'train/dog/01.png'; choose one of"),
+        (["neighbors", "FILE", "--neighbors", "12"], "neighbors is 12 with 12 images; choose 1 to 11"),
+        (["neighbors", "FILE", "--images", "NOWHERE"], "has no "),
+        (["neighbors", "NOWHERE"], "is no file of `hf-essl embed`"),
+        (["embed", "BACKBONE", "NOWHERE"], "NOWHERE"),
+        (["embed", "BACKBONE", "FOLDER", "--batch_size", "0"], "batch_size is 0; it must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, backbone, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet").path
+    names = {"FILE": str(file), "BACKBONE": backbone, "FOLDER": str(folder)}
+    capsys.readouterr()
+    assert cli.main([names.get(word, word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("hf-essl: error:") == 1 and "Traceback" not in error
