@@ -210,6 +210,8 @@ def _evaluation(plan: Plan) -> int:
 
 def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] | None) -> int:
     """The batch of one step over all processes."""
+    if total := plan.given.get("total_batch_size"):
+        return int(total)
     each = max(images // plan.machine.processes, 1)
     per_epoch = 2 ** int(math.log2(max(each // 4, 8)))  # at least four steps per epoch
     if plan.on_cpu or find_batch is None:

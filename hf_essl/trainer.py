@@ -27,7 +27,7 @@ from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
-from hf_essl.training.check_images import check_images
+from hf_essl.training.check_images import accumulation_lines, check_images
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
     check_network,
@@ -108,7 +108,7 @@ class SSLTrainer(HubTrainer):
         self.clock = Clock()
         self.step_log = StepLog(self.clock)
         self.neighbor_log = NeighborLog(args.folder)
-        for line in ignored_lines(args):
+        for line in [*ignored_lines(args), *accumulation_lines(model, args)]:
             logger.warning(line)
         super().__init__(
             model=model,

@@ -28,7 +28,11 @@ class SSLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
 
     output_dir: str | None = option("Folder of the run: checkpoints, metrics, pictures and the backbone.", "runs/essl")
-    per_device_train_batch_size: Count = option("Per-device batch size.", 128)
+    per_device_train_batch_size: Count = option("Per-device batch size; with total_batch_size its upper limit.", 128)
+    total_batch_size: Count | None = option(
+        "Images of an optimizer step over all devices; each device takes its share, in several passes if that is more "
+        "than per_device_train_batch_size."
+    )
     per_device_eval_batch_size: Count = option("Per-device batch size in evaluation.", 256)
     learning_rate: NonNegative = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
     weight_decay: NonNegative = option("Weight decay.", 5e-4)
@@ -104,6 +108,32 @@ class SSLTrainingArguments(TrainingArguments):
         super().__post_init__()
         if is_lars:
             self.optim = LARS
+        if self.total_batch_size is not None:
+            self._share_batch(self.total_batch_size)
+
+    def _share_batch(self, total: int) -> None:
+        """Divides the images of a step over the devices and, if they are too many at once, over several passes.
+
+        Raises ValueError if the devices cannot have equal shares, and for accumulation that is set as well.
+        """
+        share, rest = divmod(total, self.world_size)
+        if rest or not share:
+            below = max(share, 1) * self.world_size
+            raise ValueError(
+                f"total_batch_size is {total}, which {self.world_size} processes cannot share equally; choose {below} "
+                f"or {below + self.world_size}"
+            )
+        if self.gradient_accumulation_steps > 1 and self.gradient_accumulation_steps * self._largest(share) != share:
+            raise ValueError(
+                f"gradient_accumulation_steps is {self.gradient_accumulation_steps} with total_batch_size: {total}, "
+                f"which sets it; remove one of them"
+            )
+        self.per_device_train_batch_size = self._largest(share)
+        self.gradient_accumulation_steps = share // self.per_device_train_batch_size
+
+    def _largest(self, share: int) -> int:
+        """The largest part of a share that a device takes at once, so that all passes are equal."""
+        return next(size for size in range(min(self.per_device_train_batch_size, share), 0, -1) if share % size == 0)
 
     def check(self) -> None:
         """Raises ValueError for values that cannot work; `CURVES` checks what a learning-rate schedule needs."""

@@ -36,6 +36,7 @@ class SSLModel(nn.Module):
     small_args: ClassVar[dict[str, Any]] = {}  # `method_args` with heads small enough for tests
     has_teacher = False  # whether a momentum teacher also runs forward on both views
     fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
+    uses_negatives = False  # whether the loss compares the images of a batch with each other
     sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support

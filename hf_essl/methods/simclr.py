@@ -23,6 +23,7 @@ class SimCLR(SSLModel):
         temperature: of the softmax over similarities.
     """
 
+    uses_negatives = True
     title = "SimCLR"
     description = "NT-Xent against the other views of the batch (Chen et al. 2020)"
     citation = r"""@inproceedings{chen2020simple,

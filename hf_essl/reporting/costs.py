@@ -62,7 +62,8 @@ class CostEstimator:
     def estimate(self, recipe: Recipe) -> tuple[float, Cost]:
         """Epochs and cost of a recipe. Raises ValueError for an unknown backbone, or too few images for one step."""
         args = recipe.training
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.processes
+        here = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        per_step = args.total_batch_size or here * self.processes
         images = self.images or count_training_images(recipe.data)
         epoch = steps_per_epoch(images, per_step, args.dataloader_drop_last)
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)

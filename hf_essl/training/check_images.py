@@ -8,6 +8,8 @@ from hf_essl.data import ImageDataset, StreamedImages, image_count
 from hf_essl.evaluation.during_training import METRICS, check_neighbors
 from hf_essl.methods import SSLModel
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
 
 def check_images(
     model: SSLModel,
@@ -27,15 +29,28 @@ def check_images(
     _check_best_metric(args, held_out if held_out is not None else bank)
 
 
+def accumulation_lines(model: SSLModel, args: SSLTrainingArguments) -> list[str]:
+    """A line for each part of the training that sees less than a whole step at a time, if a step takes several passes."""
+    if args.gradient_accumulation_steps == 1:
+        return []
+    norms = any(isinstance(module, NORMS) for module in model.modules())
+    shared = ["BatchNorm"] * norms + ["the negatives of the loss"] * model.uses_negatives
+    total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return [
+        f"{what} uses {args.train_batch_size * args.world_size} of the {total:,} images of a step at a time, because "
+        f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; results may differ from one large batch"
+        for what in shared
+    ]
+
+
 def _check_batch(model: SSLModel, args: SSLTrainingArguments, images: int | None, batch: int) -> None:
     if args.dataloader_drop_last and images is not None and images < batch:
         raise ValueError(
             f"{images} training images do not fill a batch of {batch}; lower per_device_train_batch_size, or set "
             f"dataloader_drop_last: false"
         )
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     alone = images is not None and not args.dataloader_drop_last and images % batch == 1
-    if alone and args.world_size == 1 and any(isinstance(module, norms) for module in model.modules()):
+    if alone and args.world_size == 1 and any(isinstance(module, NORMS) for module in model.modules()):
         raise ValueError(
             f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm "
             f"cannot normalize; set dataloader_drop_last: true, or another per_device_train_batch_size"

@@ -195,6 +195,7 @@ def our_recipe(options, seed, arm) -> Recipe:
     fields = {name: getattr(options, name) for name in shared + efficient}
     fields |= {
         "method_args": json.dumps({"projector_dim": DIM, "predictor_hidden": HIDDEN}),
+        "total_batch_size": "none",
         "per_device_train_batch_size": options.batch_size,
         "num_train_epochs": options.epochs,
         "momentum": MOMENTUM,
