@@ -15,7 +15,7 @@ from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
 from hf_essl.reporting.figures import DARK, save_figure
 
 SIDE = 128  # pixels per side of a drawn image
-NAME_LENGTH = 24  # characters of a file name below an image
+NAME_LENGTH = 21  # characters of a file name below an image
 
 
 def draw_neighbors(
@@ -87,14 +87,16 @@ def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
     sample: Any = images[index]
     axis.imshow(sample["image"].permute(1, 2, 0).cpu().numpy(), aspect=1 / float(sample.get("aspect", 1.0)))
     axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(
-        shortened(str(PurePath(images.file_name(index) or " ").with_suffix("")).strip()),
-        fontsize=7,
-        color=DARK,
-        labelpad=2,
-    )
+    axis.set_xlabel(_caption(images, index), fontsize=7, color=DARK, labelpad=2)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def _caption(images: ImageDataset, index: int) -> str:
+    """The name of an image's file without its extension, below that of its folder unless the folder is the dataset."""
+    path = PurePath(images.file_name(index) or "")
+    folder = path.parent.name
+    return "\n".join(shortened(name) for name in (folder if folder != images.name else "", path.stem) if name)
 
 
 def shortened(name: str, length: int = NAME_LENGTH) -> str:
