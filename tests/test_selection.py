@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_essl.config import ViewArguments
 from hf_essl.methods import METHODS, SSLModel
-from hf_essl.selection import HardAugment, frozen_running_stats, pair_cosines
+from hf_essl.selection import HardAugment, frozen_running_stats, pair_cosines, shown_pairs
 from hf_essl.views import Views
 
 IMAGES = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -174,3 +174,26 @@ def test_batch_statistics_are_restored_after_an_error(model):
         raise RuntimeError("midway")
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms and all(m.track_running_stats for m in norms)
+
+
+def test_the_framed_pairs_are_the_hardest_of_the_views_that_are_shown(model):
+    """By a loop over the views that `tile_views` samples; neither the model nor the random state changes."""
+    args = arguments(num_views=4, selection_score="cosine")
+    images, aspect = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8), torch.tensor([1.0, 0.8, 1.5])
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    shown = shown_pairs(model.eval(), images, aspect, args, magnitude=4.0, seed=3)
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    views = Views(args, model.pixel_mean, model.pixel_std, seed=3)
+    views.magnitude = 4.0
+    candidates = views.sample_all(images, [0, 1, 0, 1], aspect)
+    with torch.no_grad(), frozen_running_stats(model.train()):
+        embedded = [model.embed(views.render(images, one, args.selection_resolution)) for one in candidates]
+
+    def cosine(image, i, j):
+        (p, _), (_, z) = embedded[i], embedded[j]
+        return F.cosine_similarity(p[image], z[image], dim=0).item()
+
+    for image, chosen in enumerate(shown):
+        pairs = itertools.combinations(range(4), 2)
+        assert chosen == min(pairs, key=lambda pair: cosine(image, *pair) + cosine(image, *pair[::-1]))

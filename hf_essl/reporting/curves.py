@@ -115,10 +115,10 @@ def _mark_starts(axis: Axes, panel: Panel, history: Sequence[dict], start: str) 
     marked = {line: points[0][1] for line, points in shown.items() if points[0][0] == 0}
     for line, value in marked.items():
         axis.axhline(value, color=line.color, linestyle="--", linewidth=1, label=f"{start}: {value:.1f}")
-    if panel.unit and len(shown) > 1:
-        axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    elif marked:
-        axis.legend(handles=axis.lines[-1:], frameon=False, fontsize=9)
+    named = axis.lines if panel.unit and len(shown) > 1 else axis.lines[-1:]
+    if marked or len(named) > 1:  # above the panel, where it covers no line
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98)}
+        axis.legend(handles=named, frameon=False, fontsize=9, ncols=2, **place)
 
 
 def _draw_stages(axis: Axes, line: Line, stages: Sequence[tuple[int, int]]) -> None:

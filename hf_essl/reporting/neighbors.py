@@ -16,7 +16,7 @@ from hf_essl.evaluation.search import Match
 from hf_essl.reporting.figures import DARK, save_figure
 
 SIDE = 128  # pixels per side of a drawn image
-NAME_LENGTH = 24  # characters of a file name below an image
+NAME_LENGTH = 21  # characters of a file name below an image
 
 
 def draw_neighbors(
@@ -85,16 +85,25 @@ def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after:
 
 def _show(axis: Axes, images: ImageDataset, index: int, title: str) -> None:
     sample: Any = images[index]
-    _draw(axis, sample["image"], float(sample.get("aspect", 1.0)), title, images.file_name(index) or "")
+    _draw(
+        axis, sample["image"], float(sample.get("aspect", 1.0)), title, _caption(images.file_name(index), images.name)
+    )
 
 
-def _draw(axis: Axes, pixels: Tensor, shape: float, title: str, name: str) -> None:
-    """A squashed image, uint8 3 x S x S, in its own width / height, a title above it and its file's name below."""
+def _draw(axis: Axes, pixels: Tensor, shape: float, title: str, caption: str) -> None:
+    """A squashed image, uint8 3 x S x S, in its own width / height, with a title above and a caption below it."""
     axis.imshow(pixels.permute(1, 2, 0).cpu().numpy(), aspect=1 / shape)
     axis.set_title(title, fontsize=9, pad=3)
-    axis.set_xlabel(shortened(name.removesuffix(PurePath(name).suffix)), fontsize=7, color=DARK, labelpad=2)
+    axis.set_xlabel(caption, fontsize=7, color=DARK, labelpad=2)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def _caption(file_name: str | None, dataset: str = "") -> str:
+    """The name of a file without its extension, below that of its folder unless the folder is the dataset."""
+    path = PurePath(file_name or "")
+    folder = path.parent.name
+    return "\n".join(shortened(name) for name in (folder if folder != dataset else "", path.stem) if name)
 
 
 def shortened(name: str, length: int = NAME_LENGTH) -> str:
@@ -134,5 +143,5 @@ def draw_matches(folder: Path, paths: Sequence[str], matches: Sequence[Match], p
             if not (folder / paths[row]).is_file():
                 raise ValueError(f"images {folder} has no {paths[row]}; give the folder that was embedded")
             pixels, shape = decode(str(folder / paths[row]), SIDE)
-            _draw(axis, pixels, shape, title, paths[row])
+            _draw(axis, pixels, shape, title, _caption(paths[row]))
     return save_figure(figure, path)

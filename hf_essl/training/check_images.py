@@ -30,7 +30,7 @@ def check_images(
 
 
 def accumulation_lines(model: SSLModel, args: SSLTrainingArguments) -> list[str]:
-    """A line for each part of the training that sees less than a whole step at a time, if a step takes several passes."""
+    """A line for each part of the training that sees less than a whole step at a time."""
     if args.gradient_accumulation_steps == 1:
         return []
     norms = any(isinstance(module, NORMS) for module in model.modules())

@@ -47,10 +47,8 @@ def test_shares_that_cannot_be_equal_are_one_line(monkeypatch):
 def test_built_twice_it_stays_the_same(monkeypatch):
     """transformers copies arguments by building them again from their fields."""
     first = SSLTrainingArguments(output_dir="x", use_cpu=True, total_batch_size=128, per_device_train_batch_size=32)
-    fields = {
-        name: getattr(first, name)
-        for name in ("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
-    }
+    names = ("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+    fields = {name: getattr(first, name) for name in names}
     again = SSLTrainingArguments(output_dir="x", use_cpu=True, **fields)
     assert (again.per_device_train_batch_size, again.gradient_accumulation_steps) == (32, 4)
 

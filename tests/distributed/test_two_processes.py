@@ -24,6 +24,7 @@ def test_two_processes_train_one_model(ranks):
     assert ranks[0]["log"] == ranks[1]["log"]
     assert [entry["resolution"] for entry in ranks[0]["log"]] == [32, 16, 24, 32]
     assert ranks[0]["knn"] == ranks[1]["knn"] and len(ranks[0]["knn"]) == 2
+    assert ranks[0]["retrieval"] == ranks[1]["retrieval"] and len(ranks[0]["retrieval"]) == 2
 
 
 @pytest.mark.slow

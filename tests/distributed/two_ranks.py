@@ -34,6 +34,7 @@ def main(folder: Path) -> None:
         "flops_of_an_image": [trainer.flop_counter.step(r).total for r in (32, 16, 24, 32)],
         "log": [{k: e[k] for k in ("loss", "resolution")} for e in trainer.state.log_history if "loss" in e],
         "knn": [e["eval_knn_accuracy"] for e in trainer.state.log_history if "eval_knn_accuracy" in e],
+        "retrieval": [e["eval_retrieval"] for e in trainer.state.log_history if "eval_retrieval" in e],
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(facts))
 

@@ -1,14 +1,18 @@
 """Evidence without labels: view retrieval and nearest neighbors against brute force."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from datasets import Dataset, Features, Image
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_essl.config import ViewArguments
+from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.evaluation.nearest import NeighborLog, find_neighbors, nearest_neighbors
 from hf_essl.evaluation.retrieval import FixedViews, measure_retrieval, view_retrieval
+from hf_essl.trainer import SSLTrainer
 from tests.helpers import patches, small_trainer
 
 
@@ -102,3 +106,33 @@ def test_a_run_has_evidence_with_and_without_labels(labeled, tmp_path):
     assert [entry["step"] for entry in evaluations][-2:] == [0, 2]
     logged = [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == [1, 2], "each step of a short run is logged"
+
+
+def test_fewer_images_than_one_comparison_need_no_more(tmp_path):
+    trainer = small_trainer(tmp_path, held=patches("validation", 2))
+    assert trainer.evaluate()["eval_retrieval"] in (0, 50, 100)
+
+
+def test_two_processes_share_the_views_of_one():
+    """Each process takes every second image, and the views are those that one process makes."""
+    images = torch.randint(0, 256, (7, 3, 24, 24), dtype=torch.uint8)
+    args, aspect = ViewArguments(resolution=16, resolution_step=8), torch.linspace(0.5, 2, 7)
+    whole = FixedViews(args, (0, 0, 0), (1, 1, 1), 0)(images, aspect)
+    for rank in (0, 1):
+        process = SimpleNamespace(process_index=rank, num_processes=2)
+        part = FixedViews(args, (0, 0, 0), (1, 1, 1), 0, process)(images[rank::2], aspect[rank::2])
+        torch.testing.assert_close(part, whole[rank::2])
+
+
+def test_a_stream_without_labels_says_that_it_is_not_evaluated(tmp_path, caplog):
+    pictures = [{"image": image.permute(1, 2, 0).numpy()} for image in patches("train", 32).images]
+    stream = Dataset.from_list(pictures, features=Features({"image": Image()})).to_iterable_dataset()
+    trainer = SSLTrainer(
+        small_trainer(tmp_path / "model").model,
+        SSLTrainingArguments(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, use_cpu=True),
+        stream,
+        view_args=ViewArguments(resolution=32),
+        data_args=DataArguments(image_size=32),
+    )
+    assert not any(name.startswith("eval_") for name in trainer.evaluate())
+    assert "stream: retrieval and RankMe are not measured: a stream without labels" in caplog.text

@@ -131,6 +131,11 @@ def test_a_data_set_of_the_hub_is_named_and_a_folder_is_not(run):
     assert "datasets" not in metadata_load(card)
     training = rows(card.read_text(), "What was trained")
     assert training["Terms of the images"] == ["the run did not record their license"]
+    assert training["Dataset"] == ["holiday-pictures"]
+    text = card.read_text()
+    assert "on the 96 images of holiday-pictures, with" in text and "images of the run are not published" in text
+    assert "```bash\nhf-essl pretrain recipe.yaml --dataset path/to/images\n```" in text
+    assert "The terms of the images are not known to this card." in text
 
 
 def test_its_numbers_are_those_of_the_run(run):

@@ -26,8 +26,8 @@ RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.par
 SWEEPS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
 STAND_IN = """
     --dataset photo-patches --image_size 96 --max_train_samples 8 --max_eval_samples 4 --knn_k 3
-    --total_batch_size none --per_device_train_batch_size 2 --max_steps 2 --save_strategy steps --save_steps 1 --logging_steps 1
-    --measure_speedup false --use_cpu true --disable_tqdm true --dataloader_num_workers 0
+    --total_batch_size none --per_device_train_batch_size 2 --max_steps 2 --save_strategy steps --save_steps 1
+    --logging_steps 1 --measure_speedup false --use_cpu true --disable_tqdm true --dataloader_num_workers 0
 """.split()
 FILES = (
     "metrics.json",
