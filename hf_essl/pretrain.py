@@ -24,8 +24,11 @@ from hf_essl.training.step import endless, run_step
 from hf_essl.views.crops import describe_crops
 
 
-def pretrain(recipe: Recipe) -> Metrics:
+def pretrain(recipe: Recipe, images: Images | None = None) -> Metrics:
     """Trains a recipe to its end and writes its report; returns the content of `metrics.json`.
+
+    Args:
+        images: those of the recipe, if they are loaded already.
 
     Raises:
         ValueError: for what cannot work, before any model is built.
@@ -36,7 +39,7 @@ def pretrain(recipe: Recipe) -> Metrics:
     check_access(recipe.training)
     with recipe.training.main_process_first(local=False, desc="preparation of output_dir"):
         prepare_output_dir(recipe)
-    trainer = build_trainer(recipe)
+    trainer = build_trainer(recipe, images)
     main, cost = trainer.is_world_process_zero(), trainer.predicted_cost()
     if main:
         write_text(recipe.training.folder / "recipe.yaml", recipe.to_yaml())

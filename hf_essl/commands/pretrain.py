@@ -22,6 +22,11 @@ def run(argv: list[str]) -> None:
         name="RECIPE|IMAGES",
     )
     parser.add_argument("--plan", action="store_true", help="without a recipe: only print the chosen settings")
+    parser.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="set the epochs by what the run may take: 30min, 2h, 5pF (petaFLOPs) or 300epochs",
+    )
     add_launch_option(parser)
     options, overrides = parser.parse_known_args(argv)
     environment = dict(os.environ)  # before a recipe is built, whose TrainingArguments may set variables
@@ -36,10 +41,11 @@ def run(argv: list[str]) -> None:
     recipe = load_recipe(options.recipe, overrides)
     recipe.check_network()  # report a mistake once, before any process starts
     if options.accelerate_config:
-        _relaunch(options.accelerate_config, [options.recipe, *overrides], environment)
+        budget = ["--budget", options.budget] if options.budget else []
+        _relaunch(options.accelerate_config, [options.recipe, *overrides, *budget], environment)
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)
-    _pretrain(recipe)
+    _pretrain(recipe, budget=options.budget)
 
 
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
@@ -59,9 +65,11 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     if options.plan:
         return
     if config:
+        if options.budget:
+            raise ValueError("budget is given with accelerate_config and without a recipe; plan first with --plan")
         path = write_text(recipe.training.folder / "plan.yaml", recipe.to_yaml())
         _relaunch(config, [str(path)], environment)
-    _pretrain(recipe, plan.survey.notices)
+    _pretrain(recipe, plan.survey.notices, options.budget)
 
 
 def _relaunch(config: str, words: list[str], environment: dict[str, str]) -> None:
@@ -70,9 +78,20 @@ def _relaunch(config: str, words: list[str], environment: dict[str, str]) -> Non
     relaunch(launch_command(find_config(config), words), environment)
 
 
-def _pretrain(recipe, seen: tuple[str, ...] = ()) -> None:
+def _pretrain(recipe, seen: tuple[str, ...] = (), budget: str | None = None) -> None:
     from hf_essl.data.inventory import without_notices
     from hf_essl.pretrain import pretrain
 
+    images = None
     with without_notices(seen) if seen else nullcontext():
-        pretrain(recipe)
+        if budget and recipe.training.resume_from_checkpoint:
+            raise ValueError(
+                f"budget is given with resume_from_checkpoint; the run has its length already, resume it by its own "
+                f"recipe: hf-essl pretrain {recipe.training.folder / 'recipe.yaml'} --resume_from_checkpoint true"
+            )
+        if budget:
+            from hf_essl.budget import Budget, fit_budget
+
+            recipe, images, why = fit_budget(recipe, Budget.parse(budget))
+            print(f"budget {budget}: {why}", flush=True)
+        pretrain(recipe, images)

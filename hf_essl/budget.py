@@ -1,0 +1,125 @@
+"""`--budget`: the length of a run from the time or the operations that it may take."""
+
+import math
+import re
+import statistics
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+
+from hf_essl.config.values import RecipeError
+from hf_essl.data import Images, load_images
+from hf_essl.pretrain import build_trainer
+from hf_essl.recipe import Recipe, build_recipe
+from hf_essl.reporting.costs import CostEstimator
+from hf_essl.trainer import SSLTrainer
+from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.step import endless, run_step
+
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "pF": 0.0, "epochs": 0.0}
+WARMUP, TIMED = 3, 8  # steps at each resolution: not timed, timed
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of seconds, petaFLOPs (`pF`, counted) or epochs."""
+
+    amount: float
+    unit: str  # seconds, pF or epochs
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """From `30min`, `2h`, `90s`, `5pF` or `300epochs`. Raises RecipeError for anything else."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|pF|epochs)", text.strip())
+        if not found or float(found[1]) <= 0:
+            raise RecipeError(f"budget is {text!r}; write a time, petaFLOPs or epochs: 30min, 2h, 90s, 5pF, 300epochs")
+        amount, unit = float(found[1]), found[2]
+        return cls(amount * UNITS[unit], "seconds") if UNITS[unit] else cls(amount, unit)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds: of a step, as the mean over the curriculum, and of an evaluation."""
+
+    step: float
+    evaluation: float
+
+
+def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, str]:
+    """The recipe with the epochs that the budget allows, its images if they were loaded, and how it was computed.
+
+    Warm-up and the intervals of evaluations keep their share of the run. A time is that of training with its
+    evaluations, without loading and the report; it is predicted from steps at each resolution, measured before.
+
+    Raises RecipeError for a budget of less than one epoch, and for several processes with a time.
+    """
+    images = None
+    epochs, cost = CostEstimator().estimate(recipe)
+    if budget.unit == "epochs":
+        wanted, why = budget.amount, "as asked"
+    elif budget.unit == "pF":
+        wanted = epochs * budget.amount / cost.counted_petaflops
+        why = f"{cost.counted_petaflops / epochs:.4g} petaFLOPs per epoch"
+    else:
+        if recipe.training.world_size > 1:
+            raise RecipeError("a budget of time is measured in one process; give pF or epochs with several")
+        images = load_images(recipe.data, recipe.training.device)
+        speed = measure(build_trainer(recipe, images))
+        evaluations = _evaluations(recipe, epochs)
+        per_epoch = speed.step * cost.steps / epochs
+        wanted = (budget.amount - evaluations * speed.evaluation) / per_epoch
+        why = f"{per_epoch:.3g} s per epoch and {evaluations} evaluations of {speed.evaluation:.2g} s, measured"
+    if wanted < 1:
+        raise RecipeError(f"the budget is too small for one epoch ({why}); raise it, or use fewer images or pixels")
+    return with_epochs(recipe, wanted, epochs), images, f"{wanted:.4g} epochs: {why}"
+
+
+def _evaluations(recipe: Recipe, epochs: float) -> int:
+    """At the start, every `knn_every_epochs`, and at the end."""
+    every = recipe.training.knn_every_epochs
+    return 2 + (max(math.ceil(epochs / every) - 1, 0) if every else 0)
+
+
+def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
+    """The recipe with another number of epochs; what is counted in epochs or steps keeps its share of the run."""
+    ratio, training = wanted / before, recipe.training
+    changed = {
+        "num_train_epochs": float(f"{wanted:.4g}"),
+        "max_steps": -1,
+        "warmup_epochs": float(f"{training.warmup_epochs * ratio:.4g}"),
+        "knn_every_epochs": max(round(training.knn_every_epochs * ratio), 1) if training.knn_every_epochs else 0,
+        "logging_steps": max(round(training.logging_steps * ratio), 1),
+    }
+    if training.save_strategy == "steps" and training.save_steps >= 1:
+        changed["save_steps"] = max(round(training.save_steps * ratio), 1)
+    return build_recipe(recipe.given | changed, recipe.source, recipe.words)
+
+
+def measure(trainer: SSLTrainer) -> Speed:
+    """Times real steps at each resolution of the curriculum, on a copy of the model, and one evaluation."""
+    start = time.perf_counter()
+    trainer.evaluate()
+    evaluation = time.perf_counter() - start
+    model = deepcopy(trainer.model).train()
+    optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
+    mean = 0.0
+    for resolution, share in trainer.curriculum.resolution.shares().items():
+        trainer.views.resolution = resolution
+        seconds = [_step(trainer, model, optimizer, next(loader)) for _ in range(WARMUP + TIMED)]
+        mean += share * statistics.fmean(seconds[WARMUP:])
+    loader.close()
+    return Speed(mean, evaluation)
+
+
+def _step(trainer: SSLTrainer, model, optimizer, inputs) -> float:
+    start = time.perf_counter()
+    batch = trainer.feed(inputs)
+    with trainer.accelerator.autocast():
+        chosen = trainer.hard_augment(model, batch["image"], batch["aspect"])
+    views = trainer.render(batch["image"], chosen)
+    run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

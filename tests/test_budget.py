@@ -1,0 +1,80 @@
+"""`--budget`: epochs from time, petaFLOPs or epochs."""
+
+import json
+
+import pytest
+
+from hf_essl import budget as module
+from hf_essl import cli
+from hf_essl.budget import Budget, Speed, fit_budget, measure, with_epochs
+from hf_essl.recipe import RecipeError, load_recipe
+from hf_essl.reporting.costs import CostEstimator
+from tests.helpers import small_trainer
+
+WORDS = ["--use_cpu", "--num_train_epochs", "12", "--warmup_epochs", "2", "--knn_every_epochs", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("30min", 1800, "seconds"), ("2h", 7200, "seconds"), ("90s", 90, "seconds"), ("1.5 h", 5400, "seconds"),
+        ("5pF", 5, "pF"), ("300epochs", 300, "epochs"),
+    ],
+)  # fmt: skip
+def test_amounts(text, amount, unit):
+    assert Budget.parse(text) == Budget(amount, unit)
+
+
+@pytest.mark.parametrize("text", ["", "3", "min", "-2h", "0min", "2 days", "5PF", "1e3s"])
+def test_other_texts_are_one_line(text):
+    with pytest.raises(RecipeError, match=r"budget is .*; write a time, petaFLOPs or epochs: 30min"):
+        Budget.parse(text)
+
+
+def test_epochs_keep_the_proportions():
+    recipe = load_recipe("quickstart", WORDS)
+    longer = with_epochs(recipe, 36, 12).training
+    assert (longer.num_train_epochs, longer.warmup_epochs, longer.knn_every_epochs) == (36, 6, 9)
+    assert longer.logging_steps == 3 * recipe.training.logging_steps
+    fitted, images, _ = fit_budget(recipe, Budget.parse("36epochs"))
+    assert images is None and fitted.training.num_train_epochs == 36
+
+
+def test_petaflops_are_those_of_the_cost_model():
+    recipe = load_recipe("quickstart", WORDS)
+    fitted, _, _ = fit_budget(recipe, Budget(0.05, "pF"))
+    _, cost = CostEstimator().estimate(fitted)
+    assert cost.counted_petaflops == pytest.approx(0.05, rel=0.01)
+
+
+def test_a_time_by_hand(monkeypatch):
+    """64 steps of 0.5 s are 32 s per epoch; 5 evaluations of 2 s leave 190 of 200 s: 5.94 epochs."""
+    monkeypatch.setattr(module, "build_trainer", lambda recipe, images: None)
+    monkeypatch.setattr(module, "measure", lambda trainer: Speed(step=0.5, evaluation=2.0))
+    recipe = load_recipe("quickstart", [*WORDS, "--max_eval_samples", "16"])
+    fitted, images, why = fit_budget(recipe, Budget(200, "seconds"))
+    assert fitted.training.num_train_epochs == pytest.approx(190 / 32, abs=0.01) and images is not None
+    assert "32 s per epoch and 5 evaluations of 2 s" in why
+    with pytest.raises(RecipeError, match="too small for one epoch"):
+        fit_budget(recipe, Budget(30, "seconds"))
+
+
+def test_measuring_leaves_the_run_as_it_was(tmp_path):
+    """Steps and evaluation are timed on a copy: the weights of the trainer do not change."""
+    trainer = small_trainer(tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    speed = measure(trainer)
+    assert speed.step > 0 and speed.evaluation > 0
+    assert all((value == before[name]).all() for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_command_trains_within_its_petaflops(tmp_path, capsys):
+    words = ["--max_train_samples", "128", "--max_eval_samples", "32", "--knn_k", "3", "--measure_speedup", "false"]
+    command = ["pretrain", "quickstart", *WORDS, *words, "--output_dir", str(tmp_path), "--budget", "0.0005pF"]
+    assert cli.main(command) == 0
+    assert "budget 0.0005pF: " in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["petaflops"] == pytest.approx(0.0005, rel=0.15)  # a step is 5 % of it
+    assert cli.main([*command, "--resume_from_checkpoint", "true"]) == 2
+    assert "the run has its length already" in capsys.readouterr().err
