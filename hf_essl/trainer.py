@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PredictionOutput
 
 from hf_essl.common import Diverged
 from hf_essl.compat import forget_preparation, shutdown_workers
@@ -27,6 +28,7 @@ from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
+from hf_essl.training.check_arguments import check_others
 from hf_essl.training.check_images import accumulation_lines, check_images
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
@@ -61,6 +63,9 @@ class SSLTrainer(HubTrainer):
         view_args: the augmentation chain, the curriculum of resolution and magnitude, and Hard Augment.
         data_args: how the images are decoded and kept.
         callbacks: further transformers callbacks.
+        optimizers: (an optimizer of the model's parameters, None), instead of `args.optim`; the curve of
+            `args.lr_schedule` drives it.
+        others: transformers.Trainer's other arguments, which are refused with the reason.
 
     Raises:
         ValueError: in one line, for arguments that cannot work.
@@ -80,7 +85,10 @@ class SSLTrainer(HubTrainer):
         view_args: ViewArguments | None = None,
         data_args: DataArguments | None = None,
         callbacks=None,
+        optimizers=(None, None),
+        **others,
     ):
+        check_others(others, optimizers)
         args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
         if not isinstance(args, SSLTrainingArguments):
             raise ValueError(
@@ -117,6 +125,7 @@ class SSLTrainer(HubTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
+            optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = False
         self.unreadable = UnreadableLog(image_count(train_dataset), data_args.max_unreadable)
@@ -256,6 +265,12 @@ class SSLTrainer(HubTrainer):
     def fixed_views(self, kind: int) -> FixedViews:
         """The first (0) or second (1) views of the retrieval, which are the same in all evaluations."""
         return FixedViews(self.views.args, self.model.pixel_mean, self.model.pixel_std, kind, self.accelerator)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """`predictions` are the features N x D of any number of images, `label_ids` their labels N or None."""
+        with self.clock.paused(), averaged_weights(self.optimizer):
+            features, labels = self.features(as_images(test_dataset, self.data_args, self.args.device))
+        return PredictionOutput(features.numpy(), None if labels is None else labels.numpy(), {})
 
     def features(self, dataset, **options) -> tuple[Tensor, Tensor | None]:
         """Features N x D on center crops at the full resolution, and labels N; options as for `extract_features`."""
