@@ -94,6 +94,7 @@ def prepare_output_dir(recipe: Recipe) -> None:
             f"output_dir {folder} already holds a run; resume it with --resume_from_checkpoint true, start over with "
             f"--overwrite_output_dir, or choose another --output_dir"
         )
+    (folder / "metrics.json").unlink(missing_ok=True)  # of the old run, so that the new one is not taken for finished
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
 

@@ -1,5 +1,6 @@
 """What a trainer reports and uploads: the backbone as safetensors with its card, not the whole output folder."""
 
+import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -192,7 +193,9 @@ class HubTrainer(BaseTrainer):
                 written.append(pictures)
             written.append(self.export_backbone(self.args.folder / "backbone"))
         write_card(written[-1], metrics, recipe)
-        return metrics, written
+        # last: a run that has this file is finished, and so are its other files
+        results = write_text(self.args.folder / "metrics.json", json.dumps(metrics, indent=2))
+        return metrics, [results, *written]
 
     @property
     def evaluation_images(self) -> ImageDataset | None:

@@ -1,10 +1,8 @@
 """The report of a finished run: the files in its folder, and the table on the screen."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_essl.common import write_text
 from hf_essl.data import ImageDataset, sample_images
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.curves import draw_curves, stages_of
@@ -47,7 +45,7 @@ def write_report(
     curriculum: Curriculum,
     chosen: Mapping[str, Pairs | None] | None = None,
 ) -> list[Path]:
-    """Writes metrics.json, curves.png and views.png into the folder of a run; returns their paths.
+    """Writes curves.png and views.png into the folder of a run; returns their paths.
 
     Args:
         chosen: the views that are framed, see `draw_views`.
@@ -57,7 +55,6 @@ def write_report(
     columns = recipe.views.num_views if recipe.views.selection == "hard" else 6
     stages = stages_of(curriculum, metrics["steps"])
     return [
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2)),
         draw_curves(metrics["history"], folder / "curves.png", title, stages, start_of(metrics)),
         draw_views(images, recipe.views, curriculum, folder / "views.png", columns, aspect=aspect, chosen=chosen),
     ]

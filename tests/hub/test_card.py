@@ -501,3 +501,18 @@ def test_a_folder_without_a_backbone(run):
     os.remove(run / "backbone" / "model.safetensors")
     with pytest.raises(ValueError, match=r"does not contain model\.safetensors; pass the backbone/ of a finished run"):
         write_card(Path(run) / "backbone", {}, read_recipe(run / "recipe.yaml"))
+
+
+def test_the_metrics_are_written_when_all_else_is_there(tmp_path, monkeypatch):
+    """Whatever takes metrics.json for a finished run also finds its backbone and its card."""
+    trainer = small_trainer(tmp_path, max_steps=2)
+    trainer.add_callback(CardCallback(trainer))
+
+    def interrupted(*_):
+        assert (tmp_path / "backbone" / "model.safetensors").exists() and not (tmp_path / "metrics.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_essl.hub.trainer.write_card", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not (tmp_path / "metrics.json").exists()
