@@ -3,12 +3,14 @@
 from hf_essl.commands.parser import Parser
 from hf_essl.evaluation.backbone import PREFIXES
 
+NAMED = 10  # unreadable images that are named
+
 
 def run(argv: list[str]) -> None:
     parser = Parser(
         "embed",
-        "Write the features of every image of a dataset into a parquet file, with the columns path, split, label,\n"
-        "class and embedding. The same command continues after an interruption.",
+        "Write the features of every image of a dataset into a parquet file, with the columns path, split (of\n"
+        "several), label and class (if known) and embedding. The same command continues after an interruption.",
     )
     add = parser.add_argument
     add("source", metavar="BACKBONE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
@@ -36,6 +38,11 @@ def run(argv: list[str]) -> None:
     data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
     done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
     if done.unreadable:
-        print(f"{len(done.unreadable):,} images have no row because they cannot be read, first {done.unreadable[0]}")
+        print(f"{len(done.unreadable):,} images have no row because they cannot be read: {_shown(done.unreadable)}")
     rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
     print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{rate}")
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

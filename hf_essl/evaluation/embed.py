@@ -4,6 +4,7 @@ Finished parts are parquet files of their own in `<output>.parts/`, written besi
 that a part is whole or absent. The last step joins them, one at a time.
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -29,6 +30,7 @@ from hf_essl.views.crops import canvas_size
 PART = 2048  # images of a part: at most as many are computed again after an interruption
 MANIFEST = "manifest.json"
 INFO = b"hf_essl"  # key of the facts in the metadata of the file
+UNREADABLE = b"unreadable"  # key of the names in the metadata of a part
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def embed(
     num_workers: int = 0,
     overwrite: bool = False,
 ) -> Embedded:
-    """Writes a row per image: path, split, label and class if there are any, and the embedding, float32 of length D.
+    """Writes a row per image: path, split (of several), label and class (if known), embedding (float32 of length D).
 
     Memory does not grow with the number of images. The same call continues an interrupted one.
 
@@ -75,28 +77,43 @@ def embed(
     size = image_size or max(run_recipe(folder).get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     splits = load_all_splits(replace(data, image_size=size, cache="none"))
     parts = output.with_name(f"{output.name}.parts")
-    _prepare(output, parts, _settings(loaded, which, size, splits), overwrite)
-    unreadable, computed = _write_parts(loaded, splits, parts, data.dataset, batch_size, num_workers)
-    rows, dimensions = _join(parts, output)
+    _prepare(output, parts, _settings(loaded, which, size, data, splits), overwrite)
+    computed = _write_parts(loaded, splits, parts, data.dataset, batch_size, num_workers)
+    rows, dimensions, unreadable = _join(parts, output)
     return Embedded(output, rows, dimensions, unreadable, time.perf_counter() - start, computed)
 
 
-def _settings(loaded: LoadedBackbone, which: str, size: int, splits: dict[str, ImageDataset]) -> dict[str, Any]:
-    """What must be equal for two parts to belong together."""
+def _settings(
+    loaded: LoadedBackbone, which: str, size: int, data: DataArguments, splits: dict[str, ImageDataset]
+) -> dict[str, Any]:
+    """What must be equal for two parts to belong together; the dataset is also how the file's images are found."""
     return {
         "backbone": fingerprint(loaded.backbone.state_dict()),
         "which": which,
         "resolution": loaded.resolution,
         "crop_pct": loaded.crop_pct,
         "image_size": size,
+        "part": PART,
+        "dataset": data.dataset,
+        "dataset_config": data.dataset_config,
+        "image_column": data.image_column,
+        "label_column": data.label_column,
         "images": {split: image_count(images) for split, images in splits.items()},
         "files": {split: _digest(images) for split, images in splits.items()},
+        "labels": {split: _label_digest(images) for split, images in splits.items()},
     }
 
 
 def _digest(images: ImageDataset) -> str | None:
     """A text that changes with the images; None if there is none."""
     return getattr(getattr(images, "source", None), "fingerprint", None)
+
+
+def _label_digest(images: ImageDataset) -> str | None:
+    """A text that changes with the labels and the classes; None without labels."""
+    if images.labels is None:
+        return None
+    return hashlib.sha256(repr(images.classes).encode() + images.labels.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _prepare(output: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -120,10 +137,9 @@ def _prepare(output: Path, parts: Path, settings: dict[str, Any], overwrite: boo
 
 def _write_parts(
     loaded: LoadedBackbone, splits: dict[str, ImageDataset], parts: Path, dataset: str, batch_size: int, workers: int
-) -> tuple[list[str], int]:
-    """Computes the parts that are not there; returns the unreadable images of these, and how many were computed."""
+) -> int:
+    """Computes the parts that are not there; returns the number of their images."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    unreadable: list[str] = []
     computed = 0
     total = sum(image_count(images) or 0 for images in splits.values())
     with tqdm(total=total, desc="embedding", unit="image", disable=None) as bar:
@@ -145,13 +161,13 @@ def _write_parts(
                     indices=indices,
                     kept=kept,
                 )
-                names = image_names(splits[split], dataset, split, indices)
-                unreadable += [names[at] for at, index in enumerate(indices) if index not in set(kept)]
-                named = dict(zip(indices, names, strict=True))
-                _write(path, _table(splits[split], split, [named[index] for index in kept], features, labels))
+                names = dict(zip(indices, image_names(splits[split], dataset, split, indices), strict=True))
+                readable = [names.pop(index) for index in kept]
+                table = _table(splits[split], split, readable, features, labels)
+                _write(path, table.replace_schema_metadata({UNREADABLE: json.dumps(list(names.values()))}))
                 computed += len(indices)
             bar.update(len(indices))
-    return unreadable, computed
+    return computed
 
 
 def _blocks(splits: dict[str, ImageDataset]) -> Iterator[tuple[str, list[int]]]:
@@ -162,12 +178,12 @@ def _blocks(splits: dict[str, ImageDataset]) -> Iterator[tuple[str, list[int]]]:
 
 
 def image_names(images: ImageDataset, dataset: str, split: str, indices: Sequence[int]) -> list[str]:
-    """The path of each image below the folder of the dataset, or split/index for one without a file of its own."""
+    """The path of each image below the folder of the dataset; split/index for one without a file of its own there."""
     root, names = Path(dataset).expanduser().resolve(), []
     for index in indices:
-        path = images.path_of(index)
+        path = images.path_of(index) if root.is_dir() else None
         below = path and Path(path).is_absolute() and Path(path).is_relative_to(root)
-        names.append(Path(path).relative_to(root).as_posix() if path and below else path or f"{split}/{index}")
+        names.append(Path(path).relative_to(root).as_posix() if path and below else f"{split}/{index}")
     return names
 
 
@@ -197,13 +213,18 @@ def _write(path: Path, table: pa.Table) -> None:
     scratch.replace(path)
 
 
-def _join(parts: Path, output: Path) -> tuple[int, int]:
-    """Streams the parts into one file and removes them; returns its rows and the length of an embedding."""
+def _join(parts: Path, output: Path) -> tuple[int, int, list[str]]:
+    """Streams the parts into one file and removes them.
+
+    Returns its rows, the length of an embedding, and the names of the images without a row.
+    """
     files = sorted(parts.glob("part-*.parquet"))
     schemas = [parquet.read_schema(file) for file in files]
-    empty = [name for name in ("label", "class") if all(_is_null(file, name) for file in files)]
+    unreadable = [name for schema in schemas for name in json.loads(schema.metadata[UNREADABLE])]
     facts = json.loads((parts / MANIFEST).read_text())
-    kept = [name for name in schemas[0].names if name not in empty]
+    dropped = {name for name in ("label", "class") if all(_is_null(file, name) for file in files)}
+    dropped |= {"split"} if len(facts["images"]) == 1 else set()
+    kept = [name for name in schemas[0].names if name not in dropped]
     schema = pa.schema([schemas[0].field(name) for name in kept], metadata={INFO: json.dumps(facts).encode()})
     scratch, rows = output.with_name(f".{output.name}.tmp"), 0
     with parquet.ParquetWriter(scratch, schema) as writer:
@@ -213,7 +234,7 @@ def _join(parts: Path, output: Path) -> tuple[int, int]:
             rows += table.num_rows
     scratch.replace(output)
     shutil.rmtree(parts)
-    return rows, schema.field("embedding").type.list_size
+    return rows, schema.field("embedding").type.list_size, unreadable
 
 
 def _is_null(file: Path, name: str) -> bool:

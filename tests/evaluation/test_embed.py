@@ -76,7 +76,7 @@ def test_without_labels_there_are_no_such_columns(backbone, tmp_path):
     for index in range(3):
         Image.new("RGB", (20, 20), (index * 80, 0, 0)).save(tmp_path / "flat" / f"{index}.png")
     done = embed(backbone, DataArguments(dataset=str(tmp_path / "flat")), tmp_path / "f.parquet")
-    assert set(rows(done.path)[0]) == {"path", "split", "embedding"}
+    assert set(rows(done.path)[0]) == {"path", "embedding"}
 
 
 def test_images_of_a_table_have_their_position(backbone, folder, tmp_path):
@@ -85,7 +85,7 @@ def test_images_of_a_table_have_their_position(backbone, folder, tmp_path):
     done = embed(backbone, DataArguments(dataset=str(tmp_path / "images.parquet")), tmp_path / "f.parquet")
     found = rows(done.path)
     assert [row["label"] for row in found] == [index % 3 for index in range(12)] and "class" not in found[0]
-    assert len({row["path"] for row in found}) == 12
+    assert [row["path"] for row in found] == [f"train/{index}" for index in range(12)]
 
 
 def test_unreadable_images_are_named_and_have_no_row(backbone, folder, tmp_path):
@@ -97,7 +97,7 @@ def test_unreadable_images_are_named_and_have_no_row(backbone, folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_and_continued_nothing_is_lost_or_doubled(backbone, folder, tmp_path):
+def test_killed_and_continued_nothing_is_lost_or_doubled(backbone, folder, tmp_path, monkeypatch):
     code = f"""
 import os, signal
 from hf_essl.config import DataArguments
@@ -116,6 +116,14 @@ module.embed({backbone!r}, DataArguments(dataset={str(folder)!r}), {str(tmp_path
     assert done.returncode == -signal.SIGKILL
     parts = tmp_path / "f.parquet.parts"
     assert len(list(parts.glob("part-*.parquet"))) == 2 and not (tmp_path / "f.parquet").exists()
+    monkeypatch.setattr(module, "PART", 2)
+    whole = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "whole.parquet")
+    resumed = embed(
+        backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet"
+    )  # of 12; the parts had 2 and 1
+    assert resumed.computed == 9 and rows(resumed.path) == rows(whole.path)
+    paths = [row["path"] for row in rows(resumed.path)]
+    assert sorted(paths) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
 def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch):
@@ -144,6 +152,26 @@ def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypa
     with pytest.raises(ValueError, match="exists; choose another --output, or replace it with --overwrite"):
         embed(backbone, data, output)
     assert embed(backbone, data, output, overwrite=True).computed == 12
+
+
+def test_unreadable_images_from_before_an_interruption_are_named(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    (folder / "test" / "cat" / "00.png").write_bytes(b"no image")
+    data, output, join = DataArguments(dataset=str(folder)), tmp_path / "f.parquet", module._join
+    monkeypatch.setattr(module, "_join", lambda parts, output: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed(backbone, data, output)
+    monkeypatch.setattr(module, "_join", join)
+    done = embed(backbone, data, output)
+    assert (done.computed, done.unreadable, done.rows) == (0, ["test/cat/00.png"], 12)
+
+
+def test_changed_labels_are_not_mixed_with_old_parts(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_join", lambda parts, output: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match="was begun with label_column label, which is now kind"):
+        embed(backbone, DataArguments(dataset=str(folder), label_column="kind"), tmp_path / "f.parquet")
 
 
 def test_changed_images_are_not_mixed_with_old_parts(backbone, folder, tmp_path, monkeypatch):
