@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("hf_essl.commands.evaluate", "evaluate a backbone by kNN, linear probe or fine-tuning"),
     "embed": ("hf_essl.commands.embed", "write the features of all images into a parquet file"),
     "neighbors": ("hf_essl.commands.neighbors", "show the nearest neighbors of some images"),
+    "export": ("hf_essl.commands.export", "write the backbone as safetensors, torch.export or ONNX"),
     "preview": ("hf_essl.commands.preview", "plot a recipe's schedules"),
     "push": ("hf_essl.commands.push", "push the backbone of a finished run to the Hub"),
     "card": ("hf_essl.commands.card", "write the model card of a finished run"),

@@ -24,6 +24,7 @@ def export_backbone(
     *,
     input_size: int,
     crop_pct: float = EVAL_CROP_PCT,
+    interpolation: str = INTERPOLATION,
     tag: str = "hf_essl",
 ) -> Path:
     """Exports `model.backbone` (or a bare timm backbone) as `config.json` and `model.safetensors`.
@@ -38,6 +39,7 @@ def export_backbone(
         model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
         input_size: side in pixels of the test images.
         crop_pct: side of their center crop, as a share of the short side.
+        interpolation: of the resize, by timm's name.
         tag: name of the pretraining in the configuration.
 
     Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
@@ -47,7 +49,7 @@ def export_backbone(
     target.parent.mkdir(parents=True, exist_ok=True)
     config = timm.data.resolve_model_data_config(backbone)
     data = {"mean": config["mean"], "std": config["std"]}
-    data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": INTERPOLATION}
+    data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": interpolation}
     hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
