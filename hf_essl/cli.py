@@ -25,6 +25,8 @@ COMMANDS = {
     "card": ("hf_essl.commands.card", "write the model card of a finished run"),
 }
 
+ALIASES = {"neighbours": "neighbors"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 for a lost run, 2 for a mistake in the input, 130 for Ctrl-C."""
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"hf-essl {version('hf-essl')}")
         return 0
+    name = ALIASES.get(name, name)
     try:
         if name not in COMMANDS:
             raise ValueError(unknown("command", name, COMMANDS))

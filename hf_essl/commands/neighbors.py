@@ -9,15 +9,15 @@ def run(argv: list[str]) -> None:
     parser = Parser("neighbors", "Show the nearest neighbors of some images among those of `hf-essl embed`.")
     add = parser.add_argument
     add("features", metavar="FEATURES", help="parquet file of `hf-essl embed`")
-    add("--images", metavar="FOLDER", help="folder of the images; with it, a picture is drawn")
-    add("--query", nargs="+", metavar="PATH", help="paths of the queries, as in the file [4, evenly spaced]")
+    add("--images", metavar="IMAGES", help="where the images are now [where they were]")
+    add("--query", nargs="+", metavar="PATH", help="the queries: paths, or names in the file [4, evenly spaced]")
     add("--neighbors", type=int, default=5, metavar="N", help="neighbors of each query [5]")
     add("--output", default="neighbors.png", metavar="PNG", help="path of the picture [neighbors.png]")
     options = parser.parse_args(argv)
 
     from hf_essl.common import table
     from hf_essl.evaluation.search import Embeddings
-    from hf_essl.reporting.neighbors import draw_matches
+    from hf_essl.reporting.found import draw_found
 
     found = Embeddings.read(options.features)
     matches = found.search(options.query or min(4, len(found.paths)), options.neighbors)
@@ -29,5 +29,4 @@ def run(argv: list[str]) -> None:
         for match in matches
     ]
     print(table(["query", *(f"nearest {number}" for number in range(1, options.neighbors + 1))], rows))
-    if options.images:
-        print(f"wrote {draw_matches(Path(options.images), found.paths, matches, Path(options.output))}")
+    print(f"wrote {draw_found(found, matches, Path(options.output), options.images)}")

@@ -1,8 +1,10 @@
 """Nearest neighbors among the embeddings of a parquet file of `hf_essl.evaluation.embed`."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import torch
 from pyarrow import parquet
 
 from hf_essl.common import evenly_spaced, unknown
+from hf_essl.evaluation.embed import INFO
 from hf_essl.evaluation.nearest import nearest_neighbors
 
 
@@ -24,10 +27,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The rows of a file: paths, and features N x D."""
+    """The rows of a file: paths, and features N x D; and its facts: dataset, backbone, resolution, … (see `embed`)."""
 
     paths: list[str]
     features: torch.Tensor
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: str | Path) -> "Embeddings":
@@ -35,10 +39,11 @@ class Embeddings:
         try:
             table = parquet.read_table(file, columns=["path", "embedding"], memory_map=True)
             column = table["embedding"].combine_chunks()
+            facts = json.loads((table.schema.metadata or {}).get(INFO, b"{}"))
             values = np.asarray(column.flatten()).reshape(len(table), column.type.list_size)
         except (OSError, pa.ArrowException, AttributeError, ValueError) as error:
             raise ValueError(f"{file} is no file of `hf-essl embed`: {' '.join(str(error).split())}") from error
-        return cls(table["path"].to_pylist(), torch.from_numpy(values.copy()))
+        return cls(table["path"].to_pylist(), torch.from_numpy(values.copy()), facts)
 
     def search(self, queries: Sequence[str] | int, count: int) -> list[Match]:
         """The `count` nearest rows of each query, by cosine; `queries` are paths, or a number, evenly spaced.
@@ -53,8 +58,11 @@ class Embeddings:
         return [Match(row, neighbors, values) for row, neighbors, values in found]
 
     def _row(self, path: str) -> int:
-        try:
-            return self.paths.index(path)
-        except ValueError:
-            some = self.paths if len(self.paths) <= 10 else [*self.paths[:10], "…"]
-            raise ValueError(unknown("query", path, some)) from None
+        """Of a path as in the file, or of the image's file itself."""
+        root, file = Path(self.facts.get("dataset", "")).expanduser().resolve(), Path(path).expanduser().resolve()
+        below = file.relative_to(root).as_posix() if file.is_relative_to(root) else path
+        for name in (path, below):
+            if name in self.paths:
+                return self.paths.index(name)
+        some = self.paths if len(self.paths) <= 10 else [*self.paths[:10], "…"]
+        raise ValueError(unknown("query", path, some))

@@ -19,6 +19,7 @@ from hf_essl.evaluation import embed as module
 from hf_essl.evaluation.backbone import load_backbone
 from hf_essl.evaluation.embed import embed
 from hf_essl.evaluation.search import Embeddings
+from hf_essl.reporting.found import draw_found
 from tests.helpers import small_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +191,7 @@ def test_the_commands_write_search_and_draw(backbone, folder, tmp_path, capsys):
     assert cli.main(["embed", backbone, str(folder), "--output", file]) == 0
     assert "12 rows of" in capsys.readouterr().out
     query = "train/dog/00.png"
-    words = ["neighbors", file, "--images", str(folder), "--query", query, "--neighbors", "3", "--output", picture]
+    words = ["neighbours", file, "--query", query, "--neighbors", "3", "--output", picture]
     assert cli.main(words) == 0
     line = capsys.readouterr().out.splitlines()[2]
     features = Embeddings.read(file)
@@ -200,6 +201,34 @@ def test_the_commands_write_search_and_draw(backbone, folder, tmp_path, capsys):
     assert [cell.split(" (")[0].strip() for cell in line.split("|")[2:-1]] == [features.paths[row] for row in order]
     with Image.open(picture) as drawn:
         assert drawn.width > 300
+    folder.rename(tmp_path / "moved")
+    assert cli.main(words) == 2
+    assert "give the folder that was embedded" in capsys.readouterr().err
+    assert cli.main([*words, "--images", str(tmp_path / "moved")]) == 0
+
+
+def test_the_file_of_an_image_is_a_query_too(backbone, folder, tmp_path):
+    found = Embeddings.read(embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet").path)
+    by_file, by_name = found.search([str(folder / "test/dog/10.png"), "test/dog/10.png"], 2)
+    assert by_file == by_name and found.paths[by_file.query] == "test/dog/10.png"
+
+
+def test_images_of_a_table_are_drawn(backbone, tmp_path):
+    """Each image of one color, so that the picture must contain those of the query and of its neighbors."""
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
+    images = [{"image": Image.new("RGB", (40, 20), color), "label": index} for index, color in enumerate(colors)]
+    source = tmp_path / "images.parquet"
+    datasets.Dataset.from_list(images).to_parquet(source)
+    found = Embeddings.read(embed(backbone, DataArguments(dataset=str(source)), tmp_path / "f.parquet").path)
+    matches = found.search(["train/1"], 2)
+    shown = [matches[0].query, *matches[0].neighbors]
+    with Image.open(draw_found(found, matches, tmp_path / "n.png")) as drawn:
+        seen = {color for _, color in drawn.convert("RGB").getcolors(2**24)}
+    present = [any(all(abs(a - b) < 12 for a, b in zip(color, one, strict=True)) for one in seen) for color in colors]
+    assert [index for index, there in enumerate(present) if there] == sorted(shown)
+    datasets.Dataset.from_list(images[:3]).to_parquet(source)
+    with pytest.raises(ValueError, match=r"are {'train': 3} now, but {'train': 4} in the file"):
+        draw_found(found, matches, tmp_path / "n.png")
 
 
 @pytest.mark.parametrize(
