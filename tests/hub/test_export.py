@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 from torchvision import transforms
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from hf_essl import export_backbone, load_backbone
 from hf_essl.data.photo_patches import _photo
@@ -34,6 +34,13 @@ def test_timm_and_transformers_give_the_same_features(exported):
         expected = model.backbone(images)
         assert torch.equal(loaded(images), expected)
         torch.testing.assert_close(wrapped(pixel_values=images).pooler_output, expected)
+
+
+def test_a_classifier_of_transformers_starts_from_these_weights(exported):
+    model, folder = exported
+    found = AutoModelForImageClassification.from_pretrained(str(folder), num_labels=3).timm_model.state_dict()
+    assert found.keys() - model.backbone.state_dict().keys() == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(found[name], value) for name, value in model.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize(("width", "height"), [(451, 300), (200, 300), (300, 300)])
