@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-from hf_essl.config import DataArguments
-from hf_essl.config.packaged import find_recipe
-from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.data.builtin import built_in
 from hf_essl.data.cache import usable_cores
-from hf_essl.data.survey import Survey, survey
-from hf_essl.methods import SSLModel
-from hf_essl.recipe import Recipe, build_recipe
-from hf_essl.run_folder import RECIPE
-from hf_essl.training.batch_size import largest_batch
+from hf_essl.data.survey import Survey
 
 WARMUP = 80 / 480  # share of the run (Table 10)
 REFERENCE_BATCH, REFERENCE_RATE = 128, 0.1  # SGD with F1-CLR (Table 10)
@@ -142,11 +135,11 @@ def make_plan(
     _optimizer(plan, batch)
     _length(plan, images, batch)
     _loading(plan, images + held_out + found.eval_images)
-    plan.choose("output_dir", str(_folder(dataset)), "the name of the data set")
+    plan.choose("output_dir", str(run_folder_of(dataset)), "the name of the data set")
     return plan
 
 
-def _folder(dataset: str) -> Path:
+def run_folder_of(dataset: str) -> Path:
     """The folder of a run on a dataset."""
     name = Path(dataset).resolve().stem if Path(dataset).exists() else dataset
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images")
@@ -284,71 +277,7 @@ def _loading(plan: Plan, images: int) -> None:
         plan.choose("bf16", True, "the GPU computes it twice as fast")
 
 
-def plan_arguments(dataset: str, given: Mapping[str, Any]) -> DataArguments:
-    """The data arguments of a survey."""
-    names = DataArguments.__dataclass_fields__
-    return DataArguments(**{"dataset": dataset, **{key: value for key, value in given.items() if key in names}})
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {one}" for key, one in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def is_recipe(name: str) -> bool:
-    """Whether a word of the command line names a recipe, and not a dataset."""
-    path = Path(name)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return True
-    if path.exists():
-        return path.is_file() and path.suffix == ""
-    if built_in(name) is not None or path.is_absolute():
-        return False
-    try:
-        find_recipe(name)
-    except RecipeError:
-        if "/" in name:  # a Hub id, or a path that does not exist
-            return False
-        raise
-    return True
-
-
-def planned_recipe(dataset: str, words: Sequence[str]) -> Path | None:
-    """The recipe of an interrupted run on a dataset that is to be resumed; None for a new run."""
-    given = parse_overrides(words)
-    path = Path(given.get("output_dir") or _folder(dataset)) / RECIPE
-    return path if given.get("resume_from_checkpoint") and path.exists() else None
-
-
-def plan_run(dataset: str, words: Sequence[str], processes: int = 1) -> tuple[Plan, Recipe]:
-    """The plan of a run on a dataset, and its recipe.
-
-    Args:
-        words: fields that the user has set, as words of a command line.
-
-    Raises ValueError, in one line, for a dataset or a field that cannot work.
-    """
-    given = parse_overrides(words)
-    if "dataset" in given:
-        raise RecipeError(f"dataset is given twice, {dataset} and {given['dataset']}; leave out --dataset")
-    if given.get("streaming"):
-        raise RecipeError("streaming is true without a recipe; a stream has no length, write a recipe with max_steps")
-    found = survey(plan_arguments(dataset, given))
-    machine = Machine.here(bool(given.get("use_cpu")), processes)
-    plan = make_plan(dataset, found, machine, given, None if machine.device == "cpu" else _largest_batch)
-    return plan, build_recipe(plan.fields | given, dataset, ("pretrain", dataset, *words))
-
-
-def _largest_batch(fields: dict[str, Any]) -> int:
-    """Tries batches on the GPU, with the fields chosen so far."""
-    recipe = build_recipe({**fields, "lr_schedule": "constant", "resolution_schedule": "constant"}, "plan", ())
-    recipe.check_network()
-    model = SSLModel.from_timm(
-        recipe.model.backbone,
-        recipe.model.method,
-        backbone_args=recipe.model.backbone_args,
-        method_args=recipe.model.method_args,
-        resolutions=recipe.views.resolutions,
-    )
-    return largest_batch(model, recipe.views, recipe.training, recipe.data.image_size)

@@ -28,7 +28,7 @@ from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
-from hf_essl.training.check_arguments import check_others
+from hf_essl.training.check_arguments import check_arguments
 from hf_essl.training.check_images import accumulation_lines, check_images
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
@@ -88,12 +88,8 @@ class SSLTrainer(HubTrainer):
         optimizers=(None, None),
         **others,
     ):
-        check_others(others, optimizers)
         args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
-        if not isinstance(args, SSLTrainingArguments):
-            raise ValueError(
-                f"args is a {type(args).__name__}; SSLTrainer takes hf_essl.SSLTrainingArguments, with the same fields"
-            )
+        check_arguments(args, optimizers, others)
         view_args = view_args or ViewArguments()
         self.curriculum = check_groups(model.config, data_args, view_args, args)
         check_network(model, view_args, args)

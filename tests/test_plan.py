@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from hf_essl import cli
 from hf_essl.config import DataArguments
 from hf_essl.data.survey import Survey, survey
-from hf_essl.plan import Machine, is_recipe, make_plan
+from hf_essl.plan import Machine, make_plan
+from hf_essl.planned_run import is_recipe
 from hf_essl.recipe import RecipeError, build_recipe
 from hf_essl.training import batch_size
 

@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     options, overrides = parser.parse_known_args(argv)
     environment = dict(os.environ)  # before a recipe is built, whose TrainingArguments may set variables
 
-    from hf_essl.plan import is_recipe
+    from hf_essl.planned_run import is_recipe
 
     if not is_recipe(options.recipe):
         _pretrain_images(options, overrides, environment)
@@ -52,7 +52,7 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
     from hf_essl.commands.launch import process_count
     from hf_essl.common import write_text
-    from hf_essl.plan import plan_run, planned_recipe
+    from hf_essl.planned_run import plan_run, planned_recipe
 
     config = options.accelerate_config
     if (begun := planned_recipe(options.recipe, overrides)) is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_essl.common import unknown
+from hf_essl.config import SSLTrainingArguments
 
 REFUSED = {
     "compute_metrics": "the evaluation compares features and has no logits; use what `evaluate` or `predict` returns",
@@ -17,8 +18,12 @@ REFUSED = {
 KNOWN = "model args train_dataset eval_dataset bank_dataset view_args data_args callbacks optimizers".split()
 
 
-def check_others(others: Mapping[str, Any], optimizers: tuple[Any, Any]) -> None:
+def check_arguments(args: Any, optimizers: tuple[Any, Any], others: Mapping[str, Any]) -> None:
     """Raises ValueError for an argument that would be ignored, TypeError for one that does not exist."""
+    if not isinstance(args, SSLTrainingArguments):
+        raise ValueError(
+            f"args is a {type(args).__name__}; SSLTrainer takes hf_essl.SSLTrainingArguments, with the same fields"
+        )
     for name, value in others.items():
         if name not in REFUSED:
             raise TypeError(unknown("an argument of SSLTrainer", name, KNOWN))
