@@ -32,8 +32,7 @@ def export_backbone(
     The configuration contains the preprocessing of the evaluation, which `timm.data.create_transform` and
     transformers' `AutoImageProcessor` both read: resized short side, center crop, normalization.
 
-    Projector, predictor, teacher and queue are not exported. Each file is written next to the folder first, then moved
-    into it.
+    Projector, predictor, teacher and queue are not exported. Each file is written beside the folder, then moved there.
 
     Args:
         model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
@@ -47,9 +46,7 @@ def export_backbone(
     backbone: Any = getattr(model, "backbone", model)
     target = Path(output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    config = timm.data.resolve_model_data_config(backbone)
-    data = {"mean": config["mean"], "std": config["std"]}
-    data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": interpolation}
+    data = _preprocessing(backbone) | {"crop_pct": crop_pct, "interpolation": interpolation}
     hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
@@ -62,6 +59,11 @@ def export_backbone(
     finally:
         hook.remove()
     return target
+
+
+def _preprocessing(backbone: Any) -> dict[str, Any]:
+    config = timm.data.resolve_model_data_config(backbone)
+    return {"mean": config["mean"], "std": config["std"], "crop_mode": "center"}
 
 
 def _make_storable(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
