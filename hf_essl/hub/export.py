@@ -44,13 +44,12 @@ def export_backbone(
     Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
     """
     backbone: Any = getattr(model, "backbone", model)
-    target = Path(output_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    (target := Path(output_dir)).parent.mkdir(parents=True, exist_ok=True)
     data = _preprocessing(backbone) | {"crop_pct": crop_pct, "interpolation": interpolation}
+    named = {"pretrained_cfg": {"tag": tag}}
     hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            named = {"pretrained_cfg": {"tag": tag}}
             timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
             _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone), input_size)
             target.mkdir(exist_ok=True)
