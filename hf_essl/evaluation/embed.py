@@ -230,7 +230,8 @@ def _join(parts: Path, output: Path) -> tuple[int, int, list[str]]:
     with parquet.ParquetWriter(scratch, schema) as writer:
         for file in files:
             table = parquet.read_table(file, columns=kept).cast(schema)
-            writer.write_table(table)
+            if table.num_rows:  # `datasets` cannot read a file whose first row group is empty
+                writer.write_table(table)
             rows += table.num_rows
     scratch.replace(output)
     shutil.rmtree(parts)

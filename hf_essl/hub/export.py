@@ -32,8 +32,7 @@ def export_backbone(
     The configuration contains the preprocessing of the evaluation, which `timm.data.create_transform` and
     transformers' `AutoImageProcessor` both read: resized short side, center crop, normalization.
 
-    Projector, predictor, teacher and queue are not exported. Each file is written next to the folder first, then moved
-    into it.
+    Projector, predictor, teacher and queue are not exported. Each file is written beside the folder, then moved there.
 
     Args:
         model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
@@ -45,15 +44,12 @@ def export_backbone(
     Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
     """
     backbone: Any = getattr(model, "backbone", model)
-    target = Path(output_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    config = timm.data.resolve_model_data_config(backbone)
-    data = {"mean": config["mean"], "std": config["std"]}
-    data |= {"crop_pct": crop_pct, "crop_mode": "center", "interpolation": interpolation}
+    (target := Path(output_dir)).parent.mkdir(parents=True, exist_ok=True)
+    data = _preprocessing(backbone) | {"crop_pct": crop_pct, "interpolation": interpolation}
+    named = {"pretrained_cfg": {"tag": tag}}
     hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            named = {"pretrained_cfg": {"tag": tag}}
             timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
             _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone), input_size)
             target.mkdir(exist_ok=True)
@@ -62,6 +58,11 @@ def export_backbone(
     finally:
         hook.remove()
     return target
+
+
+def _preprocessing(backbone: Any) -> dict[str, Any]:
+    config = timm.data.resolve_model_data_config(backbone)
+    return {"mean": config["mean"], "std": config["std"], "crop_mode": "center"}
 
 
 def _make_storable(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

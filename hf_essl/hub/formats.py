@@ -86,19 +86,25 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as name:
         scratch = Path(name) / "files"
         scratch.mkdir()
-        with _explained(f"{source} cannot be exported as {format}"):
-            chosen.write(loaded, scratch)
-            difference, dimensions = _largest_difference(loaded, chosen.read(scratch))
-        if not difference <= LARGEST_DIFFERENCE:  # NaN too
-            raise ValueError(
-                f"features of the {format} file differ from PyTorch's by {difference:.2g}, above "
-                f"{LARGEST_DIFFERENCE:g}; nothing is written, choose another --format"
-            )
+        difference, dimensions = _write_checked(loaded, format, scratch, source)
         size = sum(file.stat().st_size for file in scratch.iterdir())
         output.mkdir(exist_ok=True)
         for file in scratch.iterdir():
             os.replace(file, output / file.name)
     return Exported(output / chosen.file, size, loaded.resolution, dimensions, difference)
+
+
+def _write_checked(loaded: LoadedBackbone, format: str, folder: Path, source: str | Path) -> tuple[float, int]:
+    """Writes the files of a format; returns their largest difference from PyTorch, and the features' D."""
+    with _explained(f"{source} cannot be exported as {format}"):
+        FORMATS[format].write(loaded, folder)
+        difference, dimensions = _largest_difference(loaded, FORMATS[format].read(folder))
+    if not difference <= LARGEST_DIFFERENCE:  # NaN too
+        raise ValueError(
+            f"features of the {format} file differ from PyTorch's by {difference:.2g}, above "
+            f"{LARGEST_DIFFERENCE:g}; nothing is written, choose another --format"
+        )
+    return difference, dimensions
 
 
 def _check_packages(format: str) -> None:

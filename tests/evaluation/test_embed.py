@@ -19,7 +19,6 @@ from hf_essl.evaluation import embed as module
 from hf_essl.evaluation.backbone import load_backbone
 from hf_essl.evaluation.embed import embed
 from hf_essl.evaluation.search import Embeddings
-from hf_essl.reporting.found import draw_found
 from tests.helpers import small_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +166,17 @@ def test_unreadable_images_from_before_an_interruption_are_named(backbone, folde
     assert (done.computed, done.unreadable, done.rows) == (0, ["test/cat/00.png"], 12)
 
 
+def test_a_part_without_a_readable_image_has_no_row(backbone, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    torn = [folder / "test" / "cat" / name for name in ("00.png", "01.png")]
+    for path in torn:
+        path.write_bytes(b"no image")
+    done = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet")
+    assert (
+        sorted(done.unreadable) == ["test/cat/00.png", "test/cat/01.png"] and done.rows == len(rows(done.path)) == 12
+    )
+
+
 def test_changed_labels_are_not_mixed_with_old_parts(backbone, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_join", lambda parts, output: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -211,24 +221,6 @@ def test_the_file_of_an_image_is_a_query_too(backbone, folder, tmp_path):
     found = Embeddings.read(embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet").path)
     by_file, by_name = found.search([str(folder / "test/dog/10.png"), "test/dog/10.png"], 2)
     assert by_file == by_name and found.paths[by_file.query] == "test/dog/10.png"
-
-
-def test_images_of_a_table_are_drawn(backbone, tmp_path):
-    """Each image of one color, so that the picture must contain those of the query and of its neighbors."""
-    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
-    images = [{"image": Image.new("RGB", (40, 20), color), "label": index} for index, color in enumerate(colors)]
-    source = tmp_path / "images.parquet"
-    datasets.Dataset.from_list(images).to_parquet(source)
-    found = Embeddings.read(embed(backbone, DataArguments(dataset=str(source)), tmp_path / "f.parquet").path)
-    matches = found.search(["train/1"], 2)
-    shown = [matches[0].query, *matches[0].neighbors]
-    with Image.open(draw_found(found, matches, tmp_path / "n.png")) as drawn:
-        seen = {color for _, color in drawn.convert("RGB").getcolors(2**24)}
-    present = [any(all(abs(a - b) < 12 for a, b in zip(color, one, strict=True)) for one in seen) for color in colors]
-    assert [index for index, there in enumerate(present) if there] == sorted(shown)
-    datasets.Dataset.from_list(images[:3]).to_parquet(source)
-    with pytest.raises(ValueError, match=r"are {'train': 3} now, but {'train': 4} in the file"):
-        draw_found(found, matches, tmp_path / "n.png")
 
 
 @pytest.mark.parametrize(
