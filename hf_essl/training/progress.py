@@ -39,12 +39,13 @@ class ProgressBarCallback(TrainerCallback):
         self.last = 0.0  # on the clock, at the end of the step before
         self.bar: tqdm | None = None
         self.eta: Eta | None = None  # of the main process
+        self.overhead: Overhead | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         self.eta = Eta(self.curriculum, self.flops, state.max_steps)
-        self.overhead: Overhead | None = None
+        self.overhead = None
         if not args.disable_tqdm and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             shown = {"desc": args.folder.name[:16], "bar_format": BAR, "dynamic_ncols": True}
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
