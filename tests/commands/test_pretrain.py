@@ -44,7 +44,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
     assert code == 0, err
     assert re.search(r"kNN accuracy +\d+\.\d %", out) and re.search(r"at random initialization +\d+\.\d %", out)
     assert re.search(r"measured in wall-clock +\d+\.\d\d x", out)
-    assert re.search(r"step 24/24 .*lr .*mom .* px +mag .*img/s .*pF", err)
+    assert re.search(r"step 24/24 .* px +\d+ img/s +lr .*mom .*mag .*pF", err)
 
     cut = start(*quickstart, "--output_dir", tmp_path / "cut")
     while "step 3/24" not in (line := cut.stderr.readline()):
