@@ -13,9 +13,9 @@ from hf_essl.training.check_arguments import KNOWN, REFUSED
 from tests.helpers import patches, small_trainer
 
 
-@pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
-    return small_trainer(tmp_path_factory.mktemp("run"), max_steps=2)
+@pytest.fixture
+def trainer(tmp_path):  # one per test: another trainer resets accelerate's state
+    return small_trainer(tmp_path / "run", max_steps=2)
 
 
 def build(trainer, tmp_path, **others):
