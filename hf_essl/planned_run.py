@@ -9,7 +9,6 @@ from hf_essl.config.packaged import find_recipe
 from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.data.builtin import built_in
 from hf_essl.data.survey import survey
-from hf_essl.methods import SSLModel
 from hf_essl.plan import Machine, Plan, make_plan, run_folder_of
 from hf_essl.recipe import Recipe, build_recipe
 from hf_essl.run_folder import RECIPE
@@ -64,14 +63,7 @@ def _largest_batch(fields: dict[str, Any]) -> int:
     """Tries batches on the GPU, with the fields chosen so far."""
     recipe = build_recipe({**fields, "lr_schedule": "constant", "resolution_schedule": "constant"}, "plan", ())
     recipe.check_network()
-    model = SSLModel.from_timm(
-        recipe.model.backbone,
-        recipe.model.method,
-        backbone_args=recipe.model.backbone_args,
-        method_args=recipe.model.method_args,
-        resolutions=recipe.views.resolutions,
-    )
-    return largest_batch(model, recipe.views, recipe.training, recipe.data.image_size)
+    return largest_batch(recipe.build_model(), recipe.views, recipe.training, recipe.data.image_size)
 
 
 def _data_arguments(dataset: str, given: Mapping[str, Any]) -> DataArguments:

@@ -12,7 +12,6 @@ from hf_essl.common import Interrupted, write_text
 from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
 from hf_essl.hub.push import check_access, push_finished_run
-from hf_essl.methods import SSLModel
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics
 from hf_essl.reporting.report import result_table
@@ -61,16 +60,8 @@ def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
     recipe.check_network()
     images = images or load_images(recipe.data, recipe.training.device)
     set_seed(recipe.training.seed)
-    model = SSLModel.from_timm(
-        recipe.model.backbone,
-        recipe.model.method,
-        pretrained=recipe.model.pretrained,
-        backbone_args=recipe.model.backbone_args,
-        method_args=recipe.model.method_args,
-        resolutions=recipe.views.resolutions,
-    )
     return SSLTrainer(
-        model,
+        recipe.build_model(),
         recipe.training,
         images.train,
         images.eval,

@@ -20,7 +20,7 @@ from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
-from hf_essl.methods import METHODS, check_backbone, check_method
+from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
 from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
@@ -71,6 +71,18 @@ class Recipe:
         if training.checkpoints_activations:
             network = meta_backbone(model.backbone, arguments)
             check_checkpointing(network, training.checkpointing_options, training.torch_compile)
+
+    def build_model(self) -> SSLModel:
+        """The network with its method, for all resolutions of the recipe. Raises ValueError as `from_timm` does."""
+        args = self.model
+        return SSLModel.from_timm(
+            args.backbone,
+            args.method,
+            pretrained=args.pretrained,
+            backbone_args=args.backbone_args,
+            method_args=args.method_args,
+            resolutions=self.views.resolutions,
+        )
 
     def redacted(self) -> Self:
         """The same recipe to show to others: paths of this machine are cut to their last component."""

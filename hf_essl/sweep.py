@@ -202,8 +202,8 @@ def _state(sweep: Sweep, cell: Cell) -> str:
 def cells_to_price(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Priced]:
     """Recipes, or the cells of sweeps, each with its own counterpart for `hf_essl.reporting.costs.compare_costs`.
 
-    The counterpart of a recipe is its `baseline:`; that of a cell is as in the sweep's table. Two of one name are told
-    apart by their folders.
+    The counterpart of a recipe is its `baseline:`, and that of a cell is the one of the sweep's table. The names of
+    recipes with the same file name start with their folders.
     """
     found: list[Priced] = []
     for path, name in zip(paths, _distinct(paths), strict=True):

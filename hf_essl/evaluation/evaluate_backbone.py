@@ -88,18 +88,31 @@ def evaluate_backbone(
             f"this is the crop that it was made with; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}"
         )
     found = PROTOCOLS[protocol].run(task, options)
-    facts = {"accuracy": found.pop("accuracy"), "title": PROTOCOLS[protocol].title, "protocol": protocol}
-    facts |= asdict(options) | found
-    facts |= {"source": source, "weights": str(folder), "which": which, "fingerprint": weights}
-    facts |= {
-        "resolution": loaded.resolution,
-        "crop_pct": loaded.crop_pct,
-        "image_size": image_size,
-        "dataset": train.name,
+    return {
+        "accuracy": found.pop("accuracy"),
+        "title": PROTOCOLS[protocol].title,
+        "protocol": protocol,
+        **asdict(options),
+        **found,
+        **{"source": source, "weights": str(folder), "which": which, "fingerprint": weights},
+        **_facts(task, image_size),
+        "seconds": time.perf_counter() - start,
     }
-    facts |= {"train_images": task.train_images, "eval_images": task.test_images, "seed": seed}
-    facts |= {"processes": accelerator.num_processes, "device": accelerator.device.type}
-    return facts | {"seconds": time.perf_counter() - start}
+
+
+def _facts(task: Task, image_size: int) -> dict[str, Any]:
+    """What was evaluated, on which images and where."""
+    return {
+        "resolution": task.loaded.resolution,
+        "crop_pct": task.loaded.crop_pct,
+        "image_size": image_size,
+        "dataset": task.train.name,
+        "train_images": task.train_images,
+        "eval_images": task.test_images,
+        "seed": task.seed,
+        "processes": task.accelerator.num_processes,
+        "device": task.accelerator.device.type,
+    }
 
 
 def labeled_splits(images: Images, name: str) -> tuple[ImageDataset, ImageDataset]:

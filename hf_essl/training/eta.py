@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from itertools import accumulate, groupby
 
 from hf_essl.schedules import Curriculum
 from hf_essl.training.clock import Clock
@@ -22,6 +23,9 @@ class Eta:
 
     def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], total: int):
         self.sizes = [curriculum.resolution(step / total) for step in range(total)]
+        lengths = [(size, len(list(steps))) for size, steps in groupby(self.sizes)]
+        ends = list(accumulate(length for _, length in lengths))
+        self.stages = [(size, end - length, end) for (size, length), end in zip(lengths, ends, strict=True)]
         self.flops = flops
         self.seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.count: dict[int, int] = defaultdict(int)
@@ -38,10 +42,7 @@ class Eta:
         """Seconds of training after `step` steps; None before the first one."""
         if not self.seconds:
             return None
-        left: dict[int, int] = defaultdict(int)
-        for size in self.sizes[step:]:
-            left[size] += 1
-        return sum(count * self.step_seconds(size) for size, count in left.items())
+        return sum(max(end - max(start, step), 0) * self.step_seconds(size) for size, start, end in self.stages)
 
     def step_seconds(self, size: int) -> float:
         """Measured, or in proportion to the FLOPs of the measured resolution that is nearest."""
