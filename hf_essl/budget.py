@@ -66,9 +66,7 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
         if recipe.training.world_size > 1:
             raise RecipeError("a budget of time is measured in one process; give pF or epochs with several")
         images = load_images(recipe.data, recipe.training.device)
-        silent = replace(
-            recipe.training, report_to="none", push_to_hub=False
-        )  # a tracker would start a run
+        silent = replace(recipe.training, report_to="none", push_to_hub=False)  # a tracker would start a run
         speed = measure(build_trainer(replace(recipe, training=silent), images))
         evaluations = _evaluations(recipe, epochs)
         per_epoch = speed.step * cost.steps / epochs

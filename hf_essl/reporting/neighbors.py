@@ -135,7 +135,7 @@ def draw_matches(folder: Path, paths: Sequence[str], matches: Sequence[Match], p
     Raises ValueError for an image that is not in the folder.
     """
     columns = 1 + max(len(match.neighbors) for match in matches)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(matches) + 0.2), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns, 2 * len(matches) + 0.3), layout="constrained")
     grid = figure.subplots(len(matches), columns, squeeze=False)
     for axes, match in zip(grid, matches, strict=True):
         titles = ["query", *(f"{cosine:.3f}" for cosine in match.cosines)]
