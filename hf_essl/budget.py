@@ -7,6 +7,7 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 from hf_essl.config.values import RecipeError
@@ -19,7 +20,9 @@ from hf_essl.training.optimizer import build_optimizer
 from hf_essl.training.step import endless, run_step
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "pF": 0.0, "epochs": 0.0}
-WARMUP, TIMED = 3, 8  # steps at each resolution: not timed, timed
+WARMUP, TIMED = 3, 10  # steps at each resolution: not timed, timed
+CLOSING = 3.0  # seconds for pictures and the export at the end
+PLAIN_STEPS = 7  # at the end, which measure the speed-up
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds: of a step, as the mean over the curriculum, and of an evaluation."""
+    """Measured seconds: of a step, as the mean over the curriculum and at full resolution, and of an evaluation."""
 
     step: float
+    full_step: float
     evaluation: float
 
 
 def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, str]:
     """The recipe with the epochs that the budget allows, its images if they were loaded, and how it was computed.
 
-    Warm-up and the intervals of evaluations keep their share of the run. A time is that of training with its
-    evaluations, without loading and the report; it is predicted from steps at each resolution, measured before.
+    Warm-up and the intervals of evaluations keep their share of the run. A time is that of this whole process, with
+    its start, loading and the report; it is predicted from steps at each resolution, measured before.
 
     Raises RecipeError for a budget of less than one epoch, and for several processes with a time.
     """
@@ -70,11 +74,20 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
         speed = measure(build_trainer(replace(recipe, training=silent), images))
         evaluations = _evaluations(recipe, epochs)
         per_epoch = speed.step * cost.steps / epochs
-        wanted = (budget.amount - evaluations * speed.evaluation) / per_epoch
-        why = f"{per_epoch:.3g} s per epoch and {evaluations} evaluations of {speed.evaluation:.2g} s, measured"
+        around = _seconds_so_far() + CLOSING + PLAIN_STEPS * speed.full_step
+        wanted = (budget.amount - around - evaluations * speed.evaluation) / per_epoch
+        why = (
+            f"{per_epoch:.3g} s per epoch and {evaluations} evaluations of {speed.evaluation:.2g} s, measured; "
+            f"{around:.0f} s for the start and the end"
+        )
     if wanted < 1:
         raise RecipeError(f"the budget is too small for one epoch ({why}); raise it, or use fewer images or pixels")
     return with_epochs(recipe, wanted, epochs), images, f"{wanted:.4g} epochs: {why}"
+
+
+def _seconds_so_far() -> float:
+    """Since this process started."""
+    return time.time() - psutil.Process().create_time()
 
 
 def _evaluations(recipe: Recipe, epochs: float) -> int:
@@ -105,13 +118,14 @@ def measure(trainer: SSLTrainer) -> Speed:
     evaluation = time.perf_counter() - start
     model = deepcopy(trainer.model).train()
     optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
-    mean = 0.0
+    mean, measured = 0.0, {}
     for resolution, share in trainer.curriculum.resolution.shares().items():
         trainer.views.resolution = resolution
         seconds = [_step(trainer, model, optimizer, next(loader)) for _ in range(WARMUP + TIMED)]
-        mean += share * statistics.fmean(seconds[WARMUP:])
+        measured[resolution] = statistics.fmean(seconds[WARMUP:])
+        mean += share * measured[resolution]
     loader.close()
-    return Speed(mean, evaluation)
+    return Speed(mean, measured[max(measured)], evaluation)
 
 
 def _step(trainer: SSLTrainer, model, optimizer, inputs) -> float:

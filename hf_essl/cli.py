@@ -23,6 +23,7 @@ COMMANDS = {
     "preview": ("hf_essl.commands.preview", "plot a recipe's schedules"),
     "push": ("hf_essl.commands.push", "push the backbone of a finished run to the Hub"),
     "card": ("hf_essl.commands.card", "write the model card of a finished run"),
+    "completion": ("hf_essl.commands.completion", "print a completion script for bash, zsh or fish"),
 }
 
 ALIASES = {"neighbours": "neighbors"}

@@ -23,10 +23,10 @@ WARMUP = 80 / 480  # share of the run (Table 10)
 REFERENCE_BATCH, REFERENCE_RATE = 128, 0.1  # SGD with F1-CLR (Table 10)
 ADAM_BATCH, ADAM_RATE = 256, 1e-3
 CPU_BACKBONE, GPU_BACKBONE = "test_resnet", "resnet50"
-CPU_STEPS, GPU_STEPS = 1_000, 20_000  # of a run, at least
+CPU_STEPS, GPU_STEPS = 2_000, 20_000  # of a run, at least
 CPU_EPOCHS, GPU_EPOCHS = 10, 100  # at least
 FEW_STEPS = 500
-HOLDOUT = 0.1
+HOLDOUT, SMALL_HOLDOUT, HOLDOUT_IMAGES = 0.1, 0.2, 60  # a small set holds out up to a fifth, to have 60 images
 REASON = 38  # column of the reasons
 
 
@@ -192,7 +192,8 @@ def _evaluation(plan: Plan) -> int:
     found = plan.survey
     share = float(plan.given.get("eval_holdout", 0.0))
     if found.classes and not found.eval_images:
-        share = plan.choose("eval_holdout", HOLDOUT, "there are labels and no evaluation split")
+        share = max(HOLDOUT, min(SMALL_HOLDOUT, round(HOLDOUT_IMAGES / found.train_images, 3)))
+        share = plan.choose("eval_holdout", share, "there are labels and no evaluation split")
     if found.classes:
         neighbors = max(1, min(20, found.per_class // 2))
         plan.choose("knn_k", neighbors, f"neighbors; the rarest class has {found.per_class:,} images")
@@ -206,7 +207,7 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
     if total := plan.given.get("total_batch_size"):
         return int(total)
     each = max(images // plan.machine.processes, 1)
-    per_epoch = 2 ** int(math.log2(max(each // 4, 8)))  # at least four steps per epoch
+    per_epoch = 2 ** int(math.log2(max(each // 3, 8)))  # at least three steps per epoch
     if plan.on_cpu or find_batch is None:
         limit, reason = 64 if plan.on_cpu else 128, "a CPU gains nothing from more" if plan.on_cpu else "the paper's"
     else:
@@ -214,7 +215,7 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
         reason = "the largest that fits in the GPU's memory, of at most 256"
     size = min(limit, per_epoch)
     size = plan.choose(
-        "per_device_train_batch_size", min(size, each), reason if size == limit else f"a quarter of {each:,} images"
+        "per_device_train_batch_size", min(size, each), reason if size == limit else f"a third of {each:,} images or less"
     )
     return size * plan.machine.processes * int(plan.given.get("gradient_accumulation_steps", 1))
 

@@ -136,7 +136,7 @@ class SSLTrainer(HubTrainer):
             SuperProgressiveCallback(self.views, self.curriculum),
             MethodCallback(self.accelerator),
             LogOftenCallback(),
-            ProgressBarCallback(self.curriculum, self._step_flops, self.clock),
+            ProgressBarCallback(self.curriculum, self._step_flops, self.clock, self.args.knn_every_epochs),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
             ClockCallback(self.clock),
             self.stop_on_signal,

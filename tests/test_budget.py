@@ -48,17 +48,21 @@ def test_petaflops_are_those_of_the_cost_model():
 
 
 def test_a_time_by_hand(monkeypatch):
-    """64 steps of 0.5 s are 32 s per epoch; 5 evaluations of 2 s leave 190 of 200 s: 5.94 epochs."""
+    """Of 230 s, 13 s are over, 3 s + 7 steps of 2 s remain for the end and 5 evaluations of 2 s leave 190 s.
+
+    64 steps of 0.5 s are 32 s per epoch: 5.94 epochs.
+    """
     reports = []
     monkeypatch.setattr(module, "build_trainer", lambda recipe, images: reports.append(recipe.training.report_to))
-    monkeypatch.setattr(module, "measure", lambda trainer: Speed(step=0.5, evaluation=2.0))
+    monkeypatch.setattr(module, "measure", lambda trainer: Speed(step=0.5, full_step=2.0, evaluation=2.0))
+    monkeypatch.setattr(module, "_seconds_so_far", lambda: 13.0)
     recipe = load_recipe("quickstart", [*WORDS, "--max_eval_samples", "16", "--report_to", "tensorboard"])
-    fitted, images, why = fit_budget(recipe, Budget(200, "seconds"))
+    fitted, images, why = fit_budget(recipe, Budget(230, "seconds"))
     assert fitted.training.num_train_epochs == pytest.approx(190 / 32, abs=0.01) and images is not None
     assert reports == [[]] and fitted.training.report_to == ["tensorboard"], "measuring starts no tracker"
-    assert "32 s per epoch and 5 evaluations of 2 s" in why
+    assert "32 s per epoch and 5 evaluations of 2 s" in why and "30 s for the start and the end" in why
     with pytest.raises(RecipeError, match="too small for one epoch"):
-        fit_budget(recipe, Budget(30, "seconds"))
+        fit_budget(recipe, Budget(60, "seconds"))
 
 
 def test_measuring_leaves_the_run_as_it_was(tmp_path):

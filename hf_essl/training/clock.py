@@ -9,6 +9,7 @@ class Clock:
     """Counts seconds while it runs."""
 
     def __init__(self) -> None:
+        self.paused_seconds = 0.0  # in `paused` blocks
         self.reset()
 
     def reset(self, seconds: float = 0.0) -> None:
@@ -36,10 +37,11 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Stops the clock inside the block if it was running."""
-        was_running = self._since is not None
+        was_running, start = self._since is not None, time.perf_counter()
         self.stop()
         try:
             yield
         finally:
+            self.paused_seconds += time.perf_counter() - start
             if was_running:
                 self.start()

@@ -1,16 +1,16 @@
-"""When a run will end: each resolution's speed as it was measured, or as its FLOPs predict it."""
+"""When a run will end: its steps, evaluations and checkpoints, as measured or as FLOPs predict them."""
 
+import math
 import statistics
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from itertools import accumulate, groupby
 
 from hf_essl.schedules import Curriculum
-from hf_essl.training.clock import Clock
 
-KEPT = 50  # latest steps at one resolution, whose mean is its speed
+KEPT = 100  # latest steps at one resolution, whose mean is its speed
 WARMUP = 2  # steps at a resolution that do not count if there are others
+FIXED = 0.2  # share of a step's time that does not shrink with its FLOPs, until two resolutions are measured
 
 
 class Eta:
@@ -19,6 +19,7 @@ class Eta:
     Args:
         curriculum: of the run.
         flops: of a step at a resolution, in any unit.
+        total: steps of the run.
     """
 
     def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], total: int):
@@ -45,22 +46,47 @@ class Eta:
         return sum(max(end - max(start, step), 0) * self.step_seconds(size) for size, start, end in self.stages)
 
     def step_seconds(self, size: int) -> float:
-        """Measured, or in proportion to the FLOPs of the measured resolution that is nearest."""
-        known = min(self.seconds, key=lambda other: (abs(other - size), other))
-        measured = statistics.fmean(self.seconds[known])
-        return measured if known == size else measured * self.flops(size) / self.flops(known)
+        """Measured; else on the line through the two measured resolutions that are nearest, in FLOPs.
+
+        With one measured resolution, `FIXED` of its step's time is the same at all sizes.
+        """
+        known = sorted(self.seconds, key=lambda other: (abs(other - size), other))[:2]
+        times = [statistics.fmean(self.seconds[other]) for other in known]
+        if known[0] == size:
+            return times[0]
+        flops, nearest = self.flops(size), self.flops(known[0])
+        if len(known) == 2 and times[0] != times[1]:
+            slope = (times[1] - times[0]) / (self.flops(known[1]) - nearest)
+            if slope > 0 and (predicted := times[0] + slope * (flops - nearest)) > 0:
+                return predicted
+        return times[0] * (FIXED + (1 - FIXED) * flops / nearest)
 
 
-class Overhead:
-    """How much longer a run takes than its steps: evaluations and checkpoints, as a factor from 1."""
+class Pauses:
+    """Seconds of an evaluation and of a checkpoint: those of the last one.
 
-    def __init__(self, clock: Clock):
-        self.clock, self.start, self.trained = clock, time.perf_counter(), clock.seconds
+    Args:
+        paused: seconds so far in which the clock of the training stood still.
+    """
 
-    @property
-    def factor(self) -> float:
-        trained = self.clock.seconds - self.trained
-        return max((time.perf_counter() - self.start) / trained, 1.0) if trained > 0 else 1.0
+    def __init__(self, paused: Callable[[], float]):
+        self.paused, self.evaluation, self.checkpoint = paused, 0.0, 0.0
+        self._seen = paused()
+
+    def evaluated(self) -> None:
+        self.evaluation = self._lap()
+
+    def saved(self) -> None:
+        self.checkpoint = self._lap()
+
+    def _lap(self) -> float:
+        seen, self._seen = self._seen, self.paused()
+        return self._seen - seen
+
+
+def times_left(every: float, done: float, total: float) -> int:
+    """How often something that happens at each multiple of `every` still happens after `done`, before `total`."""
+    return max(math.ceil(total / every) - 1 - math.floor(done / every + 1e-6), 0) if every > 0 else 0
 
 
 def duration(seconds: float) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from hf_essl.schedules import Curriculum
 from hf_essl.training.clock import Clock
-from hf_essl.training.eta import Eta, Overhead, duration
+from hf_essl.training.eta import Eta, Pauses, duration, times_left
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 FIELDS = (
@@ -32,27 +33,29 @@ class ProgressBarCallback(TrainerCallback):
     Args:
         curriculum, flops: of the run, see `Eta`.
         clock: of the training.
+        evaluate_every: epochs between two evaluations; 0: only at the start and the end.
     """
 
-    def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], clock: Clock):
-        self.curriculum, self.flops, self.clock = curriculum, flops, clock
-        self.last = 0.0  # on the clock, at the end of the step before
+    def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], clock: Clock, evaluate_every: int):
+        self.curriculum, self.flops, self.clock, self.evaluate_every = curriculum, flops, clock, evaluate_every
+        self.last: float | None = None  # on the clock, at the end of the step before
         self.bar: tqdm | None = None
         self.eta: Eta | None = None  # of the main process
-        self.overhead: Overhead | None = None
+        self.pauses = Pauses(lambda: clock.paused_seconds)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
+        self.last = None
         self.eta = Eta(self.curriculum, self.flops, state.max_steps)
-        self.overhead = None
+        self.pauses = Pauses(lambda: self.clock.paused_seconds)
         if not args.disable_tqdm and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             shown = {"desc": args.folder.name[:16], "bar_format": BAR, "dynamic_ncols": True}
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.overhead is None:  # the clock of a resumed run is set after `on_train_begin`
-            self.overhead, self.last = Overhead(self.clock), self.clock.seconds
+        if self.last is None:  # the clock of a resumed run is set after `on_train_begin`
+            self.last = self.clock.seconds
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.eta is None:
@@ -68,7 +71,7 @@ class ProgressBarCallback(TrainerCallback):
         where = f"step {state.global_step}/{state.max_steps}"
         if "loss" in logs:
             shown = {key: form.format(logs[key]) for key, form in FIELDS if logs.get(key) is not None}
-            left = f"ETA {duration(seconds)}" if (seconds := self.seconds_left(state.global_step)) else ""
+            left = f"ETA {duration(seconds)}" if (seconds := self.seconds_left(args, state)) else ""
             self._write(fitting([f"{where:<{2 * len(str(state.max_steps)) + 6}}", left, *shown.values()]))
             if self.bar is not None:
                 texts = [left, *(shown[key] for key in IN_BAR if key in shown)]
@@ -76,10 +79,25 @@ class ProgressBarCallback(TrainerCallback):
         elif text := describe_evaluation({key: value for key, value in logs.items() if key.startswith("eval_")}):
             self._write(f"{where}  {text}")
 
-    def seconds_left(self, step: int) -> float | None:
-        """Until the end of the run, with evaluations and checkpoints."""
-        remaining = None if self.eta is None else self.eta.remaining(step)
-        return None if remaining is None or self.overhead is None else remaining * self.overhead.factor
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.pauses.evaluated()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.pauses.saved()
+
+    def seconds_left(self, args, state) -> float | None:
+        """Until the end of the training, with its evaluations and checkpoints; None before the first step."""
+        steps = None if self.eta is None else self.eta.remaining(state.global_step)
+        if not steps:
+            return None
+        epoch = state.epoch or 0
+        epochs = epoch * state.max_steps / state.global_step
+        evaluations = 1 + times_left(self.evaluate_every, epoch, epochs)
+        if args.save_strategy == SaveStrategy.STEPS:
+            saves = 1 + times_left(state.save_steps, state.global_step, state.max_steps)
+        else:
+            saves = 1 + times_left(1, epoch, epochs) if args.save_strategy == SaveStrategy.EPOCH else 0
+        return steps + evaluations * self.pauses.evaluation + saves * self.pauses.checkpoint
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -9,7 +9,7 @@ from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, Resoluti
 from hf_essl.training import clock as clock_module
 from hf_essl.training.callbacks import ClockCallback
 from hf_essl.training.clock import Clock
-from hf_essl.training.eta import Eta, Overhead, duration
+from hf_essl.training.eta import Eta, Pauses, duration, times_left
 from hf_essl.training.progress import ProgressBarCallback, describe_evaluation, fitting
 from tests.helpers import small_trainer
 
@@ -51,7 +51,7 @@ def test_lines_without_a_terminal(monkeypatch, tmp_path):
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
     curriculum = Curriculum(ResolutionSchedule((64, 96), 0.0, 96), MagnitudeSchedule(4, 6))
-    callback, state = ProgressBarCallback(curriculum, float, Clock()), TrainerState(global_step=3, max_steps=9)
+    callback, state = ProgressBarCallback(curriculum, float, Clock(), 0), TrainerState(global_step=3, max_steps=9)
     state.is_world_process_zero = True
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     callback.on_train_begin(args, state, None)
@@ -72,24 +72,40 @@ def test_the_eta_by_hand():
     assert eta.remaining(0) is None
     for step in range(10):
         eta.add(step, 5.0 if step < 2 else 1.0)  # the first two warm up
-    assert eta.remaining(10) == pytest.approx(10 * 4 + 10 * 9)
+    assert eta.remaining(10) == pytest.approx(10 * (0.2 + 0.8 * 4) + 10 * (0.2 + 0.8 * 9))  # a fifth stays
     for step in range(10, 20):
-        eta.add(step, 8.0)  # twice as slow as predicted: so are the steps at 96 px
-    assert eta.remaining(20) == pytest.approx(10 * 8 * 9 / 4)
+        eta.add(step, 2.5)  # half a second per unit, and half a second of any step
+    assert eta.remaining(20) == pytest.approx(10 * (0.5 + 0.5 * 9))
     for step in range(20, 25):
         eta.add(step, 10.0)
     assert eta.remaining(25) == pytest.approx(50) and eta.remaining(30) == 0
 
 
-def test_evaluations_make_a_run_longer(now):
+def test_a_slow_machine_at_small_images_gives_no_negative_eta():
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    for step in range(20):
+        eta.add(step, 9.0 if step < 10 else 4.0)
+    assert eta.remaining(20) == pytest.approx(10 * 4.0 * (0.2 + 0.8 * 9 / 4))
+
+
+def test_the_last_evaluation_and_checkpoint_are_those_that_come(now):
     clock = Clock()
     clock.start()
-    overhead = Overhead(clock)
-    assert overhead.factor == 1
-    now[0] += 8
-    with clock.paused():
-        now[0] += 2
-    assert overhead.factor == pytest.approx(10 / 8)
+    pauses = Pauses(lambda: clock.paused_seconds)
+    for seconds, happened in ((2, pauses.evaluated), (1, pauses.saved), (3, pauses.evaluated)):
+        now[0] += 8
+        with clock.paused():
+            now[0] += seconds
+        happened()
+    assert (pauses.evaluation, pauses.checkpoint) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("every", "done", "total", "times"),
+    [(2, 0, 10, 4), (2, 2.0, 10, 3), (2, 1.99999999, 10, 3), (3, 1.5, 10, 3), (0, 1, 10, 0), (20, 0, 10, 0)],
+)
+def test_how_often_before_the_end(every, done, total, times):
+    assert times_left(every, done, total) == times
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1:00 min"), (3725, "1:02 h")])
