@@ -215,7 +215,9 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
         reason = "the largest that fits in the GPU's memory, of at most 256"
     size = min(limit, per_epoch)
     size = plan.choose(
-        "per_device_train_batch_size", min(size, each), reason if size == limit else f"a third of {each:,} images or less"
+        "per_device_train_batch_size",
+        min(size, each),
+        reason if size == limit else f"a third of {each:,} images or less",
     )
     return size * plan.machine.processes * int(plan.given.get("gradient_accumulation_steps", 1))
 

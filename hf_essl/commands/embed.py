@@ -26,6 +26,7 @@ def run(argv: list[str]) -> None:
     add("--label_column", default="label", metavar="NAME", help="column of the labels [label]")
     add("--batch_size", type=int, default=256, metavar="N", help="images per batch [256]")
     add("--num_workers", type=int, default=0, metavar="N", help="processes that load images [0]")
+    add("--patches", action="store_true", help="features of the patches, N x D per image, instead of one vector")
     add("--overwrite", action="store_true", help="replace the file, and what an interrupted command has left")
     options = vars(parser.parse_args(argv))
     for name in ("batch_size", "image_size"):
@@ -40,7 +41,8 @@ def run(argv: list[str]) -> None:
     if done.unreadable:
         print(f"{len(done.unreadable):,} images have no row because they cannot be read: {_shown(done.unreadable)}")
     rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
-    print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{rate}")
+    each = " per patch" if options["patches"] else ""
+    print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{each}{rate}")
 
 
 def _shown(names: list[str]) -> str:

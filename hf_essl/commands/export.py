@@ -22,6 +22,7 @@ def run(argv: list[str]) -> None:
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=int, metavar="PX", help="side of the images [the backbone's own]")
     add("--crop_pct", type=float, metavar="X", help="center crop, as a share of the short side [the backbone's own]")
+    add("--patches", action="store_true", help="a graph that returns the features of the patches, B x N x D")
     add("--overwrite", action="store_true", help="replace the file")
     done = export(**vars(parser.parse_args(argv)))
     print(

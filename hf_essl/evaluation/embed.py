@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from pyarrow import parquet
+from torch import nn
 from tqdm.auto import tqdm
 
 from hf_essl.common import write_text
@@ -25,9 +26,10 @@ from hf_essl.data import NO_LABEL, ImageDataset, image_count
 from hf_essl.data.load import load_all_splits
 from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, fingerprint, load_backbone, run_recipe
 from hf_essl.evaluation.features import extract_features
+from hf_essl.evaluation.patches import PatchFeatures
 from hf_essl.views.crops import canvas_size
 
-PART = 2048  # images of a part: at most as many are computed again after an interruption
+PART, PATCH_PART = 2048, 256  # images of a part: at most as many are computed again after an interruption
 MANIFEST = "manifest.json"
 INFO = b"hf_essl"  # key of the facts in the metadata of the file
 UNREADABLE = b"unreadable"  # key of the names in the metadata of a part
@@ -57,6 +59,7 @@ def embed(
     image_size: int | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
+    patches: bool = False,
     overwrite: bool = False,
 ) -> Embedded:
     """Writes a row per image: path, split (of several), label and class (if known), embedding (float32 of length D).
@@ -68,6 +71,7 @@ def embed(
         data: the dataset, with all of its splits.
         output: the parquet file.
         image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
+        patches: an embedding is N x D, the features of the image's patches, row by row (see `PatchFeatures`).
         overwrite: start over, also if the file exists or an interrupted embedding had other settings.
 
     Raises ValueError in one line, for a file that exists, and for an interrupted embedding with other settings.
@@ -76,9 +80,14 @@ def embed(
     loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
     size = image_size or max(run_recipe(folder).get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     splits = load_all_splits(replace(data, image_size=size, cache="none"))
+    settings = _settings(loaded, which, size, data, splits)
+    if patches:
+        network = PatchFeatures(loaded.backbone, loaded.resolution)
+        loaded = loaded._replace(backbone=nn.Sequential(network, nn.Flatten()))
+        settings |= {"patches": network.grid, "part": PATCH_PART}
     parts = output.with_name(f"{output.name}.parts")
-    _prepare(output, parts, _settings(loaded, which, size, data, splits), overwrite)
-    computed = _write_parts(loaded, splits, parts, data.dataset, batch_size, num_workers)
+    _prepare(output, parts, settings, overwrite)
+    computed = _write_parts(loaded, splits, parts, settings, batch_size, num_workers)
     rows, dimensions, unreadable = _join(parts, output)
     return Embedded(output, rows, dimensions, unreadable, time.perf_counter() - start, computed)
 
@@ -136,14 +145,19 @@ def _prepare(output: Path, parts: Path, settings: dict[str, Any], overwrite: boo
 
 
 def _write_parts(
-    loaded: LoadedBackbone, splits: dict[str, ImageDataset], parts: Path, dataset: str, batch_size: int, workers: int
+    loaded: LoadedBackbone,
+    splits: dict[str, ImageDataset],
+    parts: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    workers: int,
 ) -> int:
     """Computes the parts that are not there; returns the number of their images."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     computed = 0
     total = sum(image_count(images) or 0 for images in splits.values())
     with tqdm(total=total, desc="embedding", unit="image", disable=None) as bar:
-        for number, (split, indices) in enumerate(_blocks(splits)):
+        for number, (split, indices) in enumerate(_blocks(splits, settings["part"])):
             path = parts / f"part-{number:06d}.parquet"
             if not path.exists():
                 kept: list[int] = []
@@ -161,20 +175,22 @@ def _write_parts(
                     indices=indices,
                     kept=kept,
                 )
-                names = dict(zip(indices, image_names(splits[split], dataset, split, indices), strict=True))
+                names = dict(
+                    zip(indices, image_names(splits[split], settings["dataset"], split, indices), strict=True)
+                )
                 readable = [names.pop(index) for index in kept]
-                table = _table(splits[split], split, readable, features, labels)
+                table = _table(splits[split], split, readable, features, labels, settings.get("patches"))
                 _write(path, table.replace_schema_metadata({UNREADABLE: json.dumps(list(names.values()))}))
                 computed += len(indices)
             bar.update(len(indices))
     return computed
 
 
-def _blocks(splits: dict[str, ImageDataset]) -> Iterator[tuple[str, list[int]]]:
+def _blocks(splits: dict[str, ImageDataset], part: int) -> Iterator[tuple[str, list[int]]]:
     for split, images in splits.items():
         count = image_count(images) or 0
-        for start in range(0, count, PART):
-            yield split, list(range(start, min(start + PART, count)))
+        for start in range(0, count, part):
+            yield split, list(range(start, min(start + part, count)))
 
 
 def image_names(images: ImageDataset, dataset: str, split: str, indices: Sequence[int]) -> list[str]:
@@ -188,9 +204,18 @@ def image_names(images: ImageDataset, dataset: str, split: str, indices: Sequenc
 
 
 def _table(
-    images: ImageDataset, split: str, names: list[str], features: torch.Tensor, labels: torch.Tensor | None
+    images: ImageDataset,
+    split: str,
+    names: list[str],
+    features: torch.Tensor,
+    labels: torch.Tensor | None,
+    grid: Sequence[int] | None,
 ) -> pa.Table:
-    values = pa.array(features.float().contiguous().view(-1).numpy())
+    """The rows of a part; the features of an image have D values, or N x D with a grid of N patches."""
+    values, length = pa.array(features.float().contiguous().view(-1).numpy()), features.shape[1]
+    if grid is not None:
+        count = grid[0] * grid[1]
+        values, length = pa.FixedSizeListArray.from_arrays(values, length // count), count
     indices = _labels(labels, len(names))
     classes = [None if index is None or images.classes is None else images.classes[index] for index in indices]
     columns = {
@@ -198,7 +223,7 @@ def _table(
         "split": pa.array([split] * len(names), pa.string()),
         "label": pa.array(indices, pa.int64()),
         "class": pa.array(classes, pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(values, features.shape[1]),
+        "embedding": pa.FixedSizeListArray.from_arrays(values, length),
     }
     return pa.table(columns)
 
@@ -235,7 +260,8 @@ def _join(parts: Path, output: Path) -> tuple[int, int, list[str]]:
             rows += table.num_rows
     scratch.replace(output)
     shutil.rmtree(parts)
-    return rows, schema.field("embedding").type.list_size, unreadable
+    kind = schema.field("embedding").type
+    return rows, kind.value_type.list_size if "patches" in facts else kind.list_size, unreadable
 
 
 def _is_null(file: Path, name: str) -> bool:

@@ -40,9 +40,11 @@ class Embeddings:
             table = parquet.read_table(file, columns=["path", "embedding"], memory_map=True)
             column = table["embedding"].combine_chunks()
             facts = json.loads((table.schema.metadata or {}).get(INFO, b"{}"))
-            values = np.asarray(column.flatten()).reshape(len(table), column.type.list_size)
+            values = np.asarray(column.flatten(recursive=True)).reshape(len(table), -1)
         except (OSError, pa.ArrowException, AttributeError, ValueError) as error:
             raise ValueError(f"{file} is no file of `hf-essl embed`: {' '.join(str(error).split())}") from error
+        if "patches" in facts:
+            raise ValueError(f"{file} has features of patches; write one vector per image, without --patches")
         return cls(table["path"].to_pylist(), torch.from_numpy(values.copy()), facts)
 
     def search(self, queries: Sequence[str] | int, count: int) -> list[Match]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_essl.common import one_line, unknown
 from hf_essl.evaluation.backbone import LoadedBackbone, load_backbone
+from hf_essl.evaluation.patches import PatchFeatures
 from hf_essl.hub.export import export_backbone
 from hf_essl.run_folder import WEIGHTS
 
@@ -33,6 +34,7 @@ class Format:
 
     description: one line for help. file: the name of its file. write: a backbone into a folder.
     read: the network of such a folder, float32 B x 3 x r x r to B x D. packages: what it needs beside torch.
+    is_graph: whether it holds the operations of the network, and so can return other features.
     """
 
     description: str
@@ -40,6 +42,7 @@ class Format:
     write: Callable[[LoadedBackbone, Path], None]
     read: Callable[[Path], Network]
     packages: tuple[str, ...] = ()
+    is_graph: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def export(
     backbone: str | None = None,
     resolution: int | None = None,
     crop_pct: float | None = None,
+    patches: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Writes a backbone and its preprocessing into a folder; each file is moved there after the check.
@@ -70,6 +74,7 @@ def export(
         source, which, backbone, resolution, crop_pct: see `load_backbone`.
         format: one of `FORMATS`.
         output: the folder.
+        patches: the graph returns the features of the patches, B x N x D (see `PatchFeatures`).
         overwrite: replace the file of this format.
 
     Raises ValueError in one line: for an unknown format, missing packages, a file that exists, a network that the
@@ -82,6 +87,10 @@ def export(
     if (output / chosen.file).exists() and not overwrite:
         raise ValueError(f"output {output / chosen.file} exists; choose another --output, or replace it: --overwrite")
     loaded = load_backbone(source, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    if patches and not chosen.is_graph:
+        raise ValueError(f"patches is given with format {format}, which holds the whole network; leave out --patches")
+    if patches:
+        loaded = loaded._replace(backbone=PatchFeatures(loaded.backbone, loaded.resolution))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as name:
         scratch = Path(name) / "files"
@@ -136,7 +145,7 @@ def _largest_difference(loaded: LoadedBackbone, network: Network) -> tuple[float
         if found.shape != expected.shape:
             raise ValueError(f"features have shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
         differences.append((found - expected).abs().max())
-    return float(torch.stack(differences).max()), expected.shape[1]  # Tensor.max keeps NaN, Python's max may not
+    return float(torch.stack(differences).max()), expected.shape[-1]  # Tensor.max keeps NaN, Python's max may not
 
 
 def _write_safetensors(loaded: LoadedBackbone, folder: Path) -> None:
@@ -205,7 +214,11 @@ def _write_preprocessing(loaded: LoadedBackbone, folder: Path) -> None:
 
 FORMATS = {
     "safetensors": Format(
-        "weights and configuration, for timm and transformers", WEIGHTS, _write_safetensors, _read_safetensors
+        "weights and configuration, for timm and transformers",
+        WEIGHTS,
+        _write_safetensors,
+        _read_safetensors,
+        is_graph=False,
     ),
     "torch": Format("a graph for torch.export.load, which needs torch alone", "model.pt2", _write_torch, _read_torch),
     "onnx": Format(
