@@ -1,5 +1,6 @@
 """The recipes that come with the package, found by name from any folder, such as `quickstart/byol`."""
 
+import json
 from pathlib import Path
 
 from hf_essl.common import nearest
@@ -7,6 +8,7 @@ from hf_essl.config.values import RecipeError
 
 INSTALLED = Path(__file__).parents[1] / "recipes"  # in a wheel
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "recipes"
+COSTS = FOLDER / "costs.json"  # by `python -m tests.recipes.costs`; counting takes a minute
 LAUNCH = "accelerate"  # the folder of launch configurations, which are no recipes
 
 
@@ -40,6 +42,11 @@ def find_recipe(name: str | Path) -> Path:
     raise RecipeError(
         f"there is no recipe {str(name)!r}, as a file or in the package{hint or ';'} `hf-essl recipes` lists all"
     )
+
+
+def costs() -> dict[str, dict[str, float]]:
+    """`runs` and counted `petaflops` of the packaged recipes and sweeps, by name."""
+    return json.loads(COSTS.read_text(encoding="utf-8"))
 
 
 def first_line(path: Path) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from hf_essl import cli
-from hf_essl.config.packaged import find_recipe, packaged
+from hf_essl.config.packaged import costs, find_recipe, packaged
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.sweep import load_sweep
+from tests.recipes.costs import counted
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,3 +125,19 @@ def test_the_wheel_holds_the_recipes_and_works_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     file, method, config = done.stdout.split()[-3:]
     assert file.startswith(str(site)) and method == "byol" and config.startswith(str(site))
+
+
+def test_the_list_shows_what_recipes_cost(capsys):
+    assert set(costs()) == set(packaged())
+    assert cli.main(["recipes", "imagenet/", "efficient"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = lines[2].split()[:6]  # 5,063 petaFLOPs at 50 TFLOP/s are 101,260 s; at 0.12, 42.2 million s
+    assert printed == ["imagenet/simsiam_resnet50_efficient", "1", "5,063", "28", "h", "488"]
+
+
+@pytest.mark.slow
+def test_the_listed_costs_are_those_of_the_recipes():
+    found = counted()
+    assert found == {name: pytest.approx(facts, rel=1e-3) for name, facts in costs().items()}, (
+        "run `python -m tests.recipes.costs`"
+    )
