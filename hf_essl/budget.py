@@ -1,6 +1,5 @@
 """`--budget`: the length of a run from the time or the operations that it may take."""
 
-import math
 import re
 import statistics
 import time
@@ -16,6 +15,7 @@ from hf_essl.pretrain import build_trainer
 from hf_essl.recipe import Recipe, build_recipe
 from hf_essl.reporting.costs import CostEstimator
 from hf_essl.trainer import SSLTrainer
+from hf_essl.training.eta import times_left
 from hf_essl.training.optimizer import build_optimizer
 from hf_essl.training.step import endless, run_step
 
@@ -72,10 +72,10 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
         images = load_images(recipe.data, recipe.training.device)
         silent = replace(recipe.training, report_to="none", push_to_hub=False)  # a tracker would start a run
         speed = measure(build_trainer(replace(recipe, training=silent), images))
-        evaluations = _evaluations(recipe, epochs)
         per_epoch = speed.step * cost.steps / epochs
         around = _seconds_so_far() + CLOSING + PLAIN_STEPS * speed.full_step
-        wanted = (budget.amount - around - evaluations * speed.evaluation) / per_epoch
+        every = recipe.training.knn_every_epochs / epochs
+        wanted, evaluations = _most_epochs(budget.amount - around, per_epoch, speed.evaluation, every)
         why = (
             f"{per_epoch:.3g} s per epoch and {evaluations} evaluations of {speed.evaluation:.2g} s, measured; "
             f"{around:.0f} s for the start and the end"
@@ -90,10 +90,24 @@ def _seconds_so_far() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def _evaluations(recipe: Recipe, epochs: float) -> int:
-    """At the start, every `knn_every_epochs`, and at the end."""
-    every = recipe.training.knn_every_epochs
-    return 2 + (max(math.ceil(epochs / every) - 1, 0) if every else 0)
+def _most_epochs(seconds: float, per_epoch: float, evaluation: float, share: float) -> tuple[float, int]:
+    """The epochs that fit into `seconds`, in steps of a hundredth, and their evaluations.
+
+    Args:
+        per_epoch, evaluation: seconds of an epoch, and of an evaluation.
+        share: of the run between two evaluations; 0 evaluates at the start and the end only.
+    """
+    for hundredths in range(int(100 * seconds / per_epoch), 99, -1):
+        epochs = hundredths / 100
+        evaluations = 2 + times_left(_interval(share, epochs), 0, epochs)
+        if epochs * per_epoch + evaluations * evaluation <= seconds:
+            return epochs, evaluations
+    return 0.0, 2
+
+
+def _interval(share: float, epochs: float) -> int:
+    """Epochs between two evaluations; 0 for none."""
+    return max(round(share * epochs), 1) if share else 0
 
 
 def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
@@ -103,7 +117,7 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
         "num_train_epochs": float(f"{wanted:.4g}"),
         "max_steps": -1,
         "warmup_epochs": float(f"{training.warmup_epochs * ratio:.4g}"),
-        "knn_every_epochs": max(round(training.knn_every_epochs * ratio), 1) if training.knn_every_epochs else 0,
+        "knn_every_epochs": _interval(training.knn_every_epochs / before, wanted),
         "logging_steps": max(round(training.logging_steps * ratio), 1),
     }
     if training.save_strategy == "steps" and training.save_steps >= 1:
@@ -113,9 +127,6 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
 
 def measure(trainer: SSLTrainer) -> Speed:
     """Times real steps at each resolution of the curriculum, on a copy of the model, and one evaluation."""
-    start = time.perf_counter()
-    trainer.evaluate()
-    evaluation = time.perf_counter() - start
     model = deepcopy(trainer.model).train()
     optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
     mean, measured = 0.0, {}
@@ -125,6 +136,9 @@ def measure(trainer: SSLTrainer) -> Speed:
         measured[resolution] = statistics.fmean(seconds[WARMUP:])
         mean += share * measured[resolution]
     loader.close()
+    start = time.perf_counter()
+    trainer.evaluate()
+    evaluation = time.perf_counter() - start
     return Speed(mean, measured[max(measured)], evaluation)
 
 

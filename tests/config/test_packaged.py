@@ -69,7 +69,7 @@ def test_sweeps_are_found_too(tmp_path, monkeypatch):
 def test_the_command_lists_and_shows_them(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(packaged()) and lines[0].split()[0] == "quickstart"
+    assert len(lines) == len(packaged()) + 3 and lines[1].split()[0] == "quickstart"
     assert cli.main(["recipes", "dino", "Imagenette"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["imagenette/dino_resnet50_baseline", "imagenette/dino_resnet50_efficient"]
