@@ -71,7 +71,7 @@ def test_the_command_lists_and_shows_them(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(packaged()) + 3 and lines[1].split()[0] == "quickstart"
     assert cli.main(["recipes", "dino", "Imagenette"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-2]]
     assert names == ["imagenette/dino_resnet50_baseline", "imagenette/dino_resnet50_efficient"]
     assert cli.main(["recipes", "--show", "quickstart"]) == 0
     assert capsys.readouterr().out == (ROOT / "recipes" / "quickstart.yaml").read_text()
