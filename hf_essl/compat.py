@@ -32,6 +32,13 @@ def is_tracker_installed(name: str) -> bool:
     return check is None or check()
 
 
+def default_progress_bar() -> type:
+    """The callback of transformers.Trainer that draws its bar: another one in a notebook."""
+    from transformers import trainer
+
+    return trainer.DEFAULT_PROGRESS_CALLBACK
+
+
 def lerp_(targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -> None:
     """`target.lerp_(source, weight)` for each pair, as one multi-tensor operation."""
     torch._foreach_lerp_(list(targets), list(sources), weight)

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PredictionOutput
 
 from hf_essl.common import Diverged
-from hf_essl.compat import forget_preparation, shutdown_workers
+from hf_essl.compat import default_progress_bar, forget_preparation, shutdown_workers
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.inherited import ignored_lines
 from hf_essl.cost import Cost, FlopCounter, estimate_cost
@@ -128,7 +128,7 @@ class SSLTrainer(HubTrainer):
         self._add_callbacks()
 
     def _add_callbacks(self) -> None:
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(default_progress_bar())
         self.remove_callback(PrinterCallback)
         self.stop_on_signal = StopOnSignalCallback()
         self.alarm = AlarmCallback(self.model)

@@ -3,8 +3,12 @@
 import io
 
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils.notebook import NotebookProgressCallback
 
+from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule
 from hf_essl.training import clock as clock_module
 from hf_essl.training.callbacks import ClockCallback
@@ -152,3 +156,14 @@ def test_an_evaluation_in_one_line():
     metrics = {"eval_knn_accuracy": 84.06, "eval_feature_std": 0.02, "eval_rankme": 12.3}
     assert describe_evaluation(metrics) == "kNN 84.1 %  feature std 0.0200  RankMe 12.3"
     assert describe_evaluation({"eval_feature_std": 0.02}) == "feature std 0.0200"
+
+
+@pytest.mark.parametrize("bar", [ProgressCallback, NotebookProgressCallback])
+def test_a_run_has_one_bar(bar, monkeypatch, tmp_path):
+    """transformers chooses its own bar on import: another one in a notebook."""
+    monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", bar)
+    plain = Trainer(torch.nn.Linear(1, 1), TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=False))
+    assert bar in [type(callback) for callback in plain.callback_handler.callbacks], "transformers adds it"
+    trainer = small_trainer(tmp_path, disable_tqdm=False)
+    bars = [c for c in trainer.callback_handler.callbacks if "Progress" in type(c).__name__]
+    assert [type(c) for c in bars if not isinstance(c, SuperProgressiveCallback)] == [ProgressBarCallback]
