@@ -1,7 +1,7 @@
 """What a backbone finds similar: the nearest neighbors of a few images, kept from before training to its end."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,11 +31,36 @@ class Neighbors:
 
 def nearest_neighbors(features: Tensor, queries: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
     """Cosine similarities and indices, Q x count each, of the nearest rows of N x D to each query, except itself."""
-    unit = F.normalize(features.detach().float(), dim=1)
-    similarity = unit[list(queries)] @ unit.T  # Q x N
-    similarity[torch.arange(len(queries)), list(queries)] = -torch.inf
-    values, indices = similarity.topk(count, dim=1)
+    return nearest_in_blocks(lambda: [features], queries, count)
+
+
+def nearest_in_blocks(
+    blocks: Callable[[], Iterable[Tensor]], queries: Sequence[int], count: int
+) -> tuple[Tensor, Tensor]:
+    """`nearest_neighbors` of features that come in blocks of rows; each call of `blocks` starts again."""
+    vectors: dict[int, Tensor] = {}
+    for start, block in _numbered(blocks()):
+        vectors |= {row: block[row - start] for row in queries if start <= row < start + len(block)}
+    wanted = F.normalize(torch.stack([vectors[row] for row in queries]).detach().float(), dim=1)
+    values, indices = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start, block in _numbered(blocks()):
+        similarity = wanted @ F.normalize(block.detach().float(), dim=1).T  # Q x rows of the block
+        for position, row in enumerate(queries):
+            if start <= row < start + len(block):
+                similarity[position, row - start] = -torch.inf
+        rows = torch.arange(start, start + len(block)).expand_as(similarity)
+        values, indices = torch.cat([values, similarity.cpu()], dim=1), torch.cat([indices, rows], dim=1)
+        values, kept = values.topk(min(count, values.shape[1]), dim=1)
+        indices = indices.gather(1, kept)
     return values, indices
+
+
+def _numbered(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Each block with the number of its first row."""
+    start = 0
+    for block in blocks:
+        yield start, block
+        start += len(block)
 
 
 def find_neighbors(features: Tensor, images: Sequence[int]) -> Neighbors | None:

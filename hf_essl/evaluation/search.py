@@ -1,7 +1,7 @@
 """Nearest neighbors among the embeddings of a parquet file of `hf_essl.evaluation.embed`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
+from torch import Tensor
 
 from hf_essl.common import evenly_spaced, unknown
-from hf_essl.evaluation.embed import INFO
-from hf_essl.evaluation.nearest import nearest_neighbors
+from hf_essl.evaluation.embed import INFO, PART
+from hf_essl.evaluation.nearest import nearest_in_blocks
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,29 @@ class Match:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The rows of a file: paths, and features N x D; and its facts: dataset, backbone, resolution, … (see `embed`)."""
+    """The rows of a file: their paths, and its facts: dataset, backbone, resolution, … (see `embed`).
+
+    `blocks` reads the features, N x D, from the start, a block of rows at a time, so that memory does not grow with N.
+    """
 
     paths: list[str]
-    features: torch.Tensor
+    blocks: Callable[[], Iterable[Tensor]]
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: str | Path) -> "Embeddings":
-        """Raises ValueError for a file that `hf-essl embed` has not written."""
+        """Raises ValueError for a file that `hf-essl embed` has not written, and for features of patches."""
         try:
-            table = parquet.read_table(file, columns=["path", "embedding"], memory_map=True)
-            column = table["embedding"].combine_chunks()
-            facts = json.loads((table.schema.metadata or {}).get(INFO, b"{}"))
-            values = np.asarray(column.flatten(recursive=True)).reshape(len(table), -1)
-        except (OSError, pa.ArrowException, AttributeError, ValueError) as error:
+            paths = parquet.read_table(file, columns=["path"])["path"].to_pylist()
+            schema = parquet.read_schema(file)
+            facts = json.loads((schema.metadata or {}).get(INFO, b"{}"))
+            kind = schema.field("embedding").type
+            is_vector = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise ValueError(f"{file} is no file of `hf-essl embed`: {' '.join(str(error).split())}") from error
-        if "patches" in facts:
-            raise ValueError(f"{file} has features of patches; write one vector per image, without --patches")
-        return cls(table["path"].to_pylist(), torch.from_numpy(values.copy()), facts)
+        if not is_vector:
+            raise ValueError(f"{file} has no vector per image but {kind}; embed the images without --patches")
+        return cls(paths, lambda: _blocks(file), facts)
 
     def search(self, queries: Sequence[str] | int, count: int) -> list[Match]:
         """The `count` nearest rows of each query, by cosine; `queries` are paths, or a number, evenly spaced.
@@ -55,7 +60,7 @@ class Embeddings:
         if not 1 <= count < len(self.paths):
             raise ValueError(f"neighbors is {count} with {len(self.paths)} images; choose 1 to {len(self.paths) - 1}")
         rows = evenly_spaced(len(self.paths), queries) if isinstance(queries, int) else [self._row(q) for q in queries]
-        cosines, nearest = nearest_neighbors(self.features, rows, count)
+        cosines, nearest = nearest_in_blocks(self.blocks, rows, count)
         found = zip(rows, nearest.tolist(), cosines.tolist(), strict=True)
         return [Match(row, neighbors, values) for row, neighbors, values in found]
 
@@ -68,3 +73,9 @@ class Embeddings:
                 return self.paths.index(name)
         some = self.paths if len(self.paths) <= 10 else [*self.paths[:10], "…"]
         raise ValueError(unknown("query", path, some))
+
+
+def _blocks(file: str | Path) -> Iterator[Tensor]:
+    with parquet.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(batch_size=PART, columns=["embedding"]):
+            yield torch.from_numpy(np.stack(batch["embedding"].to_numpy(zero_copy_only=False)))

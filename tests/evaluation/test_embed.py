@@ -204,11 +204,12 @@ def test_the_commands_write_search_and_draw(backbone, folder, tmp_path, capsys):
     words = ["neighbours", file, "--query", query, "--neighbors", "3", "--output", picture]
     assert cli.main(words) == 0
     line = capsys.readouterr().out.splitlines()[2]
-    features = Embeddings.read(file)
-    at = features.paths.index(query)
-    cosines = F.cosine_similarity(features.features[at][None], features.features)
+    table = rows(file)
+    paths, features = [row["path"] for row in table], torch.tensor([row["embedding"] for row in table])
+    at = paths.index(query)
+    cosines = F.cosine_similarity(features[at][None], features)
     order = [row for row in cosines.argsort(descending=True).tolist() if row != at][:3]
-    assert [cell.split(" (")[0].strip() for cell in line.split("|")[2:-1]] == [features.paths[row] for row in order]
+    assert [cell.split(" (")[0].strip() for cell in line.split("|")[2:-1]] == [paths[row] for row in order]
     with Image.open(picture) as drawn:
         assert drawn.width > 300
     folder.rename(tmp_path / "moved")

@@ -58,7 +58,7 @@ def test_embedded_patches_load_as_lists_of_vectors(vit, tmp_path, capsys):
         expected = loaded.backbone.forward_features(loaded.preprocess([tmp_path / "images" / "1.png"]))[0, 1:]
     row = next(row for row in rows if row["path"] == "1.png")
     torch.testing.assert_close(row["embedding"], expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="features of patches"):
+    with pytest.raises(ValueError, match="without --patches"):
         Embeddings.read(output)
 
 

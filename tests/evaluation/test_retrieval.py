@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
-from hf_essl.evaluation.nearest import NeighborLog, find_neighbors, nearest_neighbors
+from hf_essl.evaluation.nearest import NeighborLog, find_neighbors, nearest_in_blocks
 from hf_essl.evaluation.retrieval import FixedViews, measure_retrieval, view_retrieval
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import patches, small_trainer
@@ -66,10 +66,12 @@ def test_at_most_512_images_are_compared():
     assert len(asked) == 2 and asked[0] == asked[1] and len(asked[0]) == 512
 
 
-def test_neighbors_are_those_of_a_sort():
+@pytest.mark.parametrize("rows", [1, 3, 8, 20, 50])
+def test_neighbors_are_those_of_a_sort(rows):
+    """In blocks of any size."""
     torch.manual_seed(0)
     features = torch.randn(20, 5)
-    cosines, indices = nearest_neighbors(features, [3, 7], 4)
+    cosines, indices = nearest_in_blocks(lambda: features.split(rows), [3, 7], 4)
     for row, query in enumerate((3, 7)):
         all_cosines = F.cosine_similarity(features[query][None], features)
         order = [index for index in all_cosines.argsort(descending=True).tolist() if index != query][:4]

@@ -37,6 +37,6 @@ def test_images_of_a_table_are_drawn(backbone, tmp_path):
 
 
 def test_a_file_without_a_dataset_needs_images(tmp_path):
-    found = Embeddings(["a.png", "b.png"], torch.eye(2))
+    found = Embeddings(["a.png", "b.png"], lambda: [torch.eye(2)])
     with pytest.raises(ValueError, match="does not name the dataset of its images; pass --images"):
         draw_found(found, found.search(["a.png"], 1), tmp_path / "n.png")
