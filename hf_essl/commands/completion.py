@@ -6,6 +6,7 @@ import io
 import re
 from string import Template
 
+from hf_essl.commands import COMMANDS
 from hf_essl.commands.parser import Parser
 
 INSTALL = {
@@ -46,7 +47,6 @@ def run(argv: list[str]) -> None:
 
 def script(shell: str) -> str:
     """The script of a shell; it contains all words, so completing starts no Python."""
-    from hf_essl.cli import COMMANDS
     from hf_essl.config.packaged import packaged
     from hf_essl.config.values import all_fields
 
@@ -66,8 +66,6 @@ def script(shell: str) -> str:
 
 def _help(command: str) -> str:
     """What `hf-essl COMMAND --help` prints."""
-    from hf_essl.cli import COMMANDS
-
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         importlib.import_module(COMMANDS[command][0]).run(["--help"])

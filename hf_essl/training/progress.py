@@ -60,6 +60,7 @@ class ProgressBarCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.eta is None:
             return
+        assert self.last is not None, "a step has begun"
         self.eta.add(state.global_step - 1, self.clock.seconds - self.last)
         self.last = self.clock.seconds  # the next step begins with its batch
         if self.bar is not None:
