@@ -23,6 +23,7 @@ from hf_essl.schedules import Curriculum, SuperProgressiveCallback
 from hf_essl.selection import Plan, Selection
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.callbacks import EvaluateEveryCallback, StopOnSignalCallback
+from hf_essl.training.progress import ProgressBarCallback
 from hf_essl.training.step import endless, run_step
 from hf_essl.views import Views
 
@@ -91,7 +92,7 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
             on_divergence="warn",
         )
         trainer = build_trainer(dataclasses.replace(recipe, training=training), images)
-        for callback in (SuperProgressiveCallback, EvaluateEveryCallback, StopOnSignalCallback):
+        for callback in (SuperProgressiveCallback, EvaluateEveryCallback, StopOnSignalCallback, ProgressBarCallback):
             trainer.remove_callback(callback)
         trainer.views.resolution = resolution
         trainer.views.magnitude = trainer.curriculum.magnitude(HALFWAY)

@@ -249,7 +249,7 @@ def _length(plan: Plan, images: int, batch: int) -> None:
             "warmup_epochs", float(f"{float(epochs) * WARMUP:.4g}"), "a sixth of the run (Table 10: 80 of 480)"
         )
     plan.choose("logging_steps", max(total // 50, 1), "50 lines in a run")
-    plan.choose("knn_every_epochs", max(int(float(epochs)) // 5, 1), "five evaluations in a run")
+    plan.choose("knn_every_epochs", max(math.ceil(float(epochs) / 5), 1), "five evaluations in a run")
     plan.choose("save_strategy", "steps", "epochs may be short")
     plan.choose("save_steps", max(total // 5, 1), "five checkpoints in a run, of which two are kept")
     if total < FEW_STEPS:
