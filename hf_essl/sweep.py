@@ -89,9 +89,12 @@ class Sweep:
         return sweep_table(list(rows.values()), self.results, self.metric.heading, self.across, self.headings)
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """The `metrics.json` of a finished cell, with its `accuracy`; None if it is not finished."""
+        """The `metrics.json` of a finished cell, with its `accuracy` and `seed`; None if it is not finished."""
         path = cell.folder / "metrics.json"
-        return json.loads(path.read_text()) | {"accuracy": self.metric.read(cell.folder)} if path.exists() else None
+        if not path.exists():
+            return None
+        own = {"accuracy": self.metric.read(cell.folder), "seed": cell.recipe.training.seed}
+        return json.loads(path.read_text()) | own
 
     def _place(self, cell: Cell) -> tuple[str, ...]:
         return tuple(value for key, value in cell.columns.items() if key != self.across)
@@ -158,25 +161,35 @@ def _fields(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
     return own if base is None else merge(merge(read_file(base), read_file(file, sweep=True)), own)
 
 
-def run_sweep(sweep: Sweep, train: Callable[[Recipe], Any], report: Callable[[str], None] = print) -> None:
-    """Runs the unfinished cells in order; if one diverges, it is reported and the next one runs.
+def run_sweep(
+    sweep: Sweep,
+    train: Callable[[Recipe], Any],
+    report: Callable[[str], None] = print,
+    only: Sequence[str] = (),
+) -> None:
+    """Runs the unfinished cells, all rows of one seed before the next; if one diverges, the next one runs.
 
     Call it on all processes; they decide together which cells are finished.
 
     Args:
         train: `hf_essl.pretrain.pretrain`.
         report: prints a line; only the main process calls it.
+        only: parts of names; cells with none of them in their name do not run.
 
-    Raises ValueError for a network that cannot work in one of the cells, before the first one runs.
+    Raises ValueError for a network that cannot work in one of the cells, before the first one runs, and if no cell has
+    one of the names in `only`.
     """
     report = report if PartialState().is_main_process else lambda line: None
-    for cell in sweep.cells:
+    cells = [cell for cell in sweep.cells if not only or any(part in cell.name for part in only)]
+    if not cells:
+        raise ValueError(f"no cell has {' or '.join(only)} in its name; there are {sweep.cells[0].name}, …")
+    for cell in cells:
         cell.recipe.check_network()
-    for number, cell in enumerate(sweep.cells, 1):
+    for number, cell in enumerate(sorted(cells, key=lambda cell: cell.recipe.training.seed), 1):
         PartialState().wait_for_everyone()  # until the main process has written the files of the cell before
         state = _state(sweep, cell)
         PartialState().wait_for_everyone()  # until all have seen the same files
-        report(f"\n[{number}/{len(sweep.cells)}] {cell.name}: {state}")
+        report(f"\n[{number}/{len(cells)}] {cell.name}: {state}")
         try:
             if state in ("resumed", "started"):
                 train(cell.recipe)

@@ -14,6 +14,7 @@ def run(argv: list[str]) -> None:
     parser = RecipeParser("sweep", "Run every cell of a sweep and print its table; the same command resumes it.")
     add = parser.add_argument
     add("--table", action="store_true", help="only print the table of the finished cells")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="run only the cells with one of these in their name")
     add("--metric", metavar="NAME", help="knn, online_probe, linear or finetune [that of the file]")
     add("--metric_args", metavar="YAML", type=_mapping, help='settings of the protocol, such as "{augment: true}"')
     add_launch_option(parser)
@@ -29,6 +30,7 @@ def run(argv: list[str]) -> None:
         from hf_essl.commands.launch import find_config, launch_command, relaunch
 
         words = [options.recipe, *overrides]
+        words += ["--only", *options.only] if options.only else []
         words += ["--metric", options.metric] if options.metric else []
         words += ["--metric_args", json.dumps(options.metric_args)] if options.metric_args else []
         relaunch(launch_command(find_config(options.accelerate_config), words, "sweep"), environment)
@@ -38,7 +40,7 @@ def run(argv: list[str]) -> None:
     from hf_essl.sweep import run_sweep
 
     if not options.table:
-        run_sweep(sweep, pretrain, lambda text: print(text, flush=True))
+        run_sweep(sweep, pretrain, lambda text: print(text, flush=True), options.only)
     if not PartialState().is_main_process:
         return
     text = f"{sweep.title}\n\n{sweep.table()}\n\nmetric: {sweep.metric}\n"

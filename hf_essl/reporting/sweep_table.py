@@ -1,8 +1,12 @@
 """The table of a sweep: one line per group of runs, with the columns of the paper's table."""
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+from scipy.stats import ttest_rel
 
 from hf_essl.common import table
 from hf_essl.reporting.compare import Group
@@ -12,7 +16,7 @@ NOTHING = "not measured"
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed only; each run is its `metrics.json` with the key `accuracy`."""
+    """Runs that differ in their seed only; each run is its `metrics.json` with `accuracy` and `seed`."""
 
     columns: Mapping[str, str]  # what distinguishes them from other rows, by heading
     group: Group
@@ -97,6 +101,23 @@ def _overhead(row: Row) -> str:
     return NOTHING if value is None else f"{value:.1f}"
 
 
+def _difference(row: Row) -> str:
+    """Accuracy minus the reference's over common seeds: mean ± standard error, and p of a paired t test."""
+    if row.reference is None:
+        return ""
+    theirs = {run["seed"]: run["accuracy"] for run in row.reference.group.runs}
+    pairs = [(run["accuracy"], theirs[run["seed"]]) for run in row.group.runs if run["seed"] in theirs]
+    pairs = [pair for pair in pairs if None not in pair]
+    if not pairs:
+        return NOTHING
+    differences = [ours - other for ours, other in pairs]
+    mean = statistics.fmean(differences)
+    if len(pairs) == 1:
+        return f"{mean:+.1f}"
+    error = statistics.stdev(differences) / math.sqrt(len(pairs))
+    return f"{mean:+.1f} ± {error:.1f} (p = {ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g})"
+
+
 def cost_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
     """The cost at which a curve of (cost, accuracy) first reaches an accuracy, linear between its points.
 
@@ -126,6 +147,7 @@ def _equal_accuracy(row: Row) -> str:
 
 RESULTS = {
     "accuracy": Result("accuracy (%)", _accuracy),
+    "difference": Result("difference (points)", _difference),
     "petaflops": Result("petaFLOPs", _petaflops("petaflops")),
     "paper_petaflops": Result("petaFLOPs, paper's convention", _petaflops("petaflops_paper_convention")),
     "speedup": Result("Speedup", _speedup("petaflops")),

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("accelerate", "ablations")  # launch configurations, and files of several runs each
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in FOLDERS)
 SWEEPS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
+PAPER = ("simsiam", "byol", "simclr", "mocov2", "dino")  # the methods of Table 2
 STAND_IN = """
     --dataset photo-patches --image_size 96 --max_train_samples 8 --max_eval_samples 4 --knn_k 3
     --total_batch_size none --per_device_train_batch_size 2 --max_steps 2 --save_strategy steps --save_steps 1
@@ -198,7 +199,7 @@ TABLE_10 = {
 
 
 @pytest.mark.parametrize("kind", TABLE_10)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER)
 def test_imagenette_recipes_hold_table_10(method, kind):
     """Optimizer and augmentations are the same for all methods (Sec. 4.2)."""
     recipe = load_recipe(ROOT / "recipes" / "imagenette" / f"{method}_resnet50_{kind}.yaml", ["--use_cpu"])
@@ -217,7 +218,7 @@ def documented_overrides():
     return {method: words.split() for method, words in re.findall(r"^\| `(\w+)` \| `(.*)` \|$", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER)
 def test_the_documented_overrides_select_what_a_method_publishes(method):
     """Base learning rates per 256 images, weight decay, and what it excludes, of the papers and official code."""
     path = ROOT / "recipes" / "imagenette" / f"{method}_resnet50_baseline.yaml"
