@@ -6,6 +6,7 @@ from pathlib import Path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of an exported backbone."""
+PREPROCESSOR = "preprocessor_config.json"  # another one, of a transformers model
 RECIPE = "recipe.yaml"
 PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
 

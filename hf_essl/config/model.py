@@ -13,14 +13,18 @@ from hf_essl.config.redact import without_paths
 class ModelArguments:
     """The network and the method."""
 
-    backbone: str = option("A timm model name, such as resnet50, convnext_tiny or vit_small_patch16_224.", "resnet50")
+    backbone: str = option(
+        "A timm model such as resnet50 or vit_small_patch16_224, torchvision:NAME, transformers:ORG/NAME, or a folder "
+        "with an exported backbone.",
+        "resnet50",
+    )
     method: str = option("The self-supervised method.", "simsiam")
     backbone_args: dict = option(
-        "Further arguments of timm.create_model, such as {drop_path_rate: 0.1}; image sizes are set as needed.",
+        "Further arguments of the network, such as {drop_path_rate: 0.1} of timm; image sizes are set as needed.",
         factory=dict,
     )
     method_args: dict = option("Further arguments of the method's class, such as {projector_dim: 2048}.", factory=dict)
-    pretrained: bool = option("Start from timm's published weights instead of a random initialization.", False)
+    pretrained: bool = option("Start from published weights instead of a random initialization.", False)
 
     def check(self) -> None:
         """Raises ValueError for values of the wrong type."""

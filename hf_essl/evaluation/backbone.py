@@ -1,7 +1,6 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
@@ -24,7 +24,8 @@ from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
 from hf_essl.methods import METHODS
 from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
-from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
+from hf_essl.methods.sources import read_config
+from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_complete_checkpoint
 from hf_essl.views.crops import INTERPOLATION
 
 PREFIXES = {"student": "backbone.", "teacher": "teacher.backbone."}
@@ -77,7 +78,7 @@ def load_backbone(
     source: str | Path,
     *,
     which: str = "student",
-    backbone: str | None = None,
+    backbone: str | nn.Module | None = None,
     resolution: int | None = None,
     crop_pct: float | None = None,
 ) -> LoadedBackbone:
@@ -87,7 +88,8 @@ def load_backbone(
         source: the folder of a run (its last checkpoint, or its `backbone/` if it has none), of a checkpoint, or of an
             exported backbone; or a Hub id in timm's form, user/name or hf-hub:user/name@revision.
         which: student, or teacher: the momentum teacher of BYOL, MoCo v2+ and DINO, which only checkpoints contain.
-        backbone: timm's name of the architecture, for a checkpoint without the `recipe.yaml` of its run.
+        backbone: name of the architecture, for a checkpoint without the `recipe.yaml` of its run; or the network
+            itself, for one of your own class.
         resolution: test resolution in pixels; by default that of the training.
         crop_pct: side of the center crop of test images, as a share of the short side, in (0, 1]; by default what the
             backbone was made with: `eval_crop_pct` of its run (1, the whole center square, in runs from before this
@@ -99,7 +101,10 @@ def load_backbone(
     if which not in PREFIXES:
         raise ValueError(unknown("which", which, PREFIXES))
     folder = find_backbone(source)
-    loaded = _exported(folder, which) if (folder / CONFIG).is_file() else _from_checkpoint(folder, which, backbone)
+    if (folder / CONFIG).is_file():
+        loaded = _exported(folder, which, backbone if isinstance(backbone, nn.Module) else None)
+    else:
+        loaded = _from_checkpoint(folder, which, backbone)
     if crop_pct is not None:
         if not 0 < crop_pct <= 1:
             raise ValueError(
@@ -171,37 +176,58 @@ def _explained(problem: str, *errors: type[Exception]) -> Iterator[None]:
         raise ValueError(f"{problem}: {one_line(error)}") from error
 
 
-def _exported(folder: Path, which: str) -> LoadedBackbone:
+def _exported(folder: Path, which: str, module: nn.Module | None) -> LoadedBackbone:
     if which == "teacher":
         raise ValueError(f"which is teacher, but {folder} is an exported backbone, the student; give a checkpoint")
-    with _explained(f"{folder / CONFIG} cannot be read", ValueError, AttributeError):
-        architecture = json.loads((folder / CONFIG).read_text()).get("architecture")
-    if architecture is None:
-        raise ValueError(f"{folder / CONFIG} names no architecture; give a backbone in timm's form")
-    check_backbone(architecture)
-    with _explained(f"the weights in {folder} do not fit {architecture}", RuntimeError, SafetensorError):
-        model = build_backbone(f"local-dir:{folder}", pretrained=True)
-    config = resolve_model_data_config(model, use_test_size=True)
+    config = read_config(folder)
+    if config.get("library") == "module":
+        return _own_exported(folder, config, module)
+    check_backbone(str(folder), pretrained=True)
+    name = config.get("architecture") or config.get("model_type")
+    with _explained(f"the weights in {folder} do not fit {name}", RuntimeError, SafetensorError, OSError):
+        model = build_backbone(str(folder), pretrained=True)
+    return _loaded(model)
+
+
+def _own_exported(folder: Path, config: dict[str, Any], module: nn.Module | None) -> LoadedBackbone:
+    """The weights of a network of one's own class."""
+    if module is None:
+        raise ValueError(
+            f"{folder} holds the weights of {config.get('architecture')}, a class of its author; build this network "
+            f"and pass it: load_backbone(…, backbone=network)"
+        )
+    with _explained(f"the weights in {folder} do not fit {type(module).__name__}", RuntimeError, SafetensorError):
+        module.load_state_dict(load_file(folder / WEIGHTS))
+    return _loaded(module, config.get("pretrained_cfg") or {})
+
+
+def _loaded(model: nn.Module, preprocessing: dict[str, Any] | None = None) -> LoadedBackbone:
+    """A backbone with its own preprocessing, or with another one in timm's form."""
+    config = resolve_model_data_config(model, pretrained_cfg=preprocessing, use_test_size=True)
     crop = config["crop_pct"], config["interpolation"]
     return LoadedBackbone(model.eval(), config["input_size"][-1], config["mean"], config["std"], *crop)
 
 
-def _from_checkpoint(folder: Path, which: str, name: str | None) -> LoadedBackbone:
+def _from_checkpoint(folder: Path, which: str, given: str | nn.Module | None) -> LoadedBackbone:
     recipe = run_recipe(folder)
-    arguments = {} if name else recipe.get("backbone_args") or {}
-    arguments = {key: value for key, value in arguments.items() if key not in LOADING}
-    sizes = () if name else _resolutions(recipe)
-    name = name or recipe.get("backbone")
+    name = given or recipe.get("backbone")
     if name is None:
         raise ValueError(f"{folder.parent} contains no {RECIPE} with a backbone; pass backbone, such as resnet50")
-    check_backbone(name)
-    model = build_backbone(name, backbone_args=arguments, resolutions=sizes)
+    model = name if isinstance(name, nn.Module) else _architecture(name, {} if given else recipe)
     with _explained(f"the {which}'s weights in {folder} do not fit {name}", RuntimeError):
         model.load_state_dict(_weights(folder / WEIGHTS, which))
     config = resolve_model_data_config(model)
     resolution = recipe.get("resolution") or config["input_size"][-1]
     crop_pct = recipe.get("eval_crop_pct", WHOLE_SQUARE if recipe else EVAL_CROP_PCT)
     return LoadedBackbone(model.eval(), resolution, config["mean"], config["std"], crop_pct)
+
+
+def _architecture(name: str, recipe: dict[str, Any]) -> nn.Module:
+    """The network of a checkpoint, with random weights."""
+    check_backbone(name)
+    arguments = {key: value for key, value in (recipe.get("backbone_args") or {}).items() if key not in LOADING}
+    with _explained(f"backbone {name} cannot be built", OSError):
+        return build_backbone(name, backbone_args=arguments, resolutions=_resolutions(recipe))
 
 
 def _resolutions(recipe: dict[str, Any]) -> tuple[int, ...]:
@@ -235,7 +261,7 @@ def _download(source: str) -> Path:
     name, revision = found.groups()
     problem = f"source is {source}, which is not a folder here and cannot be downloaded from the Hub"
     with _explained(problem, HfHubHTTPError, OSError, ValueError):  # offline, unknown, private
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, PREPROCESSOR]))
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise ValueError(f"{source} on the Hub contains no {file}; give a backbone in timm's form, in safetensors")

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_essl.common import write_text
 from hf_essl.hub.card_facts import Result, read_evaluations, results, strategies
-from hf_essl.hub.card_sections import loading, sections
+from hf_essl.hub.card_sections import library_of, loading, sections
 from hf_essl.recipe import Recipe, read_recipe
 from hf_essl.reporting.metrics import Metrics, read_metrics
 from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS
@@ -50,7 +50,7 @@ def write_card(
     for name in pictures:
         shutil.copyfile(folder.parent / name, folder / name)
     card = ModelCard.from_template(
-        _metadata(metrics, recipe, found, repo_id, license),
+        _metadata(library_of(folder), metrics, recipe, found, repo_id, license),
         template_path=str(TEMPLATE),
         **sections(folder, metrics, recipe, found, baseline),
         loading=loading(folder, repo_id),
@@ -88,7 +88,7 @@ def card_on_hub(folder: str | Path, repo_id: str) -> bytes:
 
 
 def _metadata(
-    metrics: Metrics, recipe: Recipe, found: Sequence[Result], repo_id: str | None, license: str | None
+    library: str, metrics: Metrics, recipe: Recipe, found: Sequence[Result], repo_id: str | None, license: str | None
 ) -> ModelCardData:
     """The YAML head of the card; its model-index contains the measured accuracies."""
     accuracies = [
@@ -114,9 +114,9 @@ def _metadata(
     }
     return ModelCardData(
         license=license,
-        library_name="timm",
+        library_name="hf_essl" if library == "module" else library,
         pipeline_tag="image-feature-extraction",
-        tags=["image-feature-extraction", "timm", "self-supervised-learning", metrics["method"], "hf_essl", *used],
+        tags=["image-feature-extraction", library, "self-supervised-learning", metrics["method"], "hf_essl", *used],
         datasets=[dataset] if dataset.count("/") == 1 else None,  # a Hub id; names of folders contain no slash
         metrics=["accuracy"] if accuracies else None,
         co2_eq_emissions=None if co2e is None else emissions,

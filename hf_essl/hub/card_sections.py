@@ -1,6 +1,7 @@
 """The sections of a model card in Markdown. Tables have a row for everything known, and none for the rest."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ PAPER = r"""@inproceedings{kocyigit2023accelerating,
 }"""
 IMPROVING = ("knn_accuracy", "retrieval")  # a card says so if training did not raise them
 FRAMED = "; framed are the two views that Hard Augment chooses before and after training"
-LOADING = Path(__file__).with_name("card_loading.md").read_text(encoding="utf-8").strip()
+BLOCKS = {  # how to load a backbone, by the first line of the block
+    block.partition(":")[0]: block
+    for block in re.split(r"\n\n(?=With )", Path(__file__).with_name("card_loading.md").read_text("utf-8").strip())
+}
+LOADING = {  # the blocks for the library of a backbone
+    "timm": ("With timm", "With transformers", "With hf_essl"),
+    "transformers": ("With transformers' AutoModel", "With hf_essl"),
+    "torchvision": ("With hf_essl",),
+    "module": ("With hf_essl and your network",),
+}
 SCORES = {
     "cosine": "lowest cosine similarity",
     "projection_cosine": "lowest cosine similarity of the projections",
@@ -61,6 +71,7 @@ def sections(
         "method": method,
         "images": _images(metrics),
         "is_local": local,
+        "library": {"module": "its author"}.get(library_of(folder), library_of(folder)),
         "repeat": _repeat(metrics, local),
         "framed": FRAMED if recipe.views.selection == "hard" else "",
         "terms": dataset and dataset.terms,
@@ -81,19 +92,35 @@ def sections(
     }
 
 
+def library_of(folder: Path) -> str:
+    """The library of an exported backbone, a key of `LOADING`."""
+    config = _config(folder)
+    named = "transformers" if "model_type" in config and "architecture" not in config else "timm"
+    return config.get("library", named)
+
+
 def loading(folder: Path, repo_id: str | None) -> str:
-    """Code that loads the backbone in three ways: from the Hub, or without `repo_id` from the folder next to it."""
-    width = json.loads((folder / CONFIG).read_text()).get("num_features", "D")
-    if repo_id:
-        return LOADING.format(timm=f"hf-hub:{repo_id}", path=repo_id, width=width)
-    code = LOADING.format(timm=f"local-dir:{folder.name}", path=folder.name, width=width)
-    return f"Run the code in the folder that contains `{folder.name}/` and an image.\n\n{code}"
+    """Code that loads the backbone: from the Hub, or without `repo_id` from the folder next to it."""
+    config = _config(folder)
+    text = "\n\n".join(BLOCKS[name] for name in LOADING[library_of(folder)])
+    code = text.format(
+        timm=f"hf-hub:{repo_id}" if repo_id else f"local-dir:{folder.name}",
+        path=repo_id or folder.name,
+        width=config.get("num_features", "D"),
+        architecture=config.get("architecture"),
+        interpolate=", interpolate_pos_encoding=True" if config.get("patch_size") else "",
+    )
+    return code if repo_id else f"Run the code in the folder that contains `{folder.name}/` and an image.\n\n{code}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> str:
     """What was trained, on what and for how long."""
     training, dataset = recipe.training, DATASETS.get(recipe.data.dataset)
-    features = json.loads((folder / CONFIG).read_text()).get("num_features")
+    features = _config(folder).get("num_features")
     config = f", configuration {recipe.data.dataset_config}" if recipe.data.dataset_config else ""
     epochs = show(metrics, "epochs")
     if epochs and training.max_steps > 0:
@@ -103,7 +130,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Backbone", f"`{metrics['backbone']}`"),
         ("Parameters", show(metrics, "parameters")),
         ("Features", f"{features} per image" if features else None),
-        ("Initialization", "timm's published weights" if recipe.model.pretrained else "random"),
+        ("Initialization", "published weights" if recipe.model.pretrained else "random"),
         ("Dataset", metrics["dataset"] + ("" if is_local(metrics) else f"{config}, split {recipe.data.train_split}")),
         ("Terms of the images", dataset.terms if dataset else "the run did not record their license"),
         ("Training images", show(metrics, "train_images")),

@@ -1,17 +1,20 @@
-"""Exports the backbone, without its heads, in the format that timm and transformers load."""
+"""Exports the backbone, without its heads, in the format of its library."""
 
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import save_file
 from torch import nn
 
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.methods.backbone import feature_size, storable
-from hf_essl.run_folder import CONFIG
+from hf_essl.methods.transformers_backbone import TransformersBackbone
+from hf_essl.run_folder import CONFIG, WEIGHTS
 from hf_essl.views.crops import INTERPOLATION
 
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
@@ -27,7 +30,7 @@ def export_backbone(
     interpolation: str = INTERPOLATION,
     tag: str = "hf_essl",
 ) -> Path:
-    """Exports `model.backbone` (or a bare timm backbone) as `config.json` and `model.safetensors`.
+    """Exports `model.backbone` (or a bare backbone) as `config.json` and `model.safetensors`.
 
     The configuration contains the preprocessing of the evaluation, which `timm.data.create_transform` and
     transformers' `AutoImageProcessor` both read: resized short side, center crop, normalization.
@@ -35,29 +38,57 @@ def export_backbone(
     Projector, predictor, teacher and queue are not exported. Each file is written beside the folder, then moved there.
 
     Args:
-        model: an `SSLModel`, or a timm backbone built with `num_classes=0`.
+        model: an `SSLModel`, or a backbone without a classifier, such as timm's with `num_classes=0`.
         input_size: side in pixels of the test images.
         crop_pct: side of their center crop, as a share of the short side.
         interpolation: of the resize, by timm's name.
         tag: name of the pretraining in the configuration.
 
-    Returns the folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+    Returns the folder. `load_backbone` reads it, and so does the library of the network: for timm's
+    `timm.create_model("local-dir:FOLDER", pretrained=True)`, for transformers' `AutoModel.from_pretrained(FOLDER)`.
     """
     backbone: Any = getattr(model, "backbone", model)
     (target := Path(output_dir)).parent.mkdir(parents=True, exist_ok=True)
     data = _preprocessing(backbone) | {"crop_pct": crop_pct, "interpolation": interpolation}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        _writer(backbone)(backbone, Path(scratch), data, input_size, tag)
+        target.mkdir(exist_ok=True)
+        for file in Path(scratch).iterdir():
+            os.replace(file, target / file.name)
+    return target
+
+
+def _writer(backbone: nn.Module) -> Callable[[Any, Path, dict[str, Any], int, str], None]:
+    """How the library of a network writes it."""
+    if isinstance(backbone, TransformersBackbone):
+        return _write_transformers
+    if "architecture" in getattr(backbone, "pretrained_cfg", {}):
+        return _write_timm
+    return _write_weights
+
+
+def _write_timm(backbone: Any, folder: Path, data: dict[str, Any], input_size: int, tag: str) -> None:
     named = {"pretrained_cfg": {"tag": tag}}
     hook = backbone.register_state_dict_post_hook(_make_storable)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            timm.models.save_for_hf(backbone, scratch, safe_serialization=True, data_config=data, model_config=named)
-            _describe_our_weights(Path(scratch) / CONFIG, feature_size(backbone), input_size)
-            target.mkdir(exist_ok=True)
-            for file in Path(scratch).iterdir():
-                os.replace(file, target / file.name)
+        timm.models.save_for_hf(backbone, str(folder), safe_serialization=True, data_config=data, model_config=named)
+        _describe_our_weights(folder / CONFIG, feature_size(backbone), input_size)
     finally:
         hook.remove()
-    return target
+
+
+def _write_transformers(backbone: Any, folder: Path, data: dict[str, Any], input_size: int, tag: str) -> None:
+    backbone.save(folder, data | {"input_size": input_size})
+
+
+def _write_weights(backbone: Any, folder: Path, data: dict[str, Any], input_size: int, tag: str) -> None:
+    """The weights of a network of torchvision, or of one's own class, and what `load_backbone` needs of it."""
+    own = {"library": "module", "architecture": f"{type(backbone).__module__}.{type(backbone).__qualname__}"}
+    config: dict[str, Any] = getattr(backbone, "torchvision", own)
+    preprocessing = data | {"tag": tag, "input_size": [3, input_size, input_size]}
+    config = {**config, "num_features": feature_size(backbone), "pretrained_cfg": preprocessing}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    save_file(storable(backbone.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _preprocessing(backbone: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.redact import check_public, public_recipe
 from hf_essl.hub.card import CARD, card_on_hub
 from hf_essl.hub.hub_errors import HubError, HubUnreachable, plain_errors
-from hf_essl.run_folder import CONFIG, RECIPE, WEIGHTS, last_complete_checkpoint
+from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,9 @@ def commit(files: Files, repo_id: str, private: bool | None, revision: str | Non
 def backbone_files(folder: Path) -> Files:
     """The files of an exported folder for the root of the repository."""
     pictures = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
-    return {name: folder / name for name in (CONFIG, WEIGHTS, CARD, *pictures) if (folder / name).is_file()}
+    return {
+        name: folder / name for name in (CONFIG, WEIGHTS, PREPROCESSOR, CARD, *pictures) if (folder / name).is_file()
+    }
 
 
 def ssl_files(checkpoint: Path) -> Files:

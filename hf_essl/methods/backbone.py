@@ -1,4 +1,4 @@
-"""timm backbones: built for the resolutions of a run, and refused in one line if they cannot work.
+"""Backbones: built for the resolutions of a run, and refused in one line if they cannot work.
 
 Many transformers accept only the image size that they were built for. `build_backbone` passes the arguments that let
 them accept other sizes, as far as they have such arguments. All checks run on the meta device, in about a second.
@@ -10,22 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from hf_essl.common import nearest, one_line, unknown
+from hf_essl.common import one_line
 from hf_essl.compat import image_size_at_build
 from hf_essl.methods.meta import BATCH, isolated, meta_copy, meta_views
+from hf_essl.methods.sources import SOURCES, find_source
 
-FLEXIBLE: tuple[dict[str, Any], ...] = (  # timm's arguments for several image sizes, in the order of preference
-    {"dynamic_img_size": True},
-    {"dynamic_img_size": True, "dynamic_img_pad": True},  # for sizes that are not multiples of the patch
-    {"dynamic_img_pad": True},
-    {"strict_img_size": False},
-    {},
-)
 REFUSED = {  # arguments of timm.create_model that pretraining sets itself, and what to do instead
     "num_classes": "pretraining has no classifier; `hf-essl evaluate --protocol linear` trains one",
     "features_only": "pretraining needs one vector per image",
@@ -38,23 +31,24 @@ LOADING = ("checkpoint_path", "cache_dir")  # arguments that load weights, which
 def build_backbone(
     name: str, pretrained: bool = False, backbone_args: dict | None = None, resolutions: Iterable[int] = ()
 ) -> nn.Module:
-    """A timm model without its classifier, B x 3 x r x r to B x D, for each r in `resolutions`.
+    """A network without its classifier, B x 3 x r x r to B x D, for each r in `resolutions`; see `find_source`.
 
-    Without resolutions it accepts timm's own size, and as many others as the architecture can.
+    Without resolutions it accepts its own size, and as many others as the architecture can.
 
     Raises ValueError for arguments and resolutions that it does not accept; weights raise what timm raises.
     """
     arguments = accepted_arguments(name, backbone_args or {}, resolutions)
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    source, own_name = find_source(name)
+    return source.create(own_name, pretrained, arguments)
 
 
 def accepted_arguments(name: str, backbone_args: dict, resolutions: Iterable[int] = ()) -> dict[str, Any]:
-    """The arguments of timm.create_model with which a model accepts all `resolutions`; those given win.
+    """The arguments of its library with which a model accepts all `resolutions`; those given win.
 
     Raises ValueError as `build_backbone` does.
     """
     sizes = tuple(sorted(set(resolutions)))
-    if ":" in name:  # a folder or a Hub id, whose content may change
+    if ":" in name or "/" in name:  # a folder or a Hub id, whose content may change
         return _arguments(name, backbone_args, sizes)
     key = name, repr(backbone_args), sizes
     if key not in _accepted:
@@ -64,7 +58,8 @@ def accepted_arguments(name: str, backbone_args: dict, resolutions: Iterable[int
 
 def _arguments(name: str, backbone_args: dict, sizes: tuple[int, ...]) -> dict[str, Any]:
     plain = _plain_network(name, backbone_args)
-    for sizing in (*FLEXIBLE, *({"img_size": size} for size in sizes[-1:])):
+    built_for = [{"img_size": size} for size in sizes[-1:] if is_timm(name)]
+    for sizing in (*_sizing(name), *built_for):
         arguments = {**sizing, **backbone_args}
         network = _built(name, arguments)
         if network is not None and all(_accepts(network, size) for size in sizes or (_own_size(network),)):
@@ -87,17 +82,18 @@ def _plain_network(name: str, backbone_args: dict) -> nn.Module:
 
 
 def check_backbone(name: str, pretrained: bool = False) -> None:
-    """Raises ValueError if timm has no such model, no such weights of it, or for `pretrained` none at all."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        near = nearest(name, timm.list_models(), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
-        raise ValueError(f"backbone is {name!r}, which is not a timm model; {hint}")
-    weights = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in weights:
-        raise ValueError(unknown("backbone", name, [architecture, *weights]))
-    if pretrained and not weights:
-        raise ValueError(f"pretrained is true, but timm has no weights of {name}; set pretrained: false")
+    """Raises ValueError if there is no such model, no such weights of it, or for `pretrained` none at all."""
+    source, own_name = find_source(name)
+    source.check(own_name, pretrained)
+
+
+def is_timm(name: str) -> bool:
+    """Whether timm builds a backbone."""
+    return find_source(name)[0] is SOURCES["timm"]
+
+
+def _sizing(name: str) -> tuple[dict[str, Any], ...]:
+    return find_source(name)[0].sizing
 
 
 def check_resolutions(backbone: nn.Module, resolutions: Iterable[int]) -> None:
@@ -181,10 +177,11 @@ def _own_size(backbone: nn.Module) -> int:
 
 
 def meta_backbone(name: str, arguments: dict) -> nn.Module:
-    """The network on the meta device, without its weights; `arguments` are those of timm.create_model."""
+    """The network on the meta device, without its weights; `arguments` are those of its library."""
     kept = {key: value for key, value in arguments.items() if key not in LOADING}
+    source, own_name = find_source(name)
     with isolated(), torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **kept)
+        return source.create(own_name, False, kept)
 
 
 def _built(name: str, arguments: dict) -> nn.Module | None:
@@ -214,6 +211,8 @@ def _wrong_argument(name: str, backbone_args: dict, error: Exception) -> str:
     if found:
         known = [key for key in _parameters(name) if key not in REFUSED]
         return f"backbone_args contains {found[1]!r}, which {name} does not accept; choose from {', '.join(known)}"
+    if not backbone_args:
+        return f"backbone is {name!r}, which cannot be built: {one_line(error)}"
     alone = [key for key, value in backbone_args.items() if _built(name, {key: value}) is None]
     shown = ", ".join(f"{key}: {backbone_args[key]!r}" for key in alone[:1] or backbone_args)
     return f"backbone_args contains {shown}, which {name} does not accept: {one_line(error)}"
@@ -230,7 +229,7 @@ def _parameters(name: str) -> Iterator[str]:
 def _refusal(name: str, backbone_args: dict, sizes: Sequence[int], plain: nn.Module) -> str:
     """Which sizes a network does not accept, which it accepts, and what to set."""
     own = _own_size(plain)
-    networks = [net for sizing in FLEXIBLE if (net := _built(name, {**sizing, **backbone_args})) is not None]
+    networks = [net for sizing in _sizing(name) if (net := _built(name, {**sizing, **backbone_args})) is not None]
     tried = sorted({*sizes, own, *range(32, 257, 32)})
     flexible = max(([size for size in tried if _accepts(net, size)] for net in networks), key=len)
     start = f"backbone is {name!r}, which does not accept the resolutions {_listed(sizes)}; "

@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config import ModelArguments
-from hf_essl.methods.backbone import build_backbone, check_backbone, feature_size, freeze_unused
+from hf_essl.methods.backbone import build_backbone, check_backbone, check_resolutions, feature_size, freeze_unused
 from hf_essl.methods.checkpointing import checkpoint_activations
+from hf_essl.methods.sources import OWN
 
 Pair = tuple[Tensor, Tensor]
 
 
 class SSLModel(nn.Module):
-    """A timm backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method.
+    """A backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method.
 
     Raises ValueError for a backbone that does not return one vector per image.
     """
@@ -41,7 +42,7 @@ class SSLModel(nn.Module):
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
     collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
-    config: ModelArguments | None = None  # the arguments of `from_timm`; None for a model built by hand
+    config: ModelArguments | None = None  # of `from_timm` or `from_module`; None for a model built by hand
     resolutions: tuple[int, ...] = ()  # those that `from_timm` built and checked the backbone for
     projector: nn.Module  # the head on the backbone; the online probe reads the features that enter it
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it if a resumed checkpoint lacks a key
@@ -69,9 +70,11 @@ class SSLModel(nn.Module):
         method_args: dict | None = None,
         resolutions: Iterable[int] = (),
     ) -> "SSLModel":
-        """Builds a method on a timm backbone, by their names.
+        """Builds a method on a backbone, by their names.
 
         Args:
+            backbone: a timm model, a folder with an exported backbone, or a model of another library with its prefix:
+                torchvision:resnet18, transformers:ORG/NAME; see `hf_essl.methods.sources`.
             resolutions: sides in pixels of all views and evaluation images, such as `ViewArguments.resolutions`. Many
                 transformers need them, because they accept only the image size that they are built for.
 
@@ -86,10 +89,30 @@ class SSLModel(nn.Module):
             network = build_backbone(backbone, pretrained, config.backbone_args, sizes)
         except (OSError, RuntimeError, HfHubHTTPError) as error:
             raise ValueError(f"the weights of {backbone} cannot be loaded: {one_line(error)}") from error
-        freeze_unused(network)
-        model = METHODS[method](network, **config.method_args)
-        model.config, model.resolutions = config, sizes
-        return model
+        return _with_method(network, config, sizes)
+
+    @staticmethod
+    def from_module(
+        network: nn.Module,
+        method: str = "simsiam",
+        *,
+        method_args: dict | None = None,
+        resolutions: Iterable[int] = (),
+    ) -> "SSLModel":
+        """Builds a method on any network that maps B x 3 x r x r to B x D.
+
+        Its pixels are normalized with ImageNet's statistics, unless it has a `pretrained_cfg` as timm's models do,
+        with `mean`, `std` and `input_size`.
+
+        Raises ValueError as `from_timm` does.
+        """
+        name = f"{OWN}{type(network).__module__}.{type(network).__qualname__}"
+        config = ModelArguments(name, method, {}, method_args or {})
+        check_method(method, config.method_args)
+        sizes = tuple(resolutions)
+        if sizes:
+            check_resolutions(network, sizes)
+        return _with_method(network, config, sizes)
 
     def embed(self, view: Tensor) -> Pair:
         """The student's query and key of one view, B x 3 x r x r to B x D each; the selection pass calls it too."""
@@ -160,6 +183,13 @@ class SSLModel(nn.Module):
 
     def after_step(self) -> None:
         """Called once after each optimizer step that fp16 did not skip, to update teacher, queue or center."""
+
+
+def _with_method(network: nn.Module, config: ModelArguments, sizes: tuple[int, ...]) -> SSLModel:
+    freeze_unused(network)
+    model = METHODS[config.method](network, **config.method_args)
+    model.config, model.resolutions = config, sizes
+    return model
 
 
 METHODS: dict[str, type[SSLModel]] = {}  # the methods by name; `hf_essl.methods` fills it

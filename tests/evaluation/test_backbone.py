@@ -188,7 +188,7 @@ def test_folders_without_a_backbone(run, tmp_path):
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(ValueError, match="do not fit test_resnet"):
         load_backbone(torn)
-    (torn / "config.json").write_text('{"model_type": "resnet"}')
+    (torn / "config.json").write_text('{"hidden": 3}')
     with pytest.raises(ValueError, match=r"config.json names no architecture"):
         load_backbone(torn)
 
