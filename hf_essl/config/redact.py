@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import get_token
 
 TEXT = (".json", ".md", ".yaml")
+PREFIXES = ("local-dir", "transformers")  # of a backbone, before a folder
 
 
 def without_paths(value: Any) -> Any:
@@ -41,6 +42,9 @@ def check_public(files: Mapping[str, Path | bytes], *folders: Path) -> None:
 
 
 def _last_component(text: str) -> str:
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in PREFIXES:
+        return f"{prefix}:{_last_component(rest)}"
     if text.startswith(("~", "..")) or PurePosixPath(text).is_absolute():
         return PurePosixPath(text).name
     if text.startswith("file:") or PureWindowsPath(text).is_absolute():

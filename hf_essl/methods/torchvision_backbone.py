@@ -35,7 +35,7 @@ class TorchvisionSource:
         arguments = config.get("arguments", {}) | arguments
         published = "DEFAULT" if pretrained and not config else None
         network = torchvision.models.get_model(architecture, weights=published, **arguments)
-        _remove_classifier(network)
+        _remove_classifier(network, architecture)
         size = arguments.get("image_size", 224)
         network.pretrained_cfg = {"input_size": (3, size, size), "mean": MEAN, "std": STD, **_preprocessing(config)}
         network.torchvision = {"library": "torchvision", "architecture": architecture, "arguments": arguments}
@@ -57,13 +57,14 @@ def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _remove_classifier(network: nn.Module) -> None:
+def _remove_classifier(network: nn.Module, name: str) -> None:
     """Replaces the last layer of the classifier by the identity, in place."""
-    for name in CLASSIFIERS:
-        layer = getattr(network, name, None)
-        if isinstance(layer, nn.Sequential):
+    for attribute in CLASSIFIERS:
+        layer: Any = getattr(network, attribute, None)
+        if isinstance(layer, nn.Linear):
+            setattr(network, attribute, nn.Identity())
+            return
+        if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.Linear):
             layer[-1] = nn.Identity()
             return
-        if isinstance(layer, nn.Linear):
-            setattr(network, name, nn.Identity())
-            return
+    raise ValueError(f"the classifier of torchvision:{name} does not end with a linear layer, choose another network")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
+from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.cost import Cost, peak_flops
 from hf_essl.data.decode import CANVAS
@@ -75,7 +76,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "run": run.recipe.training.folder.resolve().name,
         "command": run.recipe.command(run.processes),
         "method": run.recipe.model.method,
-        "backbone": run.recipe.model.backbone,
+        "backbone": without_paths(run.recipe.model.backbone),
         "pretrained": run.recipe.model.pretrained,
         **{name: getattr(run, name) for name in COUNTED},
         "canvas": f"{run.recipe.data.image_size} px: {CANVAS}",
