@@ -1,6 +1,7 @@
 """`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from hf_essl.evaluation import extract_features
 from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
 from hf_essl.evaluation.nearest import NeighborLog
 from hf_essl.evaluation.retrieval import FixedViews
-from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import broadcast_buffers
 from hf_essl.recipe import check_groups
@@ -45,12 +45,13 @@ from hf_essl.training.progress import ProgressBarCallback
 from hf_essl.training.step import MethodCallback
 from hf_essl.training.step_log import StepLog
 from hf_essl.training.trackers import attach_trackers, energy_so_far
+from hf_essl.trial_trainer import TrialTrainer, init_model
 from hf_essl.views import Views
 
 logger = logging.getLogger(__name__)
 
 
-class SSLTrainer(HubTrainer):
+class SSLTrainer(TrialTrainer):
     """Trains an `SSLModel` on unlabeled images with F1-CLR, Super Progressive Learning and Hard Augment.
 
     Args:
@@ -60,6 +61,7 @@ class SSLTrainer(HubTrainer):
             dataset of images; labels never reach the loss.
         eval_dataset: labeled images of the same kinds, for the kNN accuracy.
         bank_dataset: the neighbors of the kNN accuracy; by default the training images, if they have labels.
+        model_init: instead of a model, a function that builds one; `hyperparameter_search` calls it for each trial.
         view_args: the augmentation chain, the curriculum of resolution and magnitude, and Hard Augment.
         data_args: how the images are decoded and kept.
         callbacks: further transformers callbacks.
@@ -76,12 +78,13 @@ class SSLTrainer(HubTrainer):
 
     def __init__(
         self,
-        model: SSLModel,
+        model: SSLModel | None = None,
         args: SSLTrainingArguments | None = None,
         train_dataset=None,
         eval_dataset=None,
         *,
         bank_dataset=None,
+        model_init: Callable[..., SSLModel] | None = None,
         view_args: ViewArguments | None = None,
         data_args: DataArguments | None = None,
         callbacks=None,
@@ -90,6 +93,7 @@ class SSLTrainer(HubTrainer):
     ):
         args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
         check_arguments(args, optimizers, others)
+        model = init_model(model, model_init)
         view_args = view_args or ViewArguments()
         self.curriculum = check_groups(model.config, data_args, view_args, args)
         check_network(model, view_args, args)
@@ -123,6 +127,7 @@ class SSLTrainer(HubTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.model_init = model_init
         self.loss_is_scaled_for_ga = False
         self.unreadable = UnreadableLog(image_count(train_dataset), data_args.max_unreadable)
         self._add_callbacks()
@@ -205,6 +210,7 @@ class SSLTrainer(HubTrainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
+        self.begin_trial(trial)
         check_images(self.model, self.args, self.train_dataset, self.eval_dataset, self.bank_dataset)
         self.step_log.clear()
         self.pairs_at_start = None if resume_from_checkpoint else self.shown_pairs(0.0)

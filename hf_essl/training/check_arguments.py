@@ -12,10 +12,11 @@ REFUSED = {
     "compute_loss_func": "the loss is the method's; write a method, see the README",
     "data_collator": "batches are uint8 images, and views are made on the device; set fields of ViewArguments",
     "processing_class": "images need no tokenizer; export writes the preprocessing",
-    "model_init": "the model is built before; `hf-essl sweep` compares runs with other settings",
     "optimizer_cls_and_kwargs": "set optim and optim_args, or pass optimizers=(optimizer, None)",
 }
-KNOWN = "model args train_dataset eval_dataset bank_dataset view_args data_args callbacks optimizers".split()
+KNOWN = (
+    "model args train_dataset eval_dataset bank_dataset model_init view_args data_args callbacks optimizers".split()
+)
 
 
 def check_arguments(args: Any, optimizers: tuple[Any, Any], others: Mapping[str, Any]) -> None:
