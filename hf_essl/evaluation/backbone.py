@@ -22,8 +22,9 @@ from hf_essl.config import ViewArguments
 from hf_essl.config.fields import fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
-from hf_essl.methods import METHODS
+from hf_essl.methods import METHODS, SSLModel
 from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
+from hf_essl.methods.pretrained import LIBRARY
 from hf_essl.methods.sources import read_config
 from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_complete_checkpoint
 from hf_essl.views.crops import INTERPOLATION
@@ -182,11 +183,19 @@ def _exported(folder: Path, which: str, module: nn.Module | None) -> LoadedBackb
     config = read_config(folder)
     if config.get("library") == "module":
         return _own_exported(folder, config, module)
+    if config.get("library") == LIBRARY:
+        return _loaded_method(SSLModel.from_folder(folder))
     check_backbone(str(folder), pretrained=True)
     name = config.get("architecture") or config.get("model_type")
     with _explained(f"the weights in {folder} do not fit {name}", RuntimeError, SafetensorError, OSError):
         model = build_backbone(str(folder), pretrained=True)
     return _loaded(model)
+
+
+def _loaded_method(method: SSLModel) -> LoadedBackbone:
+    """The backbone of `SSLModel.save_pretrained`, at the largest resolution that it was built for."""
+    loaded = _loaded(method.backbone)
+    return loaded._replace(resolution=max(method.resolutions, default=loaded.resolution))
 
 
 def _own_exported(folder: Path, config: dict[str, Any], module: nn.Module | None) -> LoadedBackbone:

@@ -20,12 +20,13 @@ from hf_essl.common import one_line, unknown
 from hf_essl.config import ModelArguments
 from hf_essl.methods.backbone import build_backbone, check_backbone, check_resolutions, feature_size, freeze_unused
 from hf_essl.methods.checkpointing import checkpoint_activations
+from hf_essl.methods.pretrained import PretrainedMethod
 from hf_essl.methods.sources import OWN
 
 Pair = tuple[Tensor, Tensor]
 
 
-class SSLModel(nn.Module):
+class SSLModel(nn.Module, PretrainedMethod):
     """A backbone, B x 3 x r x r to B x num_features, with the heads and the loss of one method.
 
     Raises ValueError for a backbone that does not return one vector per image.
