@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+SUPERVISED = "HF_ESSL_SUPERVISED"  # variable of processes that `--accelerate_config` has started
+
 
 class Diverged(RuntimeError):
     """The run was stopped because no further step could have saved it."""

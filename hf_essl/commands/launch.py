@@ -1,14 +1,18 @@
 """`--accelerate_config NAME`: runs the command under `accelerate launch` with a named configuration."""
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
+import psutil
 import torch
 import yaml
 
-from hf_essl.common import unknown
+from hf_essl.common import SUPERVISED, unknown
 from hf_essl.config.packaged import LAUNCH, packaged
 
 
@@ -50,7 +54,26 @@ def launch_command(config: Path, words: Sequence[str], command: str = "pretrain"
     return [*launcher, "-m", "hf_essl", command, *words, *overrides]
 
 
-def relaunch(command: Sequence[str], environment: dict[str, str]) -> None:
-    """Replaces this process by the command, so that signals and the exit code are the command's."""
+def relaunch(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
+    """Runs the command in a session of its own and exits as it does; Ctrl-C, SIGTERM and SIGHUP go to its processes.
+
+    The launcher itself gets no signal, because it would kill the processes before they have saved a checkpoint. A
+    second signal kills everything.
+    """
     sys.stdout.flush()
-    os.execve(command[0], list(command), environment)
+    launcher = subprocess.Popen(list(command), env={**environment, SUPERVISED: "1"}, start_new_session=True)
+    received: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        if received:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            return
+        received.append(number)
+        for process in psutil.Process(launcher.pid).children():
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, pass_on)
+    code = launcher.wait()
+    sys.exit(128 + received[0] if received and code == 0 else code % 256)
