@@ -1,11 +1,11 @@
 """How much less one recipe costs than another at equal accuracy, from runs at several lengths."""
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ OF_THE_LENGTH = ("steps", "warmup_epochs")
 PLAIN = {"lr_schedule": "cosine", "resolution_schedule": "constant", "selection": "none"}
 QUADRATIC_FROM = 4  # lengths; a line through fewer
 RESAMPLES, INTERVAL = 2000, (2.5, 97.5)
-NOT_BRACKETED = "not measured"
+ROUNDING = 1e-6  # points of accuracy: a curve reaches its own last point
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,13 @@ class Curve:
 
     def cost_of(self, accuracy: float) -> float:
         """The cost at which the curve first reaches an accuracy; 0 if it starts above, infinity if it never does."""
-        grid = np.linspace(*np.log(self.costs[[0, -1]]), 500)
+        grid = np.linspace(np.log(self.costs[0]), np.log(self.costs[-1]), 500)
         values, first = np.unique(np.maximum.accumulate(self.fitted(grid)), return_index=True)
-        if accuracy < values[0]:
+        if accuracy < values[0] - ROUNDING:
             return 0.0
-        return math.inf if accuracy > values[-1] else float(np.exp(np.interp(accuracy, values, grid[first])))
+        return (
+            math.inf if accuracy > values[-1] + ROUNDING else float(np.exp(np.interp(accuracy, values, grid[first])))
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,15 @@ def arms_of(groups: Sequence[Group]) -> list[Arm]:
         own = {key: value for key, value in group.settings.items() if key not in OF_THE_LENGTH}
         key = json.dumps(own, sort_keys=True, default=str) if PLAIN.keys() <= own.keys() else _base(group.name)
         found.setdefault(key, []).append(group)
-    return [Arm(_base(commonprefix([g.name for g in same])), tuple(same)) for same in found.values() if len(same) > 1]
+    return [Arm(_common_name(same), tuple(same)) for same in found.values() if len(same) > 1]
+
+
+def _common_name(groups: Sequence[Group]) -> str:
+    """What the names start with, without a length."""
+    letters = itertools.takewhile(
+        lambda each: len(set(each)) == 1, zip(*(group.name for group in groups), strict=False)
+    )
+    return _base("".join(letter for letter, *_ in letters)) or groups[0].name
 
 
 def _base(name: str) -> str:
@@ -137,9 +147,9 @@ def _base(name: str) -> str:
 
 
 def pair_arms(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Each recipe with the plain one of its method and backbone: a constant resolution, no selection, cosine annealing.
+    """Each recipe with the plain one of its method and backbone.
 
-    Without such a recipe, it is the first one of the method and backbone.
+    It has a constant resolution, no selection and cosine annealing; without such a recipe, it is the first one.
     """
     kinds: dict[tuple, list[Arm]] = {}
     for arm in arms:
@@ -171,7 +181,7 @@ def equal_accuracy_table(pairs: Sequence[tuple[Arm, Arm]], score: str) -> str:
         for length in reversed(range(len(plain.points("petaflops", score)))):
             ratios = [_ratio_of(plain, other, cost, score, length) for cost in COSTS]
             accuracy = next(ratio.accuracy for ratio in ratios if ratio)
-            texts = [str(ratio) if ratio else NOT_BRACKETED for ratio in ratios]
+            texts = [str(ratio) if ratio else "not measured" for ratio in ratios]
             rows.append([other.name, plain.name, f"{accuracy:.1f}", *texts])
     return table(header, rows)
 
@@ -192,7 +202,7 @@ def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str 
             style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
             for arm, points, is_plain in zip(pair, curves, (True, False), strict=True):
                 _draw_curve(axis, arm.name, points, style, is_plain)
-            _draw_ratio(axis, *curves, color=style["color"])
+            _draw_ratio(axis, curves[0], curves[1], style["color"])
         axis.set_xscale("log")
         axis.set_xlabel(title)
         axis.grid(color=GREY, alpha=0.2, linewidth=0.6)
