@@ -35,8 +35,8 @@ class Arm:
 
     def points(self, cost: str, score: str) -> list[np.ndarray]:
         """Cost and score of the runs of each length, runs x 2 each; lengths without both are left out."""
-        found = ([(run.get(cost), run.get(score)) for run in group.runs] for group in self.lengths)
-        measured = ([pair for pair in pairs if None not in pair and pair[0] > 0] for pairs in found)
+        found = ([(run.get(cost) or 0.0, run.get(score)) for run in group.runs] for group in self.lengths)
+        measured = ([(x, y) for x, y in pairs if x > 0 and y is not None] for pairs in found)
         return sorted((np.array(pairs, dtype=float) for pairs in measured if pairs), key=lambda x: x[:, 0].mean())
 
 

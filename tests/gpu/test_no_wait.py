@@ -5,7 +5,7 @@ Only the forward pass runs this way: autograd needs a build with the device.
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,29 +20,33 @@ WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero
 
 
 class OnDevice(TorchDispatchMode):
-    """Tensors on "cuda" have no data; those on the host are real. Notes each operation that waits for the device."""
+    """Tensors on "cuda" have no data; those on the host are real. Notes each operation that waits for the device.
+
+    A `FakeTensorMode` must be active around it.
+    """
 
     def __init__(self):
         super().__init__()
-        self.fake, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+        self.waits = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         there = [x for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor) and x.device.type == "cuda"]
         target = kwargs.get("device")
         if not there and (target is None or torch.device(target).type != "cuda"):
-            return func(*args, **kwargs)
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         if there and (_waits(func, args) or (target is not None and torch.device(target).type == "cpu")):
             self.waits.append(func.overloadpacket.__name__)
             return self._read(func, there[0])
-        with self.fake:
-            return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
     @staticmethod
     def _read(func, source):
         """What a real device could have sent: zeros."""
         if func.overloadpacket.__name__ == "_to_copy":
-            return torch.zeros(source.shape, dtype=source.dtype)
+            with unset_fake_temporarily():
+                return torch.zeros(source.shape, dtype=source.dtype)
         raise AssertionError(f"{func} waits for the device")
 
 
@@ -68,7 +72,7 @@ def on_device(mode, module):
 
 @pytest.fixture
 def mode():
-    with torch.no_grad(), OnDevice() as mode:
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), OnDevice() as mode:
         yield mode
 
 
