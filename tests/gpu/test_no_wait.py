@@ -82,7 +82,13 @@ def images(mode):
 
 
 def arguments(**changes):
-    fields = {"resolution": 32, "num_views": 4, "selection": "hard", "selection_resolution": 16, "compile_views": False}
+    fields = {
+        "resolution": 32,
+        "num_views": 4,
+        "selection": "hard",
+        "selection_resolution": 16,
+        "compile_views": False,
+    }
     return ViewArguments(**fields | changes)
 
 
