@@ -59,11 +59,11 @@ class Setting:
         """A recipe on the images, in bfloat16 on a GPU and with a tiny network on a CPU."""
         common = {"dataset": self.images, "report_to": "none", "disable_tqdm": "true", "measure_speedup": "false"}
         common |= {"output_dir": self.out / "run", "overwrite_output_dir": "true", "eval_crop_pct": 1.0}
+        plain = {key: value for key, value in fields.items() if key in PLAIN}
         if self.is_rehearsal:
             fields |= SMALL | {"max_train_samples": 64, "max_eval_samples": 64, "use_cpu": "true"}
         else:
             fields = {"bf16": "true"} | fields
-        plain = {key: value for key, value in fields.items() if key in PLAIN}
         words = [word for key, value in (common | fields | plain).items() for word in (f"--{key}", str(value))]
         return load_recipe(path, words)
 
@@ -197,7 +197,7 @@ def _speeds(setting: Setting, path: Path, fields: dict[str, Any]) -> dict[str, A
         stages[f"{stage.resolution} px"] = {
             "images/s": rates["whole"],
             "of the bare network": stage.of_limit,
-            "views/s": 2 * speeds.batch_size / seconds["views"],
+            "images/s, views alone": rates["views"],
             "Hard Augment's overhead": seconds.get("selection", 0) / seconds["bare"],
             "model TFLOP/s": flops / 1e12,
             "MFU": None if peak is None else flops / peak,
