@@ -19,11 +19,11 @@ def finished_baseline(recipe: Recipe, metrics: Metrics) -> Metrics | None:
     """
     try:
         path = baseline_of(find_recipe(recipe.source))
-        found = None if path is None else read_metrics(load_recipe(path).training.folder)
+        found = {} if path is None else read_metrics(load_recipe(path).training.folder)
     except ValueError:
         return None
-    comparable = found is not None and all(found.get(key) == metrics.get(key) for key in SAME)
-    return found if comparable and found.get("knn_accuracy") is not None else None
+    is_comparable = all(found.get(key) == metrics.get(key) for key in SAME)
+    return found if is_comparable and found.get("knn_accuracy") is not None else None
 
 
 def reached_line(metrics: Metrics, baseline: Metrics) -> str | None:
@@ -58,4 +58,5 @@ def _at(metrics: Metrics, key: str, step: int) -> float:
     logged = [(entry["step"], entry[key]) for entry in metrics["history"] if "loss" in entry and key in entry]
     known = [(0, 0.0), *logged]
     known = [*(pair for pair in known if pair[0] < metrics["steps"]), (metrics["steps"], metrics[key])]
-    return float(np.interp(step, *zip(*known, strict=True)))
+    steps, costs = (np.array(values) for values in zip(*known, strict=True))
+    return float(np.interp(step, steps, costs))
