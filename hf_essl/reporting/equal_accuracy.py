@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.polynomial import Polynomial
 
 from hf_essl.common import table
@@ -204,6 +206,9 @@ def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str 
                 _draw_curve(axis, arm.name, points, style, is_plain)
             _draw_ratio(axis, curves[0], curves[1], style["color"])
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(title)
         axis.grid(color=GREY, alpha=0.2, linewidth=0.6)
     figure.axes[0].set_ylabel(SCORES[score])
@@ -228,7 +233,6 @@ def _draw_ratio(axis: Axes, plain: Sequence[np.ndarray], other: Sequence[np.ndar
             cost = float(Curve.fit(plain).costs[length])
             ends, height = [cost / ratio.value, cost], [ratio.accuracy] * 2
             axis.plot(ends, height, color=color, linewidth=3, alpha=0.4)
-            axis.annotate(
-                f"{ratio} ×", (ends[0], height[0]), (-4, 6), textcoords="offset points", fontsize=8, ha="right"
-            )
+            style: dict[str, Any] = {"ha": "right", "fontsize": 8, "bbox": {"color": "white", "alpha": 0.7, "pad": 1}}
+            axis.annotate(f"{ratio} ×", (ends[0], height[0]), (-4, 6), textcoords="offset points", **style)
             return
