@@ -14,6 +14,7 @@ from hf_essl.data import Images, image_count, load_images
 from hf_essl.hub.push import check_access, push_finished_run
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics
+from hf_essl.reporting.reached import finished_baseline
 from hf_essl.reporting.report import result_table
 from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.trainer import SSLTrainer
@@ -49,7 +50,8 @@ def pretrain(recipe: Recipe, images: Images | None = None) -> Metrics:
     timed = recipe.training.measure_speedup and trainer.args.world_size == 1
     metrics, written = trainer.report(recipe, plain_step_seconds(trainer) if timed else None)
     if main:
-        print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
+        results = result_table(metrics, finished_baseline(recipe, metrics))
+        print(f"\n{results}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
     if main and recipe.training.push_to_hub and (url := push_finished_run(recipe.training)):
         print(f"pushed to {url}", flush=True)
     return metrics

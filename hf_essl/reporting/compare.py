@@ -3,8 +3,8 @@
 import logging
 import statistics
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Group:
 
     name: str
     runs: tuple[Metrics, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of the first run, see `settings_of`
 
     def values(self, key: str) -> list[float]:
         """The measured values, at most one per run."""
@@ -121,13 +122,13 @@ def _split(name: str, runs: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Gr
     """The groups of the runs of one name."""
     known = set.intersection(*(set(settings) for _, settings in runs))
     different = [key for key in runs[0][1] if key in known and any(s[key] != runs[0][1][key] for _, s in runs)]
-    groups: dict[str, list[Metrics]] = {}
+    groups: dict[str, list[tuple[Metrics, dict[str, Any]]]] = {}
     for metrics, settings in runs:
         shown = ", ".join(f"{key} {settings[key]}" for key in different)
-        groups.setdefault(f"{name} ({shown})" if shown else name, []).append(metrics)
+        groups.setdefault(f"{name} ({shown})" if shown else name, []).append((metrics, settings))
     if different:
         logger.warning("the runs %s differ in %s and are not averaged", name, ", ".join(different))
-    return [Group(title, tuple(found)) for title, found in groups.items()]
+    return [Group(title, tuple(metrics for metrics, _ in found), found[0][1]) for title, found in groups.items()]
 
 
 def _check_dataset(groups: Sequence[Group]) -> None:

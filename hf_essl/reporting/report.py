@@ -8,6 +8,7 @@ from hf_essl.recipe import Recipe
 from hf_essl.reporting.curves import draw_curves, stages_of
 from hf_essl.reporting.figures import Pairs, draw_views
 from hf_essl.reporting.metrics import EVIDENCE, Metrics, show, start_of
+from hf_essl.reporting.reached import reached_line
 from hf_essl.schedules import Curriculum
 
 START = "start"  # the row of the value before training
@@ -60,10 +61,16 @@ def write_report(
     ]
 
 
-def result_table(metrics: Metrics) -> str:
-    """The results of a run in a few lines; a missing value reads "not measured"."""
+def result_table(metrics: Metrics, baseline: Metrics | None = None) -> str:
+    """The results of a run in a few lines; a missing value reads "not measured".
+
+    Args:
+        baseline: of `finished_baseline`; what it took to be as accurate then comes first.
+    """
     start = f"  {start_of(metrics)}"
     lines, width = [], max(len(name) for name, _ in ROWS)
+    if baseline is not None and (reached := reached_line(metrics, baseline)):
+        lines.append(f"  {reached}")
     for name, keys in ROWS:
         values = [shown for key in keys if (shown := show(metrics, key)) is not None]
         if values or not OPTIONAL.intersection(keys):
