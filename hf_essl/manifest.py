@@ -1,11 +1,12 @@
 """The manifest of a checkpoint: which files it has, with size and hash. It is written last, so a whole folder has one.
 
-    {"format": 1, "step": 30, "settings": "<hash>", "files": {"model.safetensors": {"size": 4711, "hash": "…"}, …}}
+{"format": 1, "step": 30, "settings": "<hash>", "files": {"model.safetensors": {"size": 4711, "hash": "…"}, …}}
 """
 
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,4 +85,12 @@ def _hash(path: Path, sync: bool = False) -> str:
     with path.open("rb") as file:
         if sync:
             os.fsync(file.fileno())
+        found = os.fstat(file.fileno())
+    return _hash_of(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _hash_of(path: Path, *version: int) -> str:
+    """A resumed run checks its checkpoint several times; a file that has not changed is read once."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of an exported backbone."""
 PREPROCESSOR = "preprocessor_config.json"  # another one, of a transformers model
 RECIPE = "recipe.yaml"
+METRICS = "metrics.json"  # the last file of a report
 STATE = "trainer_state.json"
 PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
 

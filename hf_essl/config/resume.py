@@ -74,7 +74,7 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
 
 
 def _same(key: str, old: Any, new: Any) -> bool:
-    if key in ("dataset", "image_column") and isinstance(old, str) and isinstance(new, str):
+    if key == "dataset" and isinstance(old, str) and isinstance(new, str):
         old, new = PurePath(old).name, PurePath(new).name  # a folder may have moved
     if old in (None, "", [], {}) and new in (None, "", [], {}):
         return True
