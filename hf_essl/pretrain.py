@@ -19,7 +19,7 @@ from hf_essl.reporting.metrics import Metrics, read_metrics
 from hf_essl.reporting.report import result_table
 from hf_essl.run_folder import METRICS, RECIPE, checkpoints
 from hf_essl.run_lock import run_lock
-from hf_essl.storage import check_writable
+from hf_essl.storage import check_writable, storage_errors
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.checkpoints import find_checkpoint
 from hf_essl.training.layout import compile_backbones
@@ -76,7 +76,11 @@ def _pretrain(recipe: Recipe, images: Images | None) -> Metrics:
 
 def _report(trainer: SSLTrainer, recipe: Recipe) -> Metrics:
     main, timed = trainer.is_world_process_zero(), recipe.training.measure_speedup and trainer.args.world_size == 1
-    metrics, written = trainer.report(recipe, plain_step_seconds(trainer) if timed else None)
+    plain_seconds = plain_step_seconds(trainer) if timed else None
+    need = sum(value.nbytes for value in trainer.model.backbone.state_dict().values())
+    kept = "the checkpoints are kept: free some space, and --resume_from_checkpoint true writes the report"
+    with storage_errors(recipe.training.folder, need, kept):
+        metrics, written = trainer.report(recipe, plain_seconds)
     if main:
         print(f"\n{result_table(metrics)}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
     if main and recipe.training.push_to_hub and (url := push_finished_run(recipe.training)):

@@ -67,7 +67,7 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__context__
-    return one_line(error).split("(os error")[0][:200].strip()
+    return one_line(error).split("(os error")[0].rpartition("I/O error: ")[2][:200].strip()
 
 
 def _free(path: Path) -> str:

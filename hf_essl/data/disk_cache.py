@@ -102,7 +102,7 @@ class DiskImages(StoredImages):
         return torch.from_numpy(images)
 
     def _check(self, image: np.ndarray, slot: int) -> None:
-        """Compares an image that is read for the first time with its hash; decodes it again, in place, if it differs."""
+        """Compares an image at its first use with its hash; if it differs, decodes it again, in place."""
         assert self.hashes is not None and self._unchecked is not None
         if _hash(image) != self.hashes[slot]:
             where = f"image {slot} of the disk cache {self.path.parent}"

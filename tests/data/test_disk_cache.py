@@ -318,8 +318,9 @@ def test_a_damaged_image_is_decoded_again_at_its_first_use(log, capfd):
         content[slot * 192 + 50] ^= 4
     path.write_bytes(content)
     log.unlink()
+    capfd.readouterr()
     images = build(Gray(log))
-    assert reads(log) == [] and "damaged" not in capfd.readouterr().err, "opening reads no image"
+    assert reads(log) == [] and capfd.readouterr().err == "", "opening reads no image"
     assert images[0]["image"].unique().tolist() == [0] and reads(log) == []
     for _ in range(2):
         assert images.__getitems__(range(10))["image"].numpy().tobytes() == whole
