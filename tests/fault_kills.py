@@ -92,8 +92,8 @@ def train(folder: Path, method: str, moment: tuple[str, int] | None, size: int) 
     trainer.train(resume_from_checkpoint=found)
 
 
-def in_processes(size: int, log: Path, function: Callable[[], None]) -> list[int]:
-    """Forks `size` processes that run a function; when the first has died, the others are killed. Their statuses."""
+def in_processes(size: int, log: Path, function: Callable[[], None]) -> int:
+    """Forks processes that run a function and returns the first's status; if it was killed, the others are too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -108,7 +108,7 @@ def in_processes(size: int, log: Path, function: Callable[[], None]) -> list[int
         if os.WIFSIGNALED(first):
             os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
-    return [first]
+    return first
 
 
 def _child(rank: int, size: int, port: int, log: Path, function: Callable[[], None]) -> None:
@@ -133,10 +133,10 @@ def kill_and_resume(root: Path, method: str, moment: tuple[str, int], size: int)
     shutil.rmtree(cut, ignore_errors=True)
     if not whole.exists():
         in_processes(size, root / "log", lambda: train(whole, method, None, size))
-    (killed,) = in_processes(size, root / "log", lambda: train(cut, method, moment, size))
+    killed = in_processes(size, root / "log", lambda: train(cut, method, moment, size))
     if not os.WIFSIGNALED(killed):
         raise RuntimeError("it was not killed")
-    (resumed,) = in_processes(size, root / "log", lambda: train(cut, method, None, size))
+    resumed = in_processes(size, root / "log", lambda: train(cut, method, None, size))
     if resumed:
         raise RuntimeError((root / "log").read_text()[-300:])
     return same_weights(*(folder / "checkpoint-12" / "model.safetensors" for folder in (whole, cut)))
@@ -148,8 +148,11 @@ def run(number: int) -> tuple[int, int]:
     patches("validation", 32)
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     cases = []
-    for index, method in zip(range(number), itertools.cycle(METHODS)):
-        size, moment = (2 if index % 4 == 3 else 1), MOMENTS[index % len(MOMENTS)]
+    for index, method in zip(range(number), itertools.cycle(METHODS), strict=False):
+        size, moment = (
+            (2 if index % 4 == 3 else 1),
+            MOMENTS[7 * index % len(MOMENTS)],
+        )  # 7 shares no factor with their number
         name = f"{method}, {size} processes, {moment[0]} {moment[1]}"
         cases.append((name, lambda m=method, at=moment, n=size: kill_and_resume(root, m, at, n)))
     try:
