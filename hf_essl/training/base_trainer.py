@@ -119,13 +119,13 @@ class BaseTrainer(Trainer):
         if not _is_finite(self.model):
             logger.warning("step %d: no checkpoint is saved because weights are not finite", self.state.global_step)
             return  # the last good checkpoint remains the last
-        with self.clock.paused(), averaged_weights(self.optimizer), self._whole_checkpoint():
+        with self.clock.paused(), averaged_weights(self.optimizer), self._whole_checkpoint(Path(self._get_output_dir(trial))):
             super()._save_checkpoint(model, trial)
 
     @contextmanager
-    def _whole_checkpoint(self) -> Iterator[None]:
+    def _whole_checkpoint(self, run: Path) -> Iterator[None]:
         """The block saves a checkpoint, which then gets its manifest; only then are older ones deleted."""
-        folder, writes = self.args.folder / f"checkpoint-{self.state.global_step}", self.args.should_save
+        folder, writes = run / f"checkpoint-{self.state.global_step}", self.args.should_save
         now, limit = self.current_state(), self.args.save_total_limit
         self.args.save_total_limit = None
         try:
@@ -141,7 +141,7 @@ class BaseTrainer(Trainer):
         finally:
             self.args.save_total_limit = limit
         if writes:
-            rotate_checkpoints(str(self.args.folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def settings(self) -> dict[str, Any]:
         """The fields of the run, flat, as its checkpoints keep them."""
