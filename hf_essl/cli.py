@@ -13,7 +13,10 @@ ALIASES = {"neighbours": "neighbors"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a lost run, 2 for a mistake in the input, 130 for Ctrl-C."""
+    """Runs a command and returns its exit code: 0, 1 for a lost run, 2 for a mistake in the input.
+
+    A signal gives 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if words else sys.stderr)
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         resume = "; the same command with `--resume_from_checkpoint true` continues from the last checkpoint"
         print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     except (ValueError, OSError, Diverged) as error:
         if os.environ.get("HF_ESSL_DEBUG") == "1":
             raise

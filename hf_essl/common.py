@@ -13,7 +13,11 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal, after it saved a checkpoint."""
+    """The run was stopped by a signal, after it saved a checkpoint; `code` is the exit code, 128 + the signal."""
+
+    def __init__(self, message: str, code: int = 130):
+        super().__init__(message)
+        self.code = code
 
 
 def one_line(text: object) -> str:
@@ -40,11 +44,18 @@ def evenly_spaced(total: int, count: int | None) -> list[int]:
     return [index * total // count for index in range(count)]
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file next to its destination, then moves it there, so that readers never see half of it."""
+def write_text(path: Path, text: str, sync: bool = False) -> Path:
+    """Writes a file next to its destination, then moves it there, so that readers never see half of it.
+
+    With `sync`, it is also on the disk before it is moved.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(scratch, path)
     return path
 

@@ -4,22 +4,28 @@ import copy
 import shutil
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from hf_essl.common import Interrupted, write_text
+from hf_essl.config.resume import IMAGES
 from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
 from hf_essl.hub.push import check_access, push_finished_run
-from hf_essl.recipe import Recipe
-from hf_essl.reporting.metrics import Metrics
+from hf_essl.recipe import Recipe, flat_fields
+from hf_essl.reporting.metrics import Metrics, read_metrics
 from hf_essl.reporting.reached import finished_baseline
 from hf_essl.reporting.report import result_table
-from hf_essl.run_folder import checkpoints, last_complete_checkpoint
+from hf_essl.run_folder import METRICS, RECIPE, checkpoints
+from hf_essl.run_lock import run_lock
+from hf_essl.storage import check_writable, storage_errors
 from hf_essl.trainer import SSLTrainer
+from hf_essl.training.checkpoints import find_checkpoint
 from hf_essl.training.layout import compile_backbones
 from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.run_state import RunState
 from hf_essl.training.step import endless, run_step
 from hf_essl.views.crops import describe_crops
 
@@ -33,22 +39,49 @@ def pretrain(recipe: Recipe, images: Images | None = None) -> Metrics:
     Raises:
         ValueError: for what cannot work, before any model is built.
         Diverged: if the run was lost, see `SSLTrainer.train`.
-        Interrupted: if Ctrl-C or SIGTERM stopped it; a checkpoint is saved.
+        Interrupted: if Ctrl-C, SIGTERM or SIGHUP stopped it; a checkpoint is saved.
+        StorageError: if a checkpoint cannot be written; the earlier ones are kept.
     """
     recipe.check_network()
     check_access(recipe.training)
+    check_resume(recipe)
+    if recipe.training.process_index != 0:
+        return _pretrain(recipe, images)
+    check_writable(recipe.training.folder)
+    with run_lock(recipe.training.folder):
+        return _pretrain(recipe, images)
+
+
+def _pretrain(recipe: Recipe, images: Images | None) -> Metrics:
+    folder, wanted = recipe.training.folder, recipe.training.resume_from_checkpoint
     with recipe.training.main_process_first(local=False, desc="preparation of output_dir"):
         prepare_output_dir(recipe)
     trainer = build_trainer(recipe, images)
     main, cost = trainer.is_world_process_zero(), trainer.predicted_cost()
+    checkpoint = trainer.open_checkpoint(wanted)
+    if trainer.is_finished and (report := finished_report(folder)) is not None:
+        if main:
+            print(f"{checkpoint} is the end of the run, and its report is in {folder}; nothing is left to train")
+        return report
+    recipe.changes = tuple(trainer.run_state.changes)
     if main:
-        write_text(recipe.training.folder / "recipe.yaml", recipe.to_yaml())
+        (folder / METRICS).unlink(missing_ok=True)  # a run that has it is finished
+        write_text(folder / RECIPE, recipe.to_yaml())
         print(describe_run(trainer, recipe, cost), flush=True)
-    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
-    if trainer.stop_on_signal.received:
-        raise Interrupted(f"stopped by {trainer.stop_on_signal.received.name} after step {trainer.state.global_step}")
-    timed = recipe.training.measure_speedup and trainer.args.world_size == 1
-    metrics, written = trainer.report(recipe, plain_step_seconds(trainer) if timed else None)
+        print("\n".join(describe_resume(trainer, checkpoint)), end="", flush=True)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if (number := trainer.stop_on_signal.received) is not None:
+        raise Interrupted(f"stopped by {number.name} after step {trainer.state.global_step}", 128 + number)
+    return _report(trainer, recipe)
+
+
+def _report(trainer: SSLTrainer, recipe: Recipe) -> Metrics:
+    main, timed = trainer.is_world_process_zero(), recipe.training.measure_speedup and trainer.args.world_size == 1
+    plain_seconds = plain_step_seconds(trainer) if timed else None
+    need = sum(value.nbytes for value in trainer.model.backbone.state_dict().values())
+    kept = "the checkpoints are kept: free some space, and --resume_from_checkpoint true writes the report"
+    with storage_errors(recipe.training.folder, need, kept):
+        metrics, written = trainer.report(recipe, plain_seconds)
     if main:
         results = result_table(metrics, finished_baseline(recipe, metrics))
         print(f"\n{results}\n\nwrote {', '.join(str(path) for path in written)}", flush=True)
@@ -73,21 +106,48 @@ def build_trainer(recipe: Recipe, images: Images | None = None) -> SSLTrainer:
     )
 
 
-def prepare_output_dir(recipe: Recipe) -> None:
-    """Raises ValueError for a run that would be lost, or nothing to resume; clears one that may be overwritten."""
-    folder = recipe.training.folder
-    if recipe.training.resume_from_checkpoint:
-        if recipe.training.resume_from_checkpoint is True:
-            last_complete_checkpoint(folder)
+def check_resume(recipe: Recipe) -> None:
+    """Raises ValueError for a checkpoint that cannot be resumed with this recipe, before images are loaded."""
+    training = recipe.training
+    checkpoint = find_checkpoint(training.folder, training.resume_from_checkpoint, speaks=False)
+    if checkpoint is None:
         return
-    if not (checkpoints(folder) or (folder / "metrics.json").exists()):
+    settings = flat_fields(recipe.model, recipe.data, recipe.views, training)
+    settings["data_seed"] = training.seed if training.data_seed is None else training.data_seed
+    past = RunState.read(checkpoint)
+    known_later = {key: past.settings[key] for key in ("dataset", IMAGES) if key in past.settings}
+    past.resume_with(settings | known_later, checkpoint)
+
+
+def describe_resume(trainer: SSLTrainer, checkpoint: str | None) -> list[str]:
+    """Where a resumed run continues and what it changes; each line ends the one before."""
+    if checkpoint is None:
+        return [""]
+    past = trainer.run_state
+    rest = "nothing is left to train, the report follows" if trainer.is_finished else "training continues"
+    changed = [f"  {change}" for change in past.changes if change.step == past.step]
+    return [f"resumed from {checkpoint}: {rest}", *changed, ""]
+
+
+def finished_report(folder: Path) -> Metrics | None:
+    """The report of a finished run; None if it was interrupted before its last file."""
+    try:
+        return read_metrics(folder)
+    except ValueError:
+        return None
+
+
+def prepare_output_dir(recipe: Recipe) -> None:
+    """Raises ValueError for a run that would be lost; clears one that may be overwritten."""
+    folder = recipe.training.folder
+    if recipe.training.resume_from_checkpoint or not (checkpoints(folder) or (folder / METRICS).exists()):
         return
     if not recipe.training.overwrite_output_dir:
         raise ValueError(
             f"output_dir {folder} already holds a run; resume it with --resume_from_checkpoint true, start over with "
             f"--overwrite_output_dir, or choose another --output_dir"
         )
-    (folder / "metrics.json").unlink(missing_ok=True)  # of the old run, so that the new one is not taken for finished
+    (folder / METRICS).unlink(missing_ok=True)  # of the old run, so that the new one is not taken for finished
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
 

@@ -17,6 +17,7 @@ from hf_essl.config.files import merge, read_file, read_yaml
 from hf_essl.config.inherited import describe_inherited
 from hf_essl.config.packaged import find_recipe
 from hf_essl.config.redact import without_paths
+from hf_essl.config.resume import Change, as_comments
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
@@ -41,6 +42,7 @@ class Recipe:
     source: str = field(default="", compare=False)  # the path, as it was given
     given: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # set by the files and overrides
     words: tuple[str, ...] = field(default=(), compare=False, repr=False)  # of the command that runs it
+    changes: tuple[Change, ...] = field(default=(), compare=False, repr=False)  # made when it was resumed
 
     @classmethod
     def of(
@@ -86,7 +88,8 @@ class Recipe:
 
     def redacted(self) -> Self:
         """The same recipe to show to others: paths of this machine are cut to their last component."""
-        return dataclasses.replace(self, given=without_paths(self.given))
+        changes = tuple(Change(*without_paths(list(change))) for change in self.changes)
+        return dataclasses.replace(self, given=without_paths(self.given), changes=changes)
 
     def command(self, processes: int = 1) -> str | None:
         """The command that ran it, without the paths of this machine; None from the Python API."""
@@ -101,7 +104,8 @@ class Recipe:
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, without `extends`; it loads back to an equal recipe.
 
-        Of transformers' own training arguments it holds those that were set and those whose default differs here.
+        What was changed when the run was resumed stands above it, as comments. Of transformers' own training arguments
+        it holds those that were set and those whose default differs here.
         """
         blocks = []
         for name, group in GROUPS.items():
@@ -110,7 +114,7 @@ class Recipe:
             lines = [f"# {name}: {_first_line(group)}"]
             lines += [f"{key}: {_inline(self.given.get(key, default_of(group, key)))}" for key in shown]
             blocks.append("\n".join(lines))
-        return "\n\n".join(blocks) + "\n"
+        return as_comments(self.changes) + "\n\n".join(blocks) + "\n"
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), cell: Mapping[str, Any] | None = None) -> Recipe:

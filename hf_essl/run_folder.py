@@ -3,12 +3,24 @@
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
+
+from hf_essl.manifest import damage, has_manifest, is_begun
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of an exported backbone."""
 PREPROCESSOR = "preprocessor_config.json"  # another one, of a transformers model
 RECIPE = "recipe.yaml"
+METRICS = "metrics.json"  # the last file of a report
+STATE = "trainer_state.json"
 PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
+
+
+class Whole(NamedTuple):
+    """The newest whole checkpoint of a run, and why each newer one is not."""
+
+    path: Path
+    skipped: list[str]  # such as "checkpoint-12 (optimizer.pt is missing)"
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -18,30 +30,74 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str:
-    """The latest complete checkpoint; one that a crash cut short is skipped.
+    """The path of `newest_whole`; raises ValueError as it does."""
+    return str(newest_whole(output_dir).path)
+
+
+def newest_whole(output_dir: str | Path) -> Whole:
+    """The latest checkpoint whose files are all there and as they were written.
 
     Raises:
         ValueError: if there is none.
     """
-    for folder in checkpoints(output_dir):
-        if _is_complete(folder):
-            return str(folder)
+    skipped: list[str] = []
     saved = checkpoints(output_dir)
+    for folder in saved:
+        why = what_is_wrong(folder)
+        if why is None:
+            return Whole(folder, skipped)
+        skipped.append(f"{folder.name} ({why})")
     if saved and has_weights_only(saved[0]):
         raise ValueError(f"{saved[0]} has weights only (save_only_model: true) and cannot be resumed; start over")
-    raise ValueError(f"no complete checkpoint in {output_dir} to resume from; start it without resume_from_checkpoint")
+    others = f": {', '.join(skipped)}" if skipped else ""
+    raise ValueError(
+        f"no complete checkpoint in {output_dir} to resume from{others}; start it without resume_from_checkpoint"
+    )
+
+
+def checked_checkpoint(path: str | Path) -> Path:
+    """A checkpoint that the user has named. Raises ValueError if it is not whole."""
+    folder = Path(path).expanduser()
+    why = what_is_wrong(folder) if folder.is_dir() else "there is no such folder"
+    if why is not None:
+        hint = "resume_from_checkpoint: true takes the newest whole one of output_dir"
+        raise ValueError(f"resume_from_checkpoint is {path}, which cannot be resumed: {why}; {hint}")
+    return folder
 
 
 def has_weights_only(checkpoint: Path) -> bool:
     """Whether `save_only_model` has saved it."""
-    whole = (checkpoint / "trainer_state.json").exists() and (checkpoint / WEIGHTS).exists()
+    whole = (checkpoint / STATE).exists() and (checkpoint / WEIGHTS).exists()
     return whole and not any(checkpoint.glob("optimizer.*"))
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether the state, which is written last, can be read and the other files are there."""
+def what_is_wrong(folder: Path) -> str | None:
+    """Why a checkpoint cannot be resumed; None if it is whole, or has all parts and comes from before manifests."""
+    if has_manifest(folder):
+        why = damage(folder)
+        if why is not None:
+            return why
+    elif is_begun(folder):
+        return "it was not saved to its end"
+    if read_state(folder) is None:
+        return f"its {STATE} is missing or damaged"
+    if has_weights_only(folder):
+        return "it has weights only (save_only_model: true)"
+    for part in PARTS:
+        found = list(folder.glob(part))
+        if not found or any(path.is_file() and not path.stat().st_size for path in found):
+            return f"{part.replace('*', 'pt')} is missing or empty"
+    return None
+
+
+def read_state(folder: Path) -> dict | None:
+    """The content of a checkpoint's trainer_state.json; None for anything else."""
     try:
-        json.loads((folder / "trainer_state.json").read_text())
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return all(any(folder.glob(part)) for part in PARTS)
+        return None
+    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+        return None
+    counts = all(type(state.get(name)) is int and state[name] > 0 for name in ("global_step", "max_steps"))
+    named = not folder.name.startswith("checkpoint-") or folder.name == f"checkpoint-{state.get('global_step')}"
+    return state if counts and named else None

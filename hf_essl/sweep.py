@@ -35,7 +35,7 @@ from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
 from hf_essl.reporting.costs import Priced
 from hf_essl.reporting.sweep_table import DEFAULT_RESULTS, RESULTS, Row, sweep_table
-from hf_essl.run_folder import last_complete_checkpoint
+from hf_essl.run_folder import METRICS, last_complete_checkpoint
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ class Sweep:
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """The `metrics.json` of a finished cell, with its `accuracy` and `seed`; None if it is not finished."""
-        path = cell.folder / "metrics.json"
-        if not path.exists():
+        found = _metrics(cell)
+        if found is None:
             return None
-        own = {"accuracy": self.metric.read(cell.folder), "seed": cell.recipe.training.seed}
-        return json.loads(path.read_text()) | own
+        return found | {"accuracy": self.metric.read(cell.folder), "seed": cell.recipe.training.seed}
 
     def _place(self, cell: Cell) -> tuple[str, ...]:
         return tuple(value for key, value in cell.columns.items() if key != self.across)
@@ -201,7 +200,7 @@ def run_sweep(
 
 def _state(sweep: Sweep, cell: Cell) -> str:
     """What is done with a cell; sets how its recipe starts."""
-    if (cell.folder / "metrics.json").exists():
+    if _metrics(cell) is not None:
         return "evaluated" if sweep.metric.is_missing(cell.folder) else "finished"
     try:
         checkpoint = last_complete_checkpoint(cell.folder)
@@ -210,6 +209,15 @@ def _state(sweep: Sweep, cell: Cell) -> str:
     cell.recipe.training.resume_from_checkpoint = checkpoint
     cell.recipe.training.overwrite_output_dir = checkpoint is None  # of a run that stopped before its first checkpoint
     return "resumed" if checkpoint else "started"
+
+
+def _metrics(cell: Cell) -> dict[str, Any] | None:
+    """The last file of a cell; None if it is missing or damaged, so that a resumed run writes its report again."""
+    try:
+        found = json.loads((cell.folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def cells_to_price(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Priced]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,16 @@ from hf_essl.evaluation.retrieval import FixedViews
 from hf_essl.methods import SSLModel
 from hf_essl.methods.distributed import broadcast_buffers
 from hf_essl.recipe import check_groups
-from hf_essl.run_folder import checkpoints, last_complete_checkpoint
+from hf_essl.run_folder import checkpoints
+from hf_essl.run_lock import run_lock
 from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
+from hf_essl.storage import check_space
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
 from hf_essl.training.check_arguments import check_arguments
 from hf_essl.training.check_images import accumulation_lines, check_images
+from hf_essl.training.checkpoints import checkpoint_bytes
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
     check_network,
@@ -42,6 +46,7 @@ from hf_essl.training.layout import (
 )
 from hf_essl.training.optimizer import averaged_weights, momentum_of
 from hf_essl.training.progress import ProgressBarCallback
+from hf_essl.training.run_state import RunState
 from hf_essl.training.step import MethodCallback
 from hf_essl.training.step_log import StepLog
 from hf_essl.training.trackers import attach_trackers, energy_so_far
@@ -114,7 +119,7 @@ class SSLTrainer(TrialTrainer):
         self.flop_counter = FlopCounter.of(model, view_args)
         prepare_layers(model, args)
         self.clock = Clock()
-        self.step_log = StepLog(self.clock)
+        self.step_log, self.run_state = StepLog(self.clock), RunState()
         self.neighbor_log = NeighborLog(args.folder)
         for line in [*ignored_lines(args), *accumulation_lines(model, args)]:
             logger.warning(line)
@@ -143,7 +148,7 @@ class SSLTrainer(TrialTrainer):
             LogOftenCallback(),
             ProgressBarCallback(self.curriculum, self._step_flops, self.clock, self.args.knn_every_epochs),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
-            ClockCallback(self.clock),
+            ClockCallback(self.clock, lambda: self.run_state.seconds),
             self.stop_on_signal,
             self.alarm,
         ):
@@ -202,18 +207,28 @@ class SSLTrainer(TrialTrainer):
     # ---- the run ----
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Trains; `resume_from_checkpoint=True` continues from the last complete checkpoint of the output folder.
+        """Trains; `resume_from_checkpoint=True` continues from the newest whole checkpoint of the output folder.
+
+        A run that is finished already trains nothing, and has the weights and the state of its end.
 
         Raises:
-            ValueError: if there is nothing to resume from, no full batch, or too few images for the method.
+            ValueError: if there is nothing to resume from, a setting differs that must not change, another run is in
+                the output folder, there is no full batch, or too few images for the method.
+            StorageError: if a checkpoint cannot be written.
             Diverged: if the loss is not finite or the embedding has collapsed, and `on_divergence` is stop.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.folder)
-        self.begin_trial(trial)
+        with run_lock(self.args.folder) if self.is_world_process_zero() else nullcontext():
+            self.begin_trial(trial)
+            return self._train(self.open_checkpoint(resume_from_checkpoint), trial, ignore_keys_for_eval)
+
+    def _train(self, checkpoint: str | None, *others):
         check_images(self.model, self.args, self.train_dataset, self.eval_dataset, self.bank_dataset)
+        if self.is_world_process_zero():
+            need = 2 * checkpoint_bytes(self.model, self.args)
+            check_space(self.args.folder, need, "two checkpoints")
         self.step_log.clear()
-        self.pairs_at_start = None if resume_from_checkpoint else self.shown_pairs(0.0)
+        if checkpoint is None:
+            self.run_state.pairs_at_start = self.shown_pairs(0.0)
         if self.args.torch_compile:
             compile_backbones(self.model, self.args)
             with self.accelerator.autocast():  # before the clock runs
@@ -222,7 +237,7 @@ class SSLTrainer(TrialTrainer):
         if self.args.device.type == "cpu":
             disable_malloc_trim()
         forget_preparation(self.model)
-        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        result = super().train(checkpoint, *others)
         if self.callback_handler.train_dataloader is not None:
             shutdown_workers(self.callback_handler.train_dataloader)
         if self.alarm.lost:
@@ -297,6 +312,8 @@ class SSLTrainer(TrialTrainer):
 
         This is not a callback because W&B's callback runs before a user's.
         """
+        if self.is_finished and "train_runtime" in logs:
+            return  # of a resume that trained nothing
         if "loss" in logs:
             steps = self.step_log.read()
             steps |= {"resolution": self.views.resolution, "magnitude": self.views.magnitude}

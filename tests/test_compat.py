@@ -39,6 +39,14 @@ def accelerator():
 OVERRIDES = {
     "_build_accelerator_args": ["kwargs"],
     "_save_checkpoint": ["model", "trial"],
+    "_init_training_state": [
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ],
+    "set_initial_training_values": ["args", "dataloader"],
     "_save_optimizer_and_scheduler": ["output_dir"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_save": ["output_dir", "state_dict"],

@@ -80,7 +80,7 @@ def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
     checkpoint = cells[2].folder / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
-        (checkpoint / name).write_text("{}")
+        (checkpoint / name).write_text('{"global_step": 3, "max_steps": 9, "log_history": []}')
     trained, reported = [], []
 
     def train(recipe):

@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_essl.config.fields import Count, Positive, Share, check_fields, option
+from hf_essl.config.fields import Count, Positive, Share, check_fields, on_resume, option
 
 
 @dataclass
 class DataArguments:
     """Where the images come from and how they are kept."""
+
+    resume_rules = on_resume(
+        fixed="dataset dataset_config train_split eval_split eval_holdout image_column label_column streaming "
+        "image_size white_level max_train_samples max_eval_samples",
+        free="cache cache_dir max_unreadable",
+    )
 
     dataset: str = option(
         "photo-patches (embedded, no download), a Hub id, a folder of images or of parquet files, or a parquet file.",

@@ -22,6 +22,17 @@ def option(text: str, default: Any = None, *, factory: Any = None) -> Any:
     return dataclasses.field(**source, metadata={"help": text})
 
 
+def on_resume(acts: str = "", fixed: str = "", free: str = "") -> dict[str, str]:
+    """The rule of each field of a group for a resumed run whose value is another than its checkpoint's.
+
+    Args:
+        acts: names of fields that may change; the new value acts from the checkpoint's step on, and is recorded.
+        fixed: that must not change, because the weights, the images or the results of the run depend on them.
+        free: that change nothing of the run's result.
+    """
+    return {name: rule for rule, names in (("acts", acts), ("fixed", fixed), ("free", free)) for name in names.split()}
+
+
 @cache
 def fields_of(group: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(group)}

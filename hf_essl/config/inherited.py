@@ -6,7 +6,7 @@ A test compares the three with the fields of the installed transformers, so that
 from collections.abc import Mapping
 from typing import Any
 
-from hf_essl.config.fields import default_of
+from hf_essl.config.fields import default_of, on_resume
 
 _LANGUAGE = "it is made for language models; remove it"
 _NO_LOSS = "the evaluation compares features and computes no loss or logits; remove it"
@@ -72,6 +72,29 @@ WORKS = frozenset(
     """.split()
 )
 """Fields that act as transformers documents them."""
+
+INHERITED_RULES = {
+    **on_resume(free=" ".join([*REFUSED, *WITHOUT_MEANING])),  # their values are the same, or mean nothing
+    **on_resume(
+        acts="max_steps adam_beta1 adam_beta2 adam_epsilon bf16 tf32 ignore_data_skip",
+        fixed="optim_args fp16 seed data_seed metric_for_best_model greater_is_better train_sampling_strategy fsdp "
+        "fsdp_config",
+        free="""
+        gradient_accumulation_steps
+        activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs
+        torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps auto_find_batch_size
+        logging_strategy logging_first_step log_on_each_node log_level log_level_replica disable_tqdm report_to
+        run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay
+        eval_on_start save_only_model save_strategy save_steps save_on_each_node push_to_hub hub_private_repo
+        hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end
+        restore_callback_states_from_checkpoint full_determinism use_cpu accelerator_config dataloader_num_workers
+        dataloader_pin_memory dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
+        ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics
+        resume_from_checkpoint
+        """,
+    ),
+}
+"""What a resumed run does with another value of an inherited field, see `on_resume`."""
 
 
 def check_inherited(values: Any) -> None:

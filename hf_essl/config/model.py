@@ -5,13 +5,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hf_essl.config.fields import check_fields, option
+from hf_essl.config.fields import check_fields, on_resume, option
 from hf_essl.config.redact import without_paths
 
 
 @dataclass
 class ModelArguments:
     """The network and the method."""
+
+    resume_rules = on_resume(fixed="backbone method backbone_args method_args pretrained")
 
     backbone: str = option(
         "A timm model such as resnet50 or vit_small_patch16_224, torchvision:NAME, transformers:ORG/NAME, or a folder "

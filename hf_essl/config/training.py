@@ -11,8 +11,8 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from hf_essl.compat import is_tracker_installed, tracker_callbacks
-from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, option
-from hf_essl.config.inherited import check_inherited
+from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, on_resume, option
+from hf_essl.config.inherited import INHERITED_RULES, check_inherited
 from hf_essl.config.optimizers import LARS, SGD, check_optimizer, check_optimizer_package
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,17 @@ WHOLE_SQUARE = 1.0  # the crop_pct of runs and evaluations from before this sett
 @dataclass
 class SSLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
+
+    resume_rules = INHERITED_RULES | on_resume(
+        acts="learning_rate weight_decay num_train_epochs max_grad_norm lr_schedule warmup_epochs one_cycle_fraction "
+        "momentum min_momentum max_momentum sync_batchnorm",
+        fixed="decay_norm_and_bias optim fix_predictor_lr dataloader_drop_last eval_crop_pct knn_k knn_temperature "
+        "online_probe",
+        free="output_dir per_device_train_batch_size total_batch_size per_device_eval_batch_size "  # images_per_step
+        "remove_unused_columns logging_nan_inf_filter logging_steps save_total_limit ddp_find_unused_parameters "
+        "dataloader_persistent_workers knn_every_epochs on_divergence channels_last overwrite_output_dir "
+        "measure_speedup",
+    )
 
     output_dir: str | None = option("Folder of the run: checkpoints, metrics, pictures and the backbone.", "runs/essl")
     per_device_train_batch_size: Count = option("Per-device batch size; with total_batch_size its upper limit.", 128)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, option
+from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, on_resume, option
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 STANDARD_MAGNITUDE = 5.0  # the color jitter has the ranges of `ViewArguments.jitter` here (Sec. 4 of the paper)
@@ -16,6 +16,14 @@ AreaShare = Annotated[float, Field(gt=0, le=1)]
 @dataclass
 class ViewArguments:
     """The augmentation chain, its curriculum (Super Progressive Learning, Sec. 3.2) and Hard Augment (Sec. 3.3)."""
+
+    resume_rules = on_resume(
+        acts="min_magnitude max_magnitude selection_render selection_precision selection_score crop_scale crop_ratio "
+        "flip_p jitter jitter_order jitter_p grayscale_p blur_p blur_sigma solarize_p randaugment_ops",
+        fixed="resolution min_resolution resolution_schedule resolution_step num_views selection selection_resolution "
+        "augmentation extra_targets",  # the cost of the whole run depends on them
+        free="view_executor compile_views",
+    )
 
     resolution: Count = option("Side in pixels of the training views, r_max of the curriculum.", 224)
     min_resolution: Count | None = option("r_min of the curriculum; needed unless resolution_schedule is constant.")

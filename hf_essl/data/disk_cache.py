@@ -3,11 +3,15 @@
     <cache_dir, or the cache of `datasets`>/hf_essl/<name>-<size>px-<key>/
         images.u8    uint8 N x 3 x S x S, one slot per image of the source; zeros for an unreadable one
         aspects.npy  float32 N, width / height of the images; 1 for an unreadable one
-        cache.json   the source, what the canvas is, the image size and the unreadable images
+        hashes.npy   uint64 N, a hash per slot
+        cache.json   the source, what the canvas is, the image size, the unreadable images, and hashes of both .npy
 
 The key is a hash of the source's fingerprint, the number and size of the images and the version of the decoder, so
 other images have another folder. A cache is built in `<folder>.building`, which is renamed when the cache is complete.
 For every 256 images on the disk a journal has one line; an interrupted build continues after its last line.
+
+Opening checks sizes, cache.json and the .npy files; each image is checked when a process first reads it, and one with
+another hash is decoded again. A cache without hashes comes from an earlier version, and its images are not checked.
 """
 
 import hashlib
@@ -17,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -32,13 +36,14 @@ from filelock import FileLock, Timeout
 from hf_essl.common import write_text
 from hf_essl.data.cache import decode_chunks
 from hf_essl.data.dataset import DecodedImages, StoredImages
-from hf_essl.data.decode import CANVAS, VERSION, Unreadable, UnreadableLog
+from hf_essl.data.decode import CANVAS, VERSION, Unreadable, UnreadableLog, read_image
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHUNK = 256  # images per line of the journal
-IMAGES, ASPECTS, FACTS, JOURNAL = "images.u8", "aspects.npy", "cache.json", "journal.jsonl"
+NAMED = 3  # damaged images that a process names
+IMAGES, ASPECTS, HASHES, FACTS, JOURNAL = "images.u8", "aspects.npy", "hashes.npy", "cache.json", "journal.jsonl"
 
 
 class DiskImages(StoredImages):
@@ -53,6 +58,8 @@ class DiskImages(StoredImages):
         slots: int64 N, the positions of the dataset's images in the file.
         aspects: float32 N, width / height of the whole images.
         labels: int64 N, or None.
+        hashes: uint64, one per slot of the file; None: images are not checked.
+        repair: decodes the image of a slot again, uint8 3 x S x S; it raises OSError if that fails.
     """
 
     def __init__(
@@ -64,15 +71,23 @@ class DiskImages(StoredImages):
         labels: torch.Tensor | None,
         classes: list[str] | None,
         name: str,
+        hashes: np.ndarray | None = None,
+        repair: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self.path, self.image_size, self.slots, self.aspects = path, image_size, slots, aspects
         self.labels, self.classes, self.name = labels, classes, name
+        self.hashes, self.repair = hashes, repair
+        self._unchecked = None if hashes is None else np.ones(len(hashes), dtype=bool)
+        self._repaired = 0
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def gather(self, indices: torch.Tensor) -> torch.Tensor:
-        """The images at int64 B indices, uint8 B x 3 x S x S. Raises OSError if the file ends too early."""
+        """The images at int64 B indices, uint8 B x 3 x S x S.
+
+        Raises OSError if the file ends too early, or a damaged image cannot be decoded again.
+        """
         slots = self.slots[indices.numpy()].tolist()
         images = np.empty((len(slots), 3, self.image_size, self.image_size), dtype=np.uint8)
         length, descriptor = 3 * self.image_size**2, self._file.fileno()
@@ -82,7 +97,27 @@ class DiskImages(StoredImages):
         for image, slot in zip(images, slots, strict=True):
             if os.preadv(descriptor, [image.data], slot * length) != length:
                 raise OSError(f"the disk cache {self.path} ends before image {slot}; the next run rebuilds it")
+            if self._unchecked is not None and self._unchecked[slot]:
+                self._check(image, slot)
         return torch.from_numpy(images)
+
+    def _check(self, image: np.ndarray, slot: int) -> None:
+        """Compares an image at its first use with its hash; if it differs, decodes it again, in place."""
+        assert self.hashes is not None and self._unchecked is not None
+        if _hash(image) != self.hashes[slot]:
+            where = f"image {slot} of the disk cache {self.path.parent}"
+            if self.repair is None:
+                raise OSError(f"{where} is damaged; delete that folder, and it is built again")
+            image[:] = self.repair(slot)
+            with suppress(OSError), self.path.open("r+b") as file:  # a cache that others own is repaired in memory
+                os.pwrite(file.fileno(), image.data, slot * image.nbytes)
+            if _hash(image) != self.hashes[slot]:
+                raise OSError(f"{where} is damaged, and its source has changed; delete that folder")
+            self._repaired += 1
+            if self._repaired <= NAMED:
+                more = " (further ones are repaired without a line)" if self._repaired == NAMED else ""
+                _report(f"{where} was damaged; it is decoded again{more}")
+        self._unchecked[slot] = False
 
     @cached_property
     def _file(self) -> FileIO:
@@ -120,7 +155,11 @@ def disk_cache(dataset: DecodedImages, root: Path, max_unreadable: float) -> Dis
     log.update(unreadable, len(slots))
     labels = None if dataset.labels is None else dataset.labels[slots]
     aspects = torch.from_numpy(np.load(folder / ASPECTS)[slots])
-    images = DiskImages(folder / IMAGES, dataset.image_size, slots, aspects, labels, dataset.classes, dataset.name)
+    hashes = np.load(folder / HASHES) if HASHES in facts else None
+    named = (labels, dataset.classes, dataset.name)
+    images = DiskImages(
+        folder / IMAGES, dataset.image_size, slots, aspects, *named, hashes, partial(_decode_again, dataset)
+    )
     images.left_out = len(unreadable)
     images.remember(dataset.source, slots.tolist())
     return images
@@ -159,10 +198,24 @@ def _read_facts(folder: Path, dataset: DecodedImages) -> dict[str, Any] | None:
     """The facts of a complete cache: its folder's name identifies the source. None if it is missing or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        complete = (folder / IMAGES).stat().st_size == _bytes(dataset, len(dataset)) and (folder / ASPECTS).is_file()
-        return facts if complete else None
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = [Unreadable(**one) for one in facts["unreadable"]]
+        described = facts["count"] == len(dataset) and facts["image_size"] == dataset.image_size
+        inside = all(type(one.index) is int and 0 <= one.index < len(dataset) for one in found)
+        complete = (folder / IMAGES).stat().st_size == _bytes(dataset, len(dataset))
+        arrays = np.load(folder / ASPECTS).shape == (len(dataset),)
+        for name in (ASPECTS, HASHES):  # earlier versions have no hashes
+            arrays = arrays and (name not in facts or _checksum((folder / name).read_bytes()) == facts[name])
+        return facts if described and inside and complete and arrays else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
         return None
+
+
+def _decode_again(dataset: DecodedImages, slot: int) -> np.ndarray:
+    """The canvas of one image, uint8 3 x S x S. Raises OSError if it cannot be read any more."""
+    found = read_image(partial(dataset.source.read, slot), dataset.image_size, slot, f"{dataset.name}[{slot}]")
+    if isinstance(found, Unreadable):
+        raise OSError(f"image {slot} of the disk cache is damaged, and cannot be decoded again: {found}")
+    return found[0].pixels.numpy()
 
 
 def _lock(folder: Path) -> AbstractContextManager:
@@ -200,8 +253,9 @@ def _build(dataset: DecodedImages, folder: Path, log: UnreadableLog) -> dict[str
             file.write(f"{json.dumps(line)}\n")
             _sync(file)
     np.save(scratch / ASPECTS, np.array([aspect for line in journal for aspect in line["aspects"]], dtype=np.float32))
+    np.save(scratch / HASHES, np.array([value for line in journal for value in line["hashes"]], dtype=np.uint64))
     source = {"name": dataset.name, "fingerprint": dataset.source.fingerprint, "count": count, "image_size": size}
-    source |= {"canvas": CANVAS}
+    source |= {"canvas": CANVAS} | {name: _checksum((scratch / name).read_bytes()) for name in (ASPECTS, HASHES)}
     facts = {**source, "unreadable": [one for line in journal for one in line["unreadable"]]}
     write_text(scratch / FACTS, json.dumps(facts))
     (scratch / JOURNAL).unlink()
@@ -229,7 +283,7 @@ def _decode(dataset: DecodedImages, scratch: Path, done: int, log: UnreadableLog
             if not sys.stderr.isatty() and done * 10 // count > (done - len(chunk)) * 10 // count:
                 _report(f"caching {name} on disk: {done:,} of {count:,} images")
             unreadable = [asdict(result) for result in chunk if isinstance(result, Unreadable)]
-            yield {"checksum": _checksum(block), "aspects": aspects, "unreadable": unreadable}
+            yield {"hashes": [_hash(row) for row in block], "aspects": aspects, "unreadable": unreadable}
 
 
 def _read_journal(scratch: Path, dataset: DecodedImages) -> list[dict[str, Any]]:
@@ -237,13 +291,17 @@ def _read_journal(scratch: Path, dataset: DecodedImages) -> list[dict[str, Any]]
     path, images = scratch / JOURNAL, scratch / IMAGES
     lines: list[dict[str, Any]] = []
     if path.exists() and images.exists():
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, TypeError):
             for text in path.read_text(encoding="utf-8").splitlines():
-                lines.append(json.loads(text))
+                line = json.loads(text)
+                if {"hashes", "aspects", "unreadable"} - set(line):
+                    break
+                lines.append(line)
     if lines:
         with images.open("rb") as file:
             file.seek(_bytes(dataset, (len(lines) - 1) * CHUNK))
-            if _checksum(file.read(_bytes(dataset, CHUNK))) != lines[-1]["checksum"]:
+            block = [file.read(_bytes(dataset, 1)) for _ in lines[-1]["hashes"]]
+            if [_hash(image) for image in block] != lines[-1]["hashes"]:
                 lines = []
     write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
     return lines
@@ -256,6 +314,10 @@ def _sync(file: Any) -> None:
 
 def _checksum(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _hash(image: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "little")
 
 
 def _report(line: str) -> None:

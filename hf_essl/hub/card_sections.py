@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_essl.common import table
+from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.hub.card_facts import Result, strategies
@@ -62,6 +64,7 @@ def sections(
 ) -> dict[str, Any]:
     """The values of the card's template by name: tables, and what its sentences depend on."""
     name, dataset = metrics["method"], DATASETS.get(recipe.data.dataset)
+    recipe = replace(recipe, changes=tuple(Change(**change) for change in metrics.get("changes", ())))
     method, citation = (METHODS[name].title, METHODS[name].citation) if name in METHODS else (name, "")
     *others, last = [title for title, is_used in strategies(recipe).items() if is_used] or ["the plain recipe"]
     local = is_local(metrics)
@@ -141,6 +144,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Images per step", show(metrics, "images_per_step")),
         ("Optimizer", _optimizer(recipe)),
         ("Seed", str(training.seed)),
+        ("Changed on resume", "; ".join(str(change) for change in recipe.changes) or None),
     ]
     return table(("what", "value"), rows)
 

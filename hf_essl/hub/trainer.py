@@ -49,7 +49,6 @@ class HubTrainer(BaseTrainer):
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]
-    pairs_at_start: list[tuple[int, int]] | None = None  # see `shown_pairs`; not known to a resumed run
     _upload: Future | None = None
 
     # ---- overrides of transformers ----
@@ -112,6 +111,7 @@ class HubTrainer(BaseTrainer):
         try:
             config, name = self.model.config, self.train_dataset.name
             recipe = Recipe.of(config, self.data_args, self.views.args, self.args, name)
+            recipe.changes = tuple(self.run_state.changes)
         except ValueError as error:
             logger.warning("no card is written: %s", error)
             return
@@ -179,7 +179,8 @@ class HubTrainer(BaseTrainer):
             bank_images=image_count(self.bank_dataset),
             eval_images=image_count(self.eval_dataset),
             unreadable_images=len(self.unreadable.found) + self.train_dataset.left_out,
-            energy=energy_so_far(self),
+            energy=energy_so_far(self) or self.run_state.energy,
+            images_seen=self.run_state.images_seen + self.step_log.images_seen,
             device=self.args.device,
             processes=self.args.world_size,
         )
@@ -187,7 +188,7 @@ class HubTrainer(BaseTrainer):
         with unsharded(self.model):  # on all processes, although only one writes
             if not self.is_world_process_zero():
                 return metrics, []
-            pairs = {"start": self.pairs_at_start, "end": self.shown_pairs(1.0)}
+            pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
             written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum, pairs)
             if pictures := self._draw_neighbors():
                 written.append(pictures)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
+from hf_essl.common import one_line
 from hf_essl.config.redact import without_paths
 from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.cost import Cost, peak_flops
 from hf_essl.data.decode import CANVAS
 from hf_essl.recipe import Recipe
+from hf_essl.run_folder import RECIPE
 
 Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-essl evaluate`
 
@@ -63,6 +65,7 @@ class RunFacts:
     bank_images: int | None
     eval_images: int | None
     unreadable_images: int
+    images_seen: int  # in all steps, by all processes
     energy: dict[str, float]  # energy_kwh and co2e_kg; empty if they were not measured
     device: torch.device
     processes: int
@@ -71,7 +74,7 @@ class RunFacts:
 def collect_metrics(run: RunFacts) -> Metrics:
     """The content of `metrics.json` for a finished run; None for what was not measured."""
     state, cost, seconds, plain_step = run.state, run.cost, run.seconds, run.plain_step_seconds
-    images = cost.images_per_step * state.global_step
+    images = run.images_seen or cost.images_per_step * state.global_step
     return {
         "run": run.recipe.training.folder.resolve().name,
         "command": run.recipe.command(run.processes),
@@ -100,6 +103,7 @@ def collect_metrics(run: RunFacts) -> Metrics:
         "images_per_second": images / seconds if seconds else None,
         **_utilization(state.total_flos / seconds if seconds else None, run),
         "device": describe_device(run.device),
+        "changes": [change._asdict() for change in run.recipe.changes],
         "versions": {"hf_essl": version("hf-essl"), **{name: version(name) for name in PACKAGES}},
         "history": state.log_history,
     }
@@ -145,7 +149,10 @@ def read_metrics(run: str | Path) -> Metrics:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run} is not a finished run ({error}); pass a folder that contains metrics.json") from error
+        hint = "pass a folder that contains metrics.json"
+        if (Path(run) / RECIPE).is_file():
+            hint = f"`hf-essl pretrain {Path(run) / RECIPE} --resume_from_checkpoint true` completes it"
+        raise ValueError(f"{run} is not a finished run ({one_line(error)}); {hint}") from error
     if not isinstance(metrics, dict) or "method" not in metrics:
         raise ValueError(f"{path} does not describe a run; `hf-essl pretrain` writes one")
     metrics.setdefault("crop_pct", WHOLE_SQUARE)

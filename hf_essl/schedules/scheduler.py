@@ -62,6 +62,13 @@ class CurveScheduler(LRScheduler):
             else:
                 group["momentum"] = momentum
 
+    def set_peaks(self, peaks: list[float | Tensor]) -> None:
+        """Other peaks, one per group, from the current step on: those of a resumed run, not of its checkpoint."""
+        self.base_lrs = peaks
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
     def state_dict(self) -> dict[str, Any]:
         """The step and the peaks as plain numbers: checkpoints are loaded with `weights_only=True`.
 

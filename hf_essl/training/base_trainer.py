@@ -2,6 +2,9 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +12,26 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.fields import default_of
+from hf_essl.config.resume import IMAGES, settings_hash
 from hf_essl.data import StreamedImages
 from hf_essl.evaluation.during_training import PROBE, OnlineProbe
+from hf_essl.manifest import begin, write_manifest
 from hf_essl.methods import SSLModel
 from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
+from hf_essl.recipe import flat_fields, name_dataset
 from hf_essl.schedules import CurveScheduler, curve_from_args
+from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, saving
 from hf_essl.training.clock import Clock
-from hf_essl.training.optimizer import averaged_weights, build_optimizer
+from hf_essl.training.optimizer import averaged_weights, build_optimizer, settings_kept
+from hf_essl.training.run_state import RunState, check_weights
 from hf_essl.training.step_log import StepLog
+from hf_essl.training.trackers import energy_so_far
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +42,15 @@ class BaseTrainer(Trainer):
     args: SSLTrainingArguments
     model: SSLModel
     train_dataset: Any
+    data_args: Any
+    views: Any
     optimizer: Any
     lr_scheduler: Any
     clock: Clock
     step_log: StepLog
     online_probe: OnlineProbe | None
+    run_state: RunState  # of the checkpoint that the training started from
+    is_finished = False  # whether nothing was left to train
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training images; a stream splits itself over the processes."""
@@ -89,12 +103,90 @@ class BaseTrainer(Trainer):
         arguments.pop("dynamo_plugin", None)  # it compiles the whole model; `compile_backbones` only the backbone
         return arguments
 
+    def set_initial_training_values(self, args, dataloader):
+        values = super().set_initial_training_values(args, dataloader)
+        if not self.is_finished:
+            return values
+        _, steps_per_epoch, *others = values
+        return self.run_state.step // steps_per_epoch, steps_per_epoch, *others  # no epoch is left
+
+    def _init_training_state(self, max_steps, *others):
+        found = super()._init_training_state(max_steps, *others)
+        self.state.compute_steps(self.args, max_steps)  # those of a checkpoint would be used otherwise
+        return found
+
     def _save_checkpoint(self, model, trial) -> None:
         if not _is_finite(self.model):
             logger.warning("step %d: no checkpoint is saved because weights are not finite", self.state.global_step)
             return  # the last good checkpoint remains the last
-        with self.clock.paused(), averaged_weights(self.optimizer):
+        with (
+            self.clock.paused(),
+            averaged_weights(self.optimizer),
+            self._whole_checkpoint(Path(self._get_output_dir(trial))),
+        ):
             super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _whole_checkpoint(self, run: Path) -> Iterator[None]:
+        """The block saves a checkpoint, which then gets its manifest; only then are older ones deleted."""
+        folder, writes = run / f"checkpoint-{self.state.global_step}", self.args.should_save
+        now, limit = self.current_state(), self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            with saving(folder, checkpoint_bytes(self.model, self.args)) if writes else nullcontext():
+                if writes:
+                    begin(folder)
+                    now.write(folder)
+                self.accelerator.wait_for_everyone()
+                yield
+                self.accelerator.wait_for_everyone()  # until each has written its random state
+                if writes:
+                    write_manifest(folder, now.step, settings_hash(now.settings))
+        finally:
+            self.args.save_total_limit = limit
+        if writes:
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of the run, flat, as its checkpoints keep them."""
+        data = name_dataset(self.data_args, self.train_dataset.name)
+        fields = flat_fields(self.model.config, data, self.views.args, self.args)
+        per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return fields | {IMAGES: per_process * self.args.world_size}
+
+    def current_state(self) -> RunState:
+        """The state of the run for a checkpoint; call it on all processes."""
+        past = self.run_state
+        return replace(
+            past,
+            settings=self.settings(),
+            step=self.state.global_step,
+            seconds=self.clock.seconds,
+            energy=energy_so_far(self) or past.energy,
+            images_seen=past.images_seen + self.step_log.images_seen,
+        )
+
+    def open_checkpoint(self, wanted: str | bool | None) -> str | None:
+        """The checked checkpoint to resume from, see `find_checkpoint`; its state becomes `run_state`.
+
+        Raises ValueError if it is not whole, or if a setting differs that must not change.
+        """
+        self.run_state = RunState()
+        checkpoint = find_checkpoint(self.args.folder, wanted, self.is_world_process_zero())
+        if checkpoint is None:
+            self.is_finished = False
+            return None
+        self.run_state = RunState.read(checkpoint)
+        self.run_state.resume_with(self.settings(), checkpoint)
+        check_weights(checkpoint, self.model)
+        step, planned = self.run_state.step, self.planned_steps()
+        if step > planned:
+            raise ValueError(
+                f"{checkpoint} is at step {step}, beyond the {planned} steps of num_train_epochs and max_steps; set "
+                f"more of them, or start over in another --output_dir"
+            )
+        self.is_finished = step == planned
+        return str(checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -102,7 +194,11 @@ class BaseTrainer(Trainer):
             torch.save(self.online_probe.state_dict(), Path(output_dir) / PROBE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        peaks = list(self.lr_scheduler.base_lrs)
+        with settings_kept(self.optimizer):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.lr_scheduler.set_peaks(peaks)
         if self.online_probe is not None and checkpoint is not None:
             self.online_probe.resume(Path(checkpoint) / PROBE)
 

@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_essl.training.clock import Clock
 
 LOGS = 20  # log entries of a run, at least; otherwise its curves would have no points
+STOPPING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class LogOftenCallback(TrainerCallback):
@@ -45,14 +46,13 @@ class EvaluateEveryCallback(TrainerCallback):
 
 
 class ClockCallback(TrainerCallback):
-    """Runs the clock of the training; a resumed run continues from the seconds in its log."""
+    """Runs the clock of the training, from `seconds` on: those that its checkpoint has counted."""
 
-    def __init__(self, clock: Clock):
-        self.clock = clock
+    def __init__(self, clock: Clock, seconds: Callable[[], float]):
+        self.clock, self.seconds = clock, seconds
 
     def on_train_begin(self, args, state, control, **kwargs):
-        counted = [entry["train_seconds"] for entry in state.log_history if "train_seconds" in entry]
-        self.clock.reset(counted[-1] if counted else 0.0)
+        self.clock.reset(self.seconds())
         self.clock.start()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -60,7 +60,9 @@ class ClockCallback(TrainerCallback):
 
 
 class StopOnSignalCallback(TrainerCallback):
-    """Ctrl-C or SIGTERM finishes the step, saves a checkpoint and stops; a second one stops at once.
+    """Ctrl-C, SIGTERM or SIGHUP finishes the step, saves a checkpoint and stops; a second one stops at once.
+
+    Under `nohup`, which ignores SIGHUP, a run goes on.
 
     Only with one process: signals reach the processes of a group at different steps.
     """
@@ -72,7 +74,8 @@ class StopOnSignalCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.received = None
         if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._original = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+            heard = [s for s in STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
+            self._original = {s: signal.signal(s, self._receive) for s in heard}
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number)

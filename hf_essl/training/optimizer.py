@@ -14,6 +14,9 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.optimizers import LARS, lars_settings
 from hf_essl.methods import SSLModel
 
+FROM_FIELDS = ("initial_lr", "weight_decay", "momentum", "betas", "eps")
+"""Settings of a group that fields set; the schedule sets the learning rate."""
+
 
 def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool = True) -> torch.optim.Optimizer:
     """The optimizer `args.optim`, with weight decay on every parameter or, by `decay_norm_and_bias`, without some.
@@ -78,6 +81,18 @@ def averaged_weights(optimizer: Any) -> Iterator[None]:
     finally:
         if switches:
             optimizer.train()
+
+
+@contextmanager
+def settings_kept(optimizer: Any) -> Iterator[None]:
+    """The settings of the groups are those from before the block, which loads a checkpoint; the state is loaded.
+
+    Only settings that a field sets: a schedule-free optimizer keeps counters in its groups.
+    """
+    kept = [{key: group[key] for key in FROM_FIELDS if key in group} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
 
 
 def momentum_of(optimizer: Any) -> float | None:

@@ -55,10 +55,12 @@ class StepLog:
         self.momentum: float | None = None
         self.step = -1  # whose views were seeded
         self._seen = 0
+        self.images_seen = 0  # since the start of this training
 
     def add_batch(self, batch: Mapping[str, Tensor], world_size: int) -> None:
         self.images, self.aspects, self.labels = batch["image"], batch["aspect"], batch["label"]
         self._seen += len(self.images) * world_size
+        self.images_seen += len(self.images) * world_size
 
     def read(self) -> dict[str, float | None]:
         """The entries of a log, and a new start; call it on all processes."""

@@ -187,7 +187,7 @@ class TrackioRunCallback(TrackioCallback):
 OURS: dict[type, Callable[[Any, Any], TrainerCallback]] = {  # from the run and transformers' callback
     WandbCallback: lambda run, _: WandbRunCallback(run),
     TrackioCallback: lambda run, _: TrackioRunCallback(run),
-    CodeCarbonCallback: lambda _, callback: EnergyCallback(callback),
+    CodeCarbonCallback: EnergyCallback,
 }
 
 

@@ -290,3 +290,61 @@ def test_a_file_that_is_truncated_while_it_is_read(log):
     os.truncate(images.path, 5 * 3 * 8 * 8)
     with pytest.raises(OSError, match="ends before image 5; the next run rebuilds it"):
         values(images)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "", "3", '"x"', "null", '{"unreadable": 3}', '{"unreadable": [{"index": 99}]}', "\0"]
+)
+def test_any_content_of_its_json_is_one_line(log, text, caplog):
+    build(Gray(log)).path.with_name("cache.json").write_text(text)
+    assert values(build(Gray(log))) == list(range(10))
+    assert [record.getMessage().endswith("is damaged and will be rebuilt") for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("name", ["aspects.npy", "hashes.npy"])
+@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[:-3], lambda old: old[:-1] + b"\1", None])
+def test_its_arrays_are_checked(log, name, damage, caplog):
+    path = build(Gray(log)).path.with_name(name)
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    assert values(build(Gray(log))) == list(range(10))
+    assert "is damaged and will be rebuilt" in caplog.text
+
+
+def test_a_damaged_image_is_decoded_again_at_its_first_use(log, capfd):
+    path = build(Gray(log)).path
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    for slot in (2, 3, 5, 8):
+        content[slot * 192 + 50] ^= 4
+    path.write_bytes(content)
+    log.unlink()
+    capfd.readouterr()
+    images = build(Gray(log))
+    assert reads(log) == [] and capfd.readouterr().err == "", "opening reads no image"
+    assert images[0]["image"].unique().tolist() == [0] and reads(log) == []
+    for _ in range(2):
+        assert images.__getitems__(range(10))["image"].numpy().tobytes() == whole
+        assert reads(log) == [2, 3, 5, 8], "once"
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3 and "image 2 of the disk cache" in lines[0] and "without a line" in lines[2]
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_image_whose_source_is_gone_stops_the_run(log):
+    path = build(Gray(log)).path
+    path.write_bytes(bytes(192) + bytes(192) + path.read_bytes()[384:])
+
+    class Gone(Gray):
+        def read(self, index):
+            raise OSError("no such file")
+
+    with pytest.raises(OSError, match=r"image 1 of the disk cache is damaged, and cannot be decoded again: gray\[1\]"):
+        values(build(Gone(log)))
+
+
+def test_a_cache_without_hashes_still_opens(log):
+    facts = build(Gray(log)).path.with_name("cache.json")
+    content = json.loads(facts.read_text())
+    facts.write_text(json.dumps({key: content[key] for key in content if key not in ("hashes.npy", "aspects.npy")}))
+    facts.with_name("hashes.npy").unlink()
+    assert values(build(Gray(log, stop_at=0))) == list(range(10))

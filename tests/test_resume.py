@@ -1,0 +1,209 @@
+"""Resuming: whole checkpoints only, other settings by the rule of each field, and the facts of the whole run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_essl.config.resume import IMAGES, changes_since, resume_rules
+from hf_essl.config.values import GROUPS, all_fields
+from hf_essl.run_folder import last_complete_checkpoint, what_is_wrong
+from hf_essl.training.run_state import RunState
+from tests.helpers import small_trainer
+from tests.test_trainer import StopAfter
+
+SAVING = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 3}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run of 12 steps with checkpoints 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("saved")
+    small_trainer(folder, **SAVING).train()
+    return folder
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def resume(run, checkpoint=True, views=None, **settings):
+    trainer = small_trainer(run, views=views, **{**SAVING, **settings})
+    trainer.train(resume_from_checkpoint=checkpoint if checkpoint is True else str(run / checkpoint))
+    return trainer
+
+
+def test_every_field_has_one_rule():
+    assert resume_rules().keys() == all_fields().keys(), "declare the rule of a new field in its group's resume_rules"
+    for group in GROUPS.values():
+        assert set(group.resume_rules.values()) <= {"acts", "fixed", "free"}
+
+
+@pytest.mark.parametrize("key", all_fields())
+def test_another_value_of_each_field_acts_is_refused_or_does_not_matter(key):
+    before, now = {key: "some value", IMAGES: 8}, {key: "another", IMAGES: 8}
+    if resume_rules()[key] == "fixed":
+        with pytest.raises(ValueError, match=rf"^{key} is 'another', but checkpoint-4 .* with 'some value'; "):
+            changes_since(before, now, 4, "checkpoint-4")
+    else:
+        found = changes_since(before, now, 4, "checkpoint-4")
+        assert [tuple(change) for change in found] == (
+            [(4, key, "some value", "another")] if resume_rules()[key] == "acts" else []
+        )
+    assert changes_since(before, dict(before), 4, "checkpoint-4") == []
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def exchange(path):
+    """By the file of the checkpoint before."""
+    shutil.copy(path.parent.with_name("checkpoint-8") / path.name, path)
+
+
+def foreign(path):
+    path.with_name(f"other-{path.name}").write_bytes(b"1")
+
+
+DAMAGES = [flip, cut, empty, exchange, foreign, lambda path: path.unlink()]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_never_trained_on(run, damage, caplog):
+    newest = run / "checkpoint-12"
+    whole = shutil.copytree(newest, run / "whole")
+    names = sorted(path.name for path in newest.iterdir() if path.name != "manifest.json")
+    assert {"model.safetensors", "optimizer.pt", "rng_state.pth", "run_state.json", "trainer_state.json"} <= {*names}
+    for name in names:
+        same = (run / "checkpoint-8" / name).read_bytes() == (newest / name).read_bytes()
+        if damage is exchange and same:
+            continue
+        damage(newest / name)
+        assert what_is_wrong(newest) and last_complete_checkpoint(run).endswith("checkpoint-8"), name
+        shutil.rmtree(newest)
+        shutil.copytree(whole, newest)
+        assert what_is_wrong(newest) is None
+    damage(newest / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"^resume_from_checkpoint is .*checkpoint-12, which cannot be resumed: "
+    ) as e:
+        resume(run, "checkpoint-12")
+    assert "\n" not in str(e.value)
+    trainer = resume(run)
+    assert "checkpoint-8; newer ones are not whole: checkpoint-12 (" in caplog.text
+    assert trainer.state.global_step == 12 and what_is_wrong(newest) is None, "it is saved again"
+    weights = load_file(newest / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(whole / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "", "3", '{"files": {}}', '{"files": [], "step": 12}', "\x00"])
+def test_any_content_of_the_json_files(run, text):
+    for name in ("manifest.json", "trainer_state.json", "run_state.json"):
+        newest = run / "checkpoint-12"
+        kept = (newest / name).read_text()
+        (newest / name).write_text(text)
+        assert last_complete_checkpoint(run).endswith("checkpoint-8")
+        (newest / name).write_text(kept)
+    assert last_complete_checkpoint(run).endswith("checkpoint-12")
+
+
+def test_a_checkpoint_from_before_manifests_loads_with_a_warning(run, caplog):
+    for name in ("manifest.json", "run_state.json"):
+        (run / "checkpoint-8" / name).unlink()
+    trainer = resume(run, "checkpoint-8")
+    assert trainer.state.global_step == 12 and "checkpoint-8 has no manifest" in caplog.text
+    (run / "checkpoint-8" / "trainer_state.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"its trainer_state.json is missing or damaged"):
+        resume(run, "checkpoint-8")
+
+
+def test_a_save_that_was_cut_short_is_not_an_old_checkpoint(run):
+    newest = run / "checkpoint-12"
+    (newest / "manifest.json").rename(newest / ".manifest.json.tmp")
+    assert what_is_wrong(newest) == "it was not saved to its end"
+
+
+def test_new_settings_act_from_here_on(run):
+    new = {"learning_rate": 0.02, "weight_decay": 0.01, "min_momentum": 0.5, "max_momentum": 0.6}
+    trainer = resume(run, "checkpoint-8", **new, logging_steps=2, save_steps=2)
+    entries = {entry["step"]: entry for entry in trainer.state.log_history if "learning_rate" in entry}
+    assert all(0.5 <= entries[step]["momentum"] <= 0.6 for step in (10, 12))
+    assert entries[8]["momentum"] >= 0.85 and entries[8]["learning_rate"] > 0.02 > entries[10]["learning_rate"]
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.01}
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.02}
+    assert sorted(entries) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] and (run / "checkpoint-10").exists()
+    changed = [("learning_rate", 0.1, 0.02), ("weight_decay", 5e-4, 0.01)]
+    found = [tuple(change) for change in RunState.read(run / "checkpoint-12").changes]
+    assert [(8, *change) for change in changed] == found[:2] and len(found) == 4
+    trainer.create_model_card()
+    assert "# changed on resume: learning_rate: 0.1 to step 8, then 0.02" in (run / "recipe.yaml").read_text()
+    assert "learning_rate: 0.1 to step 8, then 0.02" in (run / "backbone" / "README.md").read_text()
+    assert json.loads((run / "metrics.json").read_text())["changes"][0]["after"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "byol"}, "method is 'byol', but checkpoint-12 was trained with 'simsiam'"),
+        ({"optim": "adamw_torch"}, "optim is 'adamw_torch', but checkpoint-12 was trained with 'sgd'"),
+        ({"per_device_train_batch_size": 8}, "images_per_step is 8, but checkpoint-12 was trained with 16"),
+        ({"views": {"num_views": 4}}, "num_views is 4, but checkpoint-12 was trained with 3"),
+        ({"seed": 1}, "seed is 1, but checkpoint-12 was trained with 42"),
+        ({"num_train_epochs": 1}, "is at step 12, beyond the 6 steps"),
+    ],
+)
+def test_what_must_not_change_is_one_line(run, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        resume(run, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_another_network_in_an_old_checkpoint_is_one_line(run):
+    for name in ("manifest.json", "run_state.json"):
+        (run / "checkpoint-12" / name).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-12 holds another network: .* is .* there and .* here; resume"):
+        resume(run, method="byol")
+
+
+def test_a_finished_run_trains_nothing_and_goes_on_with_more_epochs(run, caplog):
+    weights = load_file(run / "checkpoint-12" / "model.safetensors")
+    trainer = resume(run)
+    assert trainer.is_finished and trainer.state.global_step == 12
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+    state = json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())
+    assert [e["step"] for e in trainer.state.log_history] == [e["step"] for e in state["log_history"]]
+    trainer = resume(run, num_train_epochs=3)
+    assert trainer.state.global_step == trainer.state.max_steps == 18
+    assert [tuple(change) for change in trainer.run_state.changes] == [(12, "num_train_epochs", 2, 3)]
+
+
+def test_a_finished_run_of_a_part_of_an_epoch_trains_nothing(tmp_path):
+    small_trainer(tmp_path, **SAVING, max_steps=8).train()
+    assert resume(tmp_path, max_steps=8).state.global_step == 8
+
+
+def test_clock_and_images_are_those_of_the_whole_run(tmp_path):
+    """Also without a log, as in a short run that is stopped."""
+    cut = small_trainer(tmp_path, logging_strategy="no", callbacks=[StopAfter(7)])
+    cut.train()
+    past = RunState.read(tmp_path / "checkpoint-7")
+    assert past.images_seen == 7 * 16 and 0 < past.seconds <= cut.clock.seconds
+    resumed = small_trainer(tmp_path, logging_strategy="no")
+    resumed.train(resume_from_checkpoint=True)
+    now = resumed.current_state()
+    assert now.images_seen == 12 * 16 and now.seconds > past.seconds
+    assert now.pairs_at_start == past.pairs_at_start and len(past.pairs_at_start) > 0
