@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from hf_essl.commands import COMMANDS
-from hf_essl.common import Diverged, one_line, unknown
+from hf_essl.common import SUPERVISED, Diverged, one_line, unknown
 
 ALIASES = {"neighbours": "neighbors"}
 
@@ -32,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(COMMANDS[name][0]).run(rest)
     except KeyboardInterrupt as stop:
         resume = "; the same command with `--resume_from_checkpoint true` continues from the last checkpoint"
-        print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
-        return getattr(stop, "code", 130)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
+        # a launcher takes another code for a crash and kills the processes that still save
+        return 0 if SUPERVISED in os.environ else getattr(stop, "code", 130)
     except (ValueError, OSError, Diverged) as error:
         if os.environ.get("HF_ESSL_DEBUG") == "1":
             raise

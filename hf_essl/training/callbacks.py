@@ -3,7 +3,10 @@
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -62,28 +65,44 @@ class ClockCallback(TrainerCallback):
 class StopOnSignalCallback(TrainerCallback):
     """Ctrl-C, SIGTERM or SIGHUP finishes the step, saves a checkpoint and stops; a second one stops at once.
 
-    Under `nohup`, which ignores SIGHUP, a run goes on.
-
-    Only with one process: signals reach the processes of a group at different steps.
+    Under `nohup`, which ignores SIGHUP, a run goes on. Several processes agree after each step, over gloo and without
+    waiting for a device, because signals reach them at different steps; there, further signals change nothing: a
+    launcher sends its own when it gets one.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._heard = 0
+        self._group: Any = None  # the processes that agree; None for one process
         self._original: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.received = None
-        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            heard = [s for s in STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
-            self._original = {s: signal.signal(s, self._receive) for s in heard}
+        self.received, self._heard = None, 0
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if args.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        heard = [s for s in STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
+        self._original = {s: signal.signal(s, self._receive) for s in heard}
 
     def _receive(self, number, frame):
-        self.received = signal.Signals(number)
-        self._restore()
+        self._heard = self._heard or number
+        if self._group is None:
+            self._restore()
 
     def on_step_end(self, args, state, control, **kwargs):
+        if number := self._agreed():
+            self.received = signal.Signals(number)
         if self.received and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
+
+    def _agreed(self) -> int:
+        """The number of a signal that any process has heard; 0 for none."""
+        if self._group is None:
+            return self._heard
+        heard = torch.tensor(self._heard)
+        dist.all_reduce(heard, dist.ReduceOp.MAX, group=self._group)
+        return int(heard)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._restore()
