@@ -46,6 +46,8 @@ class WandbFile:
             r.request.log_artifact.artifact for r in records if r.request.WhichOneof("request_type") == "log_artifact"
         ]
         self.exit_code = next(r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit")
+        summaries = [values(r.summary.update) for r in records if r.WhichOneof("record_type") == "summary"]
+        self.summary = {key: value for summary in summaries for key, value in summary.items()}
         self.config = values(self.run.config.update)
         for record in records:
             if record.WhichOneof("record_type") == "config":

@@ -1,6 +1,7 @@
 """`hf-essl pretrain RECIPE` or `hf-essl pretrain IMAGES`: trains a backbone without labels."""
 
 import os
+import secrets
 import sys
 from contextlib import nullcontext
 
@@ -39,6 +40,10 @@ def run(argv: list[str]) -> None:
     from hf_essl.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
+    if "WANDB_SWEEP_ID" in environment:  # an agent starts each run with other values of the same fields
+        run_id = environment.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        overrides = [*overrides, "--output_dir", f"{recipe.training.output_dir}-{run_id}"]
+        recipe = load_recipe(options.recipe, overrides)
     recipe.check_network()  # report a mistake once, before any process starts
     if options.accelerate_config:
         budget = ["--budget", options.budget] if options.budget else []

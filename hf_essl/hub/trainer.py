@@ -167,7 +167,28 @@ class HubTrainer(BaseTrainer):
         Args:
             plain_step_seconds: measured seconds per step of the plain recipe, for the measured speed-up.
         """
-        facts = RunFacts(
+        metrics = collect_metrics(self._facts(recipe, plain_step_seconds))
+        with unsharded(self.model):  # on all processes, although only one writes
+            if not self.is_world_process_zero():
+                return metrics, []
+            pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
+            written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum, pairs)
+            if pictures := self._draw_neighbors():
+                written.append(pictures)
+            written.append(self.export_backbone(self.args.folder / "backbone"))
+        write_card(written[-1], metrics, recipe)
+        # last: a run that has this file is finished, and so are its other files
+        results = write_text(self.args.folder / "metrics.json", json.dumps(metrics, indent=2))
+        return metrics, [results, *written]
+
+    def figures(self) -> dict[str, Any]:
+        """The single values of the report so far, by name: what a tracker shows beside a run; call it everywhere."""
+        recipe = Recipe.of(self.model.config, self.data_args, self.views.args, self.args, self.train_dataset.name)
+        found = collect_metrics(self._facts(recipe))
+        return {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+
+    def _facts(self, recipe: Recipe, plain_step_seconds: float | None = None) -> RunFacts:
+        return RunFacts(
             recipe=recipe,
             cost=self.predicted_cost(),
             state=self.state,
@@ -184,19 +205,6 @@ class HubTrainer(BaseTrainer):
             device=self.args.device,
             processes=self.args.world_size,
         )
-        metrics = collect_metrics(facts)
-        with unsharded(self.model):  # on all processes, although only one writes
-            if not self.is_world_process_zero():
-                return metrics, []
-            pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
-            written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum, pairs)
-            if pictures := self._draw_neighbors():
-                written.append(pictures)
-            written.append(self.export_backbone(self.args.folder / "backbone"))
-        write_card(written[-1], metrics, recipe)
-        # last: a run that has this file is finished, and so are its other files
-        results = write_text(self.args.folder / "metrics.json", json.dumps(metrics, indent=2))
-        return metrics, [results, *written]
 
     @property
     def evaluation_images(self) -> ImageDataset | None:

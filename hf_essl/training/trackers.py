@@ -140,7 +140,16 @@ class WandbRunCallback(WandbCallback):
     def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs):
         if self._log_model.is_enabled:
             self._log_backbone(state, "final")
+        self._summarize(state)
         self._close(failed=self.run.was_stopped)
+
+    def _summarize(self, state) -> None:
+        """Writes the figures of the report into the summary of a run that has ended; call it on all processes."""
+        if state.global_step < state.max_steps or self.run.model.config is None:
+            return
+        figures = self.run.figures()
+        if state.is_world_process_zero and self._wandb.run is not None:
+            self._wandb.run.summary.update({f"report/{name}": value for name, value in figures.items()})
 
     def _log_backbone(self, state, alias: str) -> None:
         metrics: dict[str, Any] = {}

@@ -42,9 +42,9 @@ def run_folder(tmp_path_factory):
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()}, checkpoint / "model.safetensors"
     )
-    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 3, "max_steps": 3, "log_history": []}')
     for name in ("optimizer.pt", "scheduler.pt"):
-        (checkpoint / name).write_bytes(b"")
+        (checkpoint / name).write_bytes(b"a pickle that nothing may open")
     (folder / "recipe.yaml").write_text("backbone: test_resnet\nmethod: byol\nresolution: 32\nimage_size: 48\n")
     export_backbone(model, folder / "backbone", input_size=32)
     return folder

@@ -113,3 +113,18 @@ def test_no_recipe_is_one_line(capsys):
 
     assert cli.main(["pretrain"]) == 2
     assert "RECIPE" in capsys.readouterr().err
+
+
+def test_the_runs_of_a_wandb_sweep_have_folders_of_their_own(tmp_path, monkeypatch):
+    """An agent sets both variables and passes `--key=value`."""
+    from hf_essl import cli
+
+    seen = []
+    monkeypatch.setattr("hf_essl.pretrain.pretrain", lambda recipe, images: seen.append(recipe.training))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    for run_id in ("a1", "b2"):
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        words = ["--learning_rate=0.3", f"--output_dir={tmp_path}/x", "--use_cpu"]
+        assert cli.main(["pretrain", "quickstart", *words]) == 0
+    assert [args.output_dir for args in seen] == [f"{tmp_path}/x-a1", f"{tmp_path}/x-b2"]
+    assert {args.learning_rate for args in seen} == {0.3}

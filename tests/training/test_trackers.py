@@ -7,6 +7,7 @@ import sys
 import types
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_a_resumed_training_is_the_same_run_and_a_fresh_one_another(tracked):
     assert [s.exit_code for s in (cut, rest, fresh)] == [0, 0, 0]
     assert (Path(resumed.args.output_dir) / "wandb_run_id").read_text() == f"{fresh.run.run_id}\n"
     assert wandb.run is None  # a further run in this process is its own
+
+
+def test_the_summary_holds_the_figures_of_the_report(tracked):
+    """Of the session that ended the run; the one that was stopped has none."""
+    resumed, (cut, rest, _) = tracked
+    evaluations = [entry for entry in resumed.state.log_history if "eval_knn_accuracy" in entry]
+    assert rest.summary["report/knn_accuracy"] == pytest.approx(evaluations[-1]["eval_knn_accuracy"])
+    assert rest.summary["report/random_init_knn_accuracy"] == pytest.approx(evaluations[0]["eval_knn_accuracy"])
+    assert rest.summary["report/steps"] == 12 and rest.summary["report/method"] == "simsiam"
+    assert rest.summary["report/petaflops"] > 0 and rest.summary["report/predicted_speedup"] > 1
+    assert not [name for name in cut.summary if name.startswith("report/")]
 
 
 def test_views_are_pictured_when_the_resolution_changes(tracked):
@@ -206,7 +218,7 @@ class StubbedWandb:
         self.run, self.events, self.config = None, [], {}
 
     def init(self, **settings):
-        self.run = object()
+        self.run = SimpleNamespace(summary={})
         self.events.append("init")
         return self.run
 
@@ -273,7 +285,7 @@ def test_a_run_that_an_exception_left_open_is_ended_as_failed(stubbed):
 
 def test_a_run_of_the_users_own_is_taken_and_left_open(stubbed):
     stub, callback = stubbed
-    stub.run = mine = object()
+    stub.run = mine = SimpleNamespace(summary={})
     own = callback()
     state = begin(own)
     own.on_train_end(own.run.args, state, TrainerControl())
