@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from hf_essl.benchmark import benchmark
+from hf_essl.budget import Budget, fit_budget
 from hf_essl.config import ViewArguments
 from hf_essl.cost import FlopCounter, peak_flops
 from hf_essl.data import load_images
@@ -137,8 +139,6 @@ def waits(setting: Setting) -> dict[str, Any]:
 
 def _count_waits(step: Callable, setting: Setting) -> dict[str, int | None]:
     """Synchronizations by part of a step; None where there is no device to wait for."""
-    import warnings
-
     counts: dict[str, int | None] = {}
     parts = step()
     while True:
@@ -238,8 +238,6 @@ def feeding(setting: Setting) -> dict[str, Any]:
 
 def training(setting: Setting) -> dict[str, Any]:
     """SimSiam on ResNet-18 at 128 px by the efficient recipe for as many epochs as fit, with the kNN accuracy."""
-    from hf_essl.budget import Budget, fit_budget
-
     fields = {**AT_128, "num_views": 6, "per_device_train_batch_size": 256, "total_batch_size": 256}
     recipe = setting.recipe(RESNET18, **fields, num_train_epochs=480, warmup_epochs=80, knn_every_epochs=0)
     budget = Budget.parse("1epochs" if setting.is_rehearsal else f"{0.9 * setting.seconds:.0f}s")
