@@ -20,7 +20,7 @@ from hf_essl.data import load_images
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.pretrain import build_trainer, pretrain
 from hf_essl.recipe import Recipe, load_recipe
-from hf_essl.reporting.costs import Priced, compare_costs
+from hf_essl.reporting.costs import CostEstimator, Priced, compare_costs
 from hf_essl.selection import HardAugment
 from hf_essl.training.step import endless
 from hf_essl.views import Views
@@ -203,7 +203,7 @@ def _speeds(setting: Setting, path: Path, fields: dict[str, Any]) -> dict[str, A
             "MFU": None if peak is None else flops / peak,
         }
     step = sum(stage.share * stage.seconds["whole"] for stage in speeds.stages)
-    priced = compare_costs([Priced("efficient", efficient)])[0]
+    priced = compare_costs([Priced("efficient", efficient)], CostEstimator())[0]
     measured = whole.stages[-1].seconds["whole"] / step
     return {
         "stages": stages,
@@ -251,7 +251,7 @@ STAGES: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
     "tests": (tests, 90),
     "equality": (equality, 40),
     "waits": (waits, 40),
-    "resnet50": (resnet50, 110),
+    "resnet50": (resnet50, 140),
     "resnet18": (resnet18, 60),
     "feeding": (feeding, 60),
     "compiled": (compiled, 60),
