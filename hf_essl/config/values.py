@@ -135,7 +135,7 @@ def _convert_words(key: str, words: list[str]) -> Any:
 
 
 def _read_word(key: str, word: str, accepted: set[Any]) -> Any:
-    """A word as what the types of its field ask for: a list, a mapping, true or false, a number, or the text itself."""
+    """A word as what the types of its field ask for: list, mapping, true or false, number, or the text itself."""
     truth = {"true": True, "false": False}
     if key == "resume_from_checkpoint" or bool in accepted:
         return truth.get(word.lower(), word)
