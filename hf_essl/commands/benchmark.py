@@ -13,9 +13,7 @@ def run(argv: list[str]) -> None:
         "training, at each resolution of a recipe. The limit is the network on views that are already on the device.",
     )
     parser.add_argument("--steps", type=whole(1), default=5, metavar="N", help="consecutive timed steps [5]")
-    parser.add_argument(
-        "--rounds", type=whole(1), default=3, metavar="N", help="repetitions; the median is reported [3]"
-    )
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="repetitions, of which the median [3]")
     parser.add_argument("--output", default="benchmark.png", metavar="PNG", help="the picture [benchmark.png]")
     options, overrides = parser.parse_known_args(argv)
 

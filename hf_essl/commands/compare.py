@@ -17,6 +17,7 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.reporting.compare import check_evaluation, comparison_table, draw_comparison, load_groups, score_of
     from hf_essl.reporting.equal_accuracy import draw_equal_accuracy, equal_accuracy_table, pairs_at_equal_accuracy
+    from hf_essl.reporting.figures import png_path
 
     path = png_path(options.output)
     groups = load_groups(options.runs)
