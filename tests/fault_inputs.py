@@ -1,4 +1,4 @@
-"""Drawn inputs: a wrong value for a field, drawn from its declared type and range, ends in one line and exit code 2."""
+"""Drawn inputs: a value outside of a field's declared type or range ends in one line and exit code 2."""
 
 import contextlib
 import io
@@ -87,7 +87,7 @@ def wrong_words(group: type, key: str, draw: random.Random) -> list[str] | None:
         garbage += ["1.5", "-0.5"]
     if list in accepted:
         return draw.choice([["1"] * 9, ["huge"], ["{}"], ["[[1]]"], ["-1", "-1"], ["nan", "nan"]])
-    return [str(draw.choice(numbers + [draw.choice(garbage)]))]
+    return [str(draw.choice([*numbers, draw.choice(garbage)]))]
 
 
 def drawn(count: int, seed: int = 0) -> typing.Iterator[list[str]]:
@@ -119,4 +119,5 @@ def run(count: int = 10_000) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    print("%d tried, %d held" % run())
+    tried, held = run()
+    print(f"{tried} tried, {held} held")
