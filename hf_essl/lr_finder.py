@@ -46,13 +46,18 @@ def lr_range_test(
 
     Raises ValueError for an invalid range, or fewer than 10 steps.
     """
-    if not 0 < start < end or steps < 10:
-        raise ValueError(f"start {start}, end {end}, steps {steps}: a test needs 0 < start < end and 10 steps or more")
+    check_range(start, end, steps)
     rates = [start * (end / start) ** (step / (steps - 1)) for step in range(steps)]
     with torch.random.fork_rng():
         train_losses, validation_losses = _run(trainer, rates, validation_images)
     judged = validation_losses or train_losses
     return LRRange(rates[: len(train_losses)], train_losses, validation_losses, suggest(rates, judged))
+
+
+def check_range(start: float, end: float, steps: int) -> None:
+    """Raises ValueError for a range that cannot be tested."""
+    if not 0 < start < end < math.inf or steps < 10:
+        raise ValueError(f"start {start}, end {end}, steps {steps}: a test needs 0 < start < end and 10 steps or more")
 
 
 def suggest(rates: list[float], losses: list[float], smoothing: float = 0.8) -> float:

@@ -30,6 +30,7 @@ from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.selection import HardAugment, Selection
 from hf_essl.storage import check_space
 from hf_essl.training.alarms import AlarmCallback
+from hf_essl.training.base_trainer import is_finite
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
 from hf_essl.training.check_arguments import check_arguments
 from hf_essl.training.check_images import accumulation_lines, check_images
@@ -243,6 +244,8 @@ class SSLTrainer(TrialTrainer):
         if self.alarm.lost:
             saved = checkpoints(self.args.folder)
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
+        if not is_finite(self.model):
+            raise Diverged(f"weights are not finite after step {self.state.global_step}; nothing is exported")
         return result
 
     def predicted_cost(self) -> Cost:

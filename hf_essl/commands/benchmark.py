@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_essl.commands.parser import RecipeParser
+from hf_essl.commands.parser import RecipeParser, whole
 
 
 def run(argv: list[str]) -> None:
@@ -12,8 +12,8 @@ def run(argv: list[str]) -> None:
         "Measure images/s of decoding, views, selection, forward pass, backward pass and optimizer, and of the whole\n"
         "training, at each resolution of a recipe. The limit is the network on views that are already on the device.",
     )
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="consecutive timed steps [5]")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions; the median is reported [3]")
+    parser.add_argument("--steps", type=whole(1), default=5, metavar="N", help="consecutive timed steps [5]")
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="repetitions, of which the median [3]")
     parser.add_argument("--output", default="benchmark.png", metavar="PNG", help="the picture [benchmark.png]")
     options, overrides = parser.parse_known_args(argv)
 

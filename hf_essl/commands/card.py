@@ -1,5 +1,7 @@
 """`hf-essl card RUN`: writes the model card of a finished run again, from the files in its folder."""
 
+import re
+
 from hf_essl.commands.parser import Parser
 
 
@@ -20,6 +22,10 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if not (options.runs or options.index):
         raise ValueError("no run is given; pass the folder of a finished run, or --index FOLDER")
+    if options.repo_id is not None:
+        check_repo_id(options.repo_id)
+    if options.license is not None and not re.fullmatch(r"[\w.+-]+", options.license):
+        raise ValueError(f"license is {options.license!r}; it takes one of the Hub's names, such as apache-2.0")
 
     from hf_essl.hub.card import card_of_run
     from hf_essl.hub.card_gallery import add_card, write_index
@@ -31,3 +37,13 @@ def run(argv: list[str]) -> None:
             print(f"wrote {add_card(source, options.into)}")
     for folder in dict.fromkeys(filter(None, (options.into, options.index))):
         print(f"wrote {write_index(folder)}")
+
+
+def check_repo_id(name: str) -> None:
+    """Raises ValueError for what cannot be the name of a repository on the Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"repo_id is {name!r}; it is USER/NAME, such as ada/net") from None

@@ -17,10 +17,12 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.reporting.compare import check_evaluation, comparison_table, draw_comparison, load_groups, score_of
     from hf_essl.reporting.equal_accuracy import draw_equal_accuracy, equal_accuracy_table, pairs_at_equal_accuracy
+    from hf_essl.reporting.figures import png_path
 
+    path = png_path(options.output)
     groups = load_groups(options.runs)
     check_evaluation(groups)
-    print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, options.output)}")
+    print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, path)}")
     if pairs := pairs_at_equal_accuracy(groups):
         picture = Path(options.output)
         picture = picture.with_name(f"{picture.stem}_at_equal_accuracy{picture.suffix or '.png'}")

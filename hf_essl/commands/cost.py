@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from hf_essl.commands.parser import Parser
+from hf_essl.commands.parser import Parser, whole
 
 
 def run(argv: list[str]) -> None:
@@ -19,8 +19,8 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("recipes", nargs="+", metavar="RECIPE", help="path of a YAML recipe, or of a sweep for each of its cells")
     add("--baseline", metavar="RECIPE", help="baseline of all speed-ups [each recipe's own `baseline:`]")
-    add("--images", type=int, metavar="N", help="number of training images [that of the dataset]")
-    add("--processes", type=int, default=1, metavar="N", help="GPUs that train together [1]")
+    add("--images", type=whole(1), metavar="N", help="number of training images [that of the dataset]")
+    add("--processes", type=whole(1), default=1, metavar="N", help="GPUs that train together [1]")
     add("--json", metavar="FILE", help="also write the figures to this file")
     options, overrides = parser.parse_known_args(argv)
 

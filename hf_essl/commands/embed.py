@@ -1,6 +1,6 @@
 """`hf-essl embed BACKBONE IMAGES`: the features of every image, in one parquet file."""
 
-from hf_essl.commands.parser import Parser
+from hf_essl.commands.parser import Parser, whole
 from hf_essl.evaluation.backbone import PREFIXES
 
 NAMED = 10  # unreadable images that are named
@@ -18,20 +18,17 @@ def run(argv: list[str]) -> None:
     add("--output", default="features.parquet", metavar="FILE", help="the parquet file [features.parquet]")
     add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
-    add("--resolution", type=int, metavar="PX", help="side of the images [the backbone's own]")
+    add("--resolution", type=whole(1), metavar="PX", help="side of the images [the backbone's own]")
     add("--crop_pct", type=float, metavar="X", help="center crop, as a share of the short side [the backbone's own]")
-    add("--image_size", type=int, metavar="PX", help="side of the decoded images [that of the backbone's run]")
+    add("--image_size", type=whole(1), metavar="PX", help="side of the decoded images [that of the backbone's run]")
     add("--dataset_config", metavar="NAME", help="configuration (subset) of a Hub dataset")
     add("--image_column", default="image", metavar="NAME", help="column of the images [image]")
     add("--label_column", default="label", metavar="NAME", help="column of the labels [label]")
-    add("--batch_size", type=int, default=256, metavar="N", help="images per batch [256]")
-    add("--num_workers", type=int, default=0, metavar="N", help="processes that load images [0]")
+    add("--batch_size", type=whole(1), default=256, metavar="N", help="images per batch [256]")
+    add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--patches", action="store_true", help="features of the patches, N x D per image, instead of one vector")
     add("--overwrite", action="store_true", help="replace the file, and what an interrupted command has left")
     options = vars(parser.parse_args(argv))
-    for name in ("batch_size", "image_size"):
-        if options[name] is not None and options[name] < 1:
-            parser.error(f"{name} is {options[name]}; it must be at least 1")
 
     from hf_essl.config import DataArguments
     from hf_essl.evaluation.embed import embed

@@ -1,6 +1,6 @@
 """`hf-essl lr-find RECIPE`: the learning-rate range test of appendix C, as a picture and a suggestion."""
 
-from hf_essl.commands.parser import RecipeParser
+from hf_essl.commands.parser import RecipeParser, whole
 
 
 def run(argv: list[str]) -> None:
@@ -11,7 +11,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(
         "--validation_images",
         "--validation-images",
-        type=int,
+        type=whole(0),
         default=4096,
         metavar="N",
         help="images for the validation loss after each step; 0 for none [4096, or all images if there are fewer]",
@@ -19,10 +19,13 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="lr_range.png", metavar="PNG", help="where to draw it [lr_range.png]")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.lr_finder import draw_lr_range, lr_range_test
+    from hf_essl.lr_finder import check_range, draw_lr_range, lr_range_test
     from hf_essl.pretrain import build_trainer
     from hf_essl.recipe import load_recipe
+    from hf_essl.reporting.figures import png_path
 
+    check_range(options.start, options.end, options.steps)
+    path = png_path(options.output)
     recipe = load_recipe(options.recipe, overrides)
     found = lr_range_test(
         build_trainer(recipe),
@@ -32,5 +35,5 @@ def run(argv: list[str]) -> None:
         validation_images=options.validation_images,
     )
     title = f"{recipe.model.method} · {recipe.model.backbone} · {recipe.data.dataset}"
-    path = draw_lr_range(found, options.output, title)
+    path = draw_lr_range(found, path, title)
     print(f"learning_rate: {found.suggestion:.2g}    # the loss has reached its plateau here; wrote {path}")

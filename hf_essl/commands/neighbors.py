@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_essl.commands.parser import Parser
+from hf_essl.commands.parser import Parser, whole
 
 
 def run(argv: list[str]) -> None:
@@ -11,7 +11,7 @@ def run(argv: list[str]) -> None:
     add("features", metavar="FEATURES", help="parquet file of `hf-essl embed`")
     add("--images", metavar="IMAGES", help="where the images are now [where they were]")
     add("--query", nargs="+", metavar="PATH", help="the queries: paths, or names in the file [4, evenly spaced]")
-    add("--neighbors", type=int, default=5, metavar="N", help="neighbors of each query [5]")
+    add("--neighbors", type=whole(1), default=5, metavar="N", help="neighbors of each query [5]")
     add("--output", default="neighbors.png", metavar="PNG", help="path of the picture [neighbors.png]")
     options = parser.parse_args(argv)
 

@@ -1,6 +1,7 @@
 """Argument parsers of the commands: a mistake is a ValueError, reported like any other."""
 
 import argparse
+from collections.abc import Callable
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +19,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise ValueError(f"{message}; `{self.prog} --help` explains")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is an integer of at least `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"it is {text!r}, not an integer") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"it is {value}; it must be at least {least}")
+        return value
+
+    return read
 
 
 class RecipeParser(Parser):

@@ -1,7 +1,10 @@
 """Fields of a recipe: help, default and range in one declaration, checked for YAML, command line and Python."""
 
 import dataclasses
+import functools
+import inspect
 import typing
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any
 
@@ -40,8 +43,8 @@ def fields_of(group: type) -> dict[str, dataclasses.Field]:
 
 @cache
 def hints_of(group: type) -> dict[str, Any]:
-    """The types of a group's fields, with their ranges."""
-    return typing.get_type_hints(group, include_extras=True)
+    """The types of a group's fields, with their ranges; `inherited_ranges` has those of fields of a base class."""
+    return typing.get_type_hints(group, include_extras=True) | dict(getattr(group, "inherited_ranges", {}))
 
 
 def default_of(group: type, key: str) -> Any:
@@ -74,10 +77,44 @@ def check_field(group: type, key: str, value: Any) -> Any:
 
 
 def check_fields(values: Any, group: type | None = None) -> None:
-    """Checks each of the group's own fields as `check_field` does."""
+    """Checks each of the group's fields that it declares a range for, as `check_field` does."""
     group = group or type(values)
-    for key in group.__annotations__:
+    for key in (*group.__annotations__, *getattr(group, "inherited_ranges", ())):
         check_field(group, key, getattr(values, key))
+
+
+def checked(init: Callable[..., None]) -> Callable[..., None]:
+    """An `__init__` that raises ValueError for an argument outside of its declared range: name, value and default."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(*args: Any, **given: Any) -> None:
+        bound = signature.bind(*args, **given)
+        bound.arguments |= check_arguments_of(init, bound.arguments)
+        init(*bound.args, **bound.kwargs)
+
+    return wrapped
+
+
+def check_arguments_of(function: Callable[..., Any], given: typing.Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of these that have declared types, as those types. Raises ValueError with name and default."""
+    hints, parameters = typing.get_type_hints(function, include_extras=True), inspect.signature(function).parameters
+    found = {}
+    for name, hint in hints.items():
+        simple = {bool, int, float, str, list, dict, type(None)}
+        if name not in given or not kinds(hint) <= simple:
+            continue
+        value = given[name]
+        try:
+            if isinstance(value, bool) and bool not in kinds(hint):
+                raise ValueError(f"expected {_article(hint)}, not true or false")
+            found[name] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        except ValidationError as error:
+            default = parameters[name].default
+            raise ValueError(f"{name} is {value!r}; {_in_words(error)} (default: {default!r})") from None
+        except ValueError as error:
+            raise ValueError(f"{name} is {value!r}; {error}") from None
+    return found
 
 
 def kinds(hint: Any) -> set[Any]:

@@ -4,9 +4,11 @@ A test compares the three with the fields of the installed transformers, so that
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from hf_essl.config.fields import default_of, on_resume
+from pydantic import Field
+
+from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, default_of, on_resume
 
 _LANGUAGE = "it is made for language models; remove it"
 _NO_LOSS = "the evaluation compares features and computes no loss or logits; remove it"
@@ -95,6 +97,33 @@ INHERITED_RULES = {
     ),
 }
 """What a resumed run does with another value of an inherited field, see `on_resume`."""
+
+_Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy takes no others
+_LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+
+RANGES: Mapping[str, Any] = {
+    "max_steps": Literal[-1] | Count,
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": NonNegative,
+    "gradient_accumulation_steps": Count,
+    "torch_compile_mode": Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None,
+    "torch_empty_cache_steps": Count | None,
+    "log_level": _LogLevel,
+    "log_level_replica": _LogLevel,
+    "eval_steps": Positive | None,
+    "eval_delay": NonNegative,
+    "save_steps": Positive,
+    "seed": _Seed,
+    "data_seed": _Seed | None,
+    "dataloader_num_workers": NonNegativeInt,
+    "dataloader_prefetch_factor": Count | None,
+    "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
+    "ddp_bucket_cap_mb": Count | None,
+    "ddp_backend": Literal["nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl"] | None,
+    "ddp_timeout": Count,
+}
+"""The types of those that transformers declares more widely than what works."""
 
 
 def check_inherited(values: Any) -> None:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from hf_essl.compat import is_tracker_installed, tracker_callbacks
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, on_resume, option
-from hf_essl.config.inherited import INHERITED_RULES, check_inherited
+from hf_essl.config.inherited import INHERITED_RULES, RANGES, check_inherited
 from hf_essl.config.optimizers import LARS, SGD, check_optimizer, check_optimizer_package
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class SSLTrainingArguments(TrainingArguments):
         "dataloader_persistent_workers knn_every_epochs on_divergence channels_last overwrite_output_dir "
         "measure_speedup",
     )
+    inherited_ranges = RANGES  # without a type: it is no field
 
     output_dir: str | None = option("Folder of the run: checkpoints, metrics, pictures and the backbone.", "runs/essl")
     per_device_train_batch_size: Count = option("Per-device batch size; with total_batch_size its upper limit.", 128)
@@ -45,7 +46,7 @@ class SSLTrainingArguments(TrainingArguments):
         "than per_device_train_batch_size."
     )
     per_device_eval_batch_size: Count = option("Per-device batch size in evaluation.", 256)
-    learning_rate: NonNegative = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
+    learning_rate: Positive = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
     weight_decay: NonNegative = option("Weight decay.", 5e-4)
     decay_norm_and_bias: bool = option(
         "Apply weight decay to all parameters, as published for SimSiam and MoCo; false excludes norms, biases, "

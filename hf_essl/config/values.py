@@ -27,6 +27,23 @@ ALIASES = {
     "data": "dataset",
 }
 """Short names of fields on the command line."""
+HINTS = {
+    "bs": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "workers": "dataloader_num_workers",
+    "num_workers": "dataloader_num_workers",
+    "epoch": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "model": "backbone",
+    "arch": "backbone",
+    "wd": "weight_decay",
+    "output": "output_dir",
+    "out_dir": "output_dir",
+    "optimizer": "optim",
+    "temperature": "method_args",
+}
+"""What other tools call fields; an error names the field."""
 
 _TOKEN = "never put a token in a recipe or a command; set HF_TOKEN or run `hf auth login`"
 REFUSED = {  # names that a recipe does not accept with any value, and what to do instead
@@ -53,8 +70,9 @@ def convert(key: Any, value: Any, where: str) -> Any:
     """`value` as the type of field `key`. Raises RecipeError for an unknown key or a value that does not fit."""
     check_key(key, where)
     group = group_of(key)
-    is_none = str(value).lower() in ("none", "null") and value != default_of(group, key)
-    if is_none and type(None) in kinds(hints_of(group)[key]):
+    accepted = kinds(hints_of(group)[key])
+    literal = str in accepted and default_of(group, key) is not None  # a path may be called none
+    if type(None) in accepted and (value is None or (not literal and str(value).lower() in ("none", "null"))):
         return None
     if key == "resume_from_checkpoint" and isinstance(value, bool):  # true is the last checkpoint, as in Trainer.train
         return value
@@ -72,7 +90,8 @@ def check_key(key: Any, where: str) -> None:
     if key in REFUSED:
         raise RecipeError(f"{key} is not accepted in {where}: {REFUSED[key]}")
     if key not in all_fields():
-        near = [ALIASES[key]] if key in ALIASES else nearest(str(key), all_fields())
+        meant = {**{name: name for name in all_fields()}, **HINTS, **ALIASES}
+        near = [meant[name] for name in ([key] if key in meant else nearest(str(key), meant))]
         hint = f"did you mean {near[0]!r}?" if near else "`hf-essl pretrain --help` lists the keys"
         raise RecipeError(f"unknown key {str(key)!r} in {where}; {hint}")
 
@@ -101,7 +120,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _convert_words(key: str, words: list[str]) -> Any:
-    """The value of the words after `--key`: YAML, or the plain text if only text fits."""
+    """The value of the words after `--key`; text is taken literally, only lists and mappings are YAML."""
     accepted = kinds(hints_of(group_of(key))[key])
     if not words and (bool in accepted or key == "resume_from_checkpoint"):
         return True
@@ -109,14 +128,27 @@ def _convert_words(key: str, words: list[str]) -> Any:
         raise RecipeError(f"--{key} has no value on {COMMAND_LINE}; write --{key} VALUE")
     if len(words) > 1 and list not in accepted:
         raise RecipeError(f"--{key} has {len(words)} values on {COMMAND_LINE}; it takes one")
-    try:
-        parsed = [yaml.safe_load(word) for word in words]
-    except yaml.YAMLError:
-        parsed = list(words)
-    readings = [parsed, words] if len(words) > 1 else [parsed[0], parsed, words[0], words]
-    for reading in readings:
+    read = [_read_word(key, word, accepted) for word in words]
+    if len(words) > 1 or (list in accepted and str not in accepted and not isinstance(read[0], list)):
+        return convert(key, None if read == ["none"] else read, COMMAND_LINE)
+    return convert(key, read[0], COMMAND_LINE)
+
+
+def _read_word(key: str, word: str, accepted: set[Any]) -> Any:
+    """A word as what the types of its field ask for: list, mapping, true or false, number, or the text itself."""
+    truth = {"true": True, "false": False}
+    if key == "resume_from_checkpoint" or bool in accepted:
+        return truth.get(word.lower(), word)
+    if accepted & {list, dict} and word[:1] in ("[", "{"):
         try:
-            return convert(key, reading, COMMAND_LINE)
-        except RecipeError:
-            continue
-    return convert(key, readings[0], COMMAND_LINE)
+            return yaml.safe_load(word)
+        except yaml.YAMLError:
+            return word
+    if accepted & {int, float, list} and str not in accepted:
+        for number in (int, float):
+            try:
+                return number(word)
+            except ValueError:
+                continue
+        return truth.get(word.lower(), word)
+    return word

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config import ModelArguments
+from hf_essl.config.fields import check_arguments_of
 from hf_essl.methods.backbone import build_backbone, check_backbone, check_resolutions, feature_size, freeze_unused
 from hf_essl.methods.checkpointing import checkpoint_activations
 from hf_essl.methods.pretrained import PretrainedMethod
@@ -224,6 +225,10 @@ def check_method(name: str, arguments: dict) -> None:
             raise ValueError(
                 f"method_args contains {argument!r}, which {name} does not accept; choose from {', '.join(known)}"
             )
+    try:
+        check_arguments_of(METHODS[name].__init__, arguments)
+    except ValueError as error:
+        raise ValueError(f"method_args of {name}: {error}") from None
 
 
 def method_name(model: SSLModel) -> str:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from hf_essl.config.fields import Count, Probability, checked
 from hf_essl.methods.base import Pair, SSLModel, negative_cosine
 from hf_essl.methods.heads import mlp
 from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
@@ -31,13 +32,14 @@ class BYOL(SSLModel):
     has_teacher = True
     collapse_hint = "lower learning_rate, or raise momentum in method_args so that the teacher moves more slowly"
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        projector_hidden: int = 4096,
-        projector_dim: int = 256,
-        predictor_hidden: int = 4096,
-        momentum: float = 0.99,
+        projector_hidden: Count = 4096,
+        projector_dim: Count = 256,
+        predictor_hidden: Count = 4096,
+        momentum: Probability = 0.99,
     ):
         super().__init__(backbone)
         self.base_momentum = self.momentum = momentum

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Probability, checked
 from hf_essl.methods.base import Pair, SSLModel
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
@@ -43,19 +44,20 @@ class DINO(SSLModel):
     projector: nn.Sequential
     center: Tensor
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        output_dim: int = 65536,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_epochs: int = 30,
-        momentum: float = 0.996,
-        center_momentum: float = 0.9,
-        freeze_last_layer_epochs: float = 1,
+        hidden: Count = 2048,
+        bottleneck: Count = 256,
+        output_dim: Count = 65536,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: Positive = 0.07,
+        warmup_teacher_temperature: Positive = 0.04,
+        warmup_teacher_epochs: NonNegativeInt = 30,
+        momentum: Probability = 0.996,
+        center_momentum: Probability = 0.9,
+        freeze_last_layer_epochs: NonNegative = 1,
     ):
         super().__init__(backbone)
         self.student_temperature, self.center_momentum = student_temperature, center_momentum

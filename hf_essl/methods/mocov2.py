@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.config.fields import Count, Positive, Probability, checked
 from hf_essl.methods.base import Pair, SSLModel, contrastive_components, full_precision
 from hf_essl.methods.distributed import gather, rank, world_size
 from hf_essl.methods.heads import mlp
@@ -46,15 +47,16 @@ class MoCoV2(SSLModel):
     queue: Tensor
     pointer: Tensor
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        projector_hidden: int | None = None,
-        projector_dim: int = 128,
-        queue_length: int = 65536,
-        temperature: float = 0.2,
-        momentum: float = 0.999,
-        splits: int = 8,
+        projector_hidden: Count | None = None,
+        projector_dim: Count = 128,
+        queue_length: Count = 65536,
+        temperature: Positive = 0.2,
+        momentum: Probability = 0.999,
+        splits: Count = 8,
     ):
         super().__init__(backbone)
         self.temperature, self.momentum, self.splits = temperature, momentum, splits

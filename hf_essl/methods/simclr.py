@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_essl.config.fields import Count, Positive, checked
 from hf_essl.methods.base import Pair, SSLModel, contrastive_components, full_precision
 from hf_essl.methods.distributed import gather_with_gradient, rank
 from hf_essl.methods.heads import mlp
@@ -35,12 +36,13 @@ class SimCLR(SSLModel):
     small_args: ClassVar[dict[str, Any]] = {"projector_dim": 16}
     collapse_hint = "lower learning_rate, raise temperature in method_args, or use a larger batch"
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        projector_hidden: int | None = None,
-        projector_dim: int = 128,
-        temperature: float = 0.1,
+        projector_hidden: Count | None = None,
+        projector_dim: Count = 128,
+        temperature: Positive = 0.1,
     ):
         super().__init__(backbone)
         self.temperature = temperature

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from hf_essl.config.fields import Count, checked
 from hf_essl.methods.base import Pair, SSLModel, negative_cosine
 from hf_essl.methods.heads import mlp
 
@@ -29,12 +30,13 @@ class SimSiam(SSLModel):
     fixed_lr_modules = ("predictor",)
     collapse_hint = "lower learning_rate, warm it up, or set fix_predictor_lr: true"
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        projector_hidden: int | None = None,
-        projector_dim: int = 2048,
-        predictor_hidden: int = 512,
+        projector_hidden: Count | None = None,
+        projector_dim: Count = 2048,
+        predictor_hidden: Count = 512,
     ):
         super().__init__(backbone)
         hidden = projector_hidden or self.num_features

@@ -32,10 +32,16 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def png_path(path: str | Path) -> Path:
-    """The path of a picture. Raises ValueError if it is not a PNG."""
+    """The path of a picture, before it is made. Raises ValueError if it is not a PNG or cannot be written."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"output is {path}, which is a folder; name the picture, such as {path / 'picture.png'}")
     if path.suffix.lower() != ".png":
         raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"output is {path}, but {path.parent} cannot be written: {error.strerror}") from None
     return path
 
 

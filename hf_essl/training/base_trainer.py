@@ -116,7 +116,7 @@ class BaseTrainer(Trainer):
         return found
 
     def _save_checkpoint(self, model, trial) -> None:
-        if not _is_finite(self.model):
+        if not is_finite(self.model):
             logger.warning("step %d: no checkpoint is saved because weights are not finite", self.state.global_step)
             return  # the last good checkpoint remains the last
         with (
@@ -207,7 +207,7 @@ class BaseTrainer(Trainer):
         super()._save(output_dir, storable(state))
 
 
-def _is_finite(model: nn.Module) -> bool:
+def is_finite(model: nn.Module) -> bool:
     """Whether all weights and buffers are finite, in all processes; call it on all of them."""
     values = (local_tensor(value) for value in model.state_dict().values())
     finite = torch.stack([torch.isfinite(value).all() for value in values if value.is_floating_point()]).all()

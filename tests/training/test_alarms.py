@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
 
 def test_a_collapsed_embedding_stops_the_run_with_a_checkpoint(tmp_path):
-    trainer = small_trainer(tmp_path, method="mocov2", callbacks=[Sabotage(1, 0.1)], learning_rate=0.0)
+    trainer = small_trainer(tmp_path, method="mocov2", callbacks=[Sabotage(1, 0.1)], learning_rate=1e-9)
     with pytest.raises(Diverged, match=r"stopped at step 4: the embedding has collapsed to a point \(spread 0\.000"):
         trainer.train()
     assert last_complete_checkpoint(tmp_path).endswith("checkpoint-4")
@@ -108,7 +108,7 @@ def test_a_collapsed_embedding_stops_the_run_with_a_checkpoint(tmp_path):
 
 def test_a_warning_goes_on_and_is_given_once(tmp_path, caplog):
     trainer = small_trainer(
-        tmp_path, method="mocov2", callbacks=[Sabotage(1, 0.1)], learning_rate=0.0, on_divergence="warn"
+        tmp_path, method="mocov2", callbacks=[Sabotage(1, 0.1)], learning_rate=1e-9, on_divergence="warn"
     )
     with caplog.at_level(logging.WARNING, logger="hf_essl.training.alarms"):
         trainer.train()
