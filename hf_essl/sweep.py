@@ -88,6 +88,15 @@ class Sweep:
             rows[name] = replace(rows[name], reference=rows[reference] if reference != name else None, curve=curve)
         return sweep_table(list(rows.values()), self.results, self.metric.heading, self.across, self.headings)
 
+    def finished_cells(self) -> list[dict[str, Any]]:
+        """The finished cells for JSON: name, what distinguishes them, and the single values of their metrics."""
+        found = []
+        for cell in self.cells:
+            if (metrics := self.finished(cell)) is not None:
+                values = {key: value for key, value in metrics.items() if not isinstance(value, (dict, list))}
+                found.append({"cell": cell.name, "columns": cell.columns, **values})
+        return found
+
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """The `metrics.json` of a finished cell, with its `accuracy` and `seed`; None if it is not finished."""
         found = _metrics(cell)

@@ -274,3 +274,5 @@ output_dir: {tmp_path / "runs"}
     again = capsys.readouterr().out
     assert again.count("finished") == 2
     assert (tmp_path / "runs" / "table.md").read_text() in first + "\n" and "| 0.1 | 1 |" in again
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert all(result["accuracy"] == result["knn_accuracy"] and "history" not in result for result in results)

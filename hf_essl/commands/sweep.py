@@ -45,8 +45,9 @@ def run(argv: list[str]) -> None:
         return
     text = f"{sweep.title}\n\n{sweep.table()}\n\nmetric: {sweep.metric}\n"
     print(f"\n{text}")
-    if any(sweep.finished(cell) for cell in sweep.cells):
-        print(f"wrote {write_text(sweep.folder / 'table.md', text)}")
+    if results := sweep.finished_cells():
+        written = write_text(sweep.folder / "results.json", json.dumps(results, indent=1))
+        print(f"wrote {write_text(sweep.folder / 'table.md', text)}, {written}")
 
 
 def _mapping(text: str) -> dict:
