@@ -83,6 +83,8 @@ def wrong_words(group: type, key: str, draw: random.Random) -> list[str] | None:
         return draw.choice([["3"], ["abc"], ["[1]"], ["{a: "], ["true"], ["{1", "2}"]])
     garbage = ["huge", "nan", "true", "{}", "#", "~", "1:30", "inf", "1e", "--", "0x1g"]
     numbers = [_outside(limit, draw) for limit in _limits(hint)]
+    if key == "max_steps":
+        numbers = [number for number in numbers if number != -1]  # the whole run
     if accepted <= {int, type(None)}:
         garbage += ["1.5", "-0.5"]
     if list in accepted:

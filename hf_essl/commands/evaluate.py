@@ -49,13 +49,13 @@ def _parser() -> Parser:
     add("--protocol", choices=tuple(PROTOCOLS), default="knn", help=f"{described} [knn]")
     add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
-    add("--resolution", type=whole(1), metavar="PX", help="side of the test images [the backbone's own]")
+    add("--resolution", type=int, metavar="PX", help="side of the test images [the backbone's own]")
     crop_help = (
         "center crop of the images, as a share of the short side; 1: the whole center square [the backbone's own]"
     )
     add("--crop_pct", type=float, metavar="X", help=crop_help)
     sizes = ", ".join(f"{name} {protocol.batch_size}" for name, protocol in PROTOCOLS.items())
-    add("--batch_size", type=whole(1), metavar="N", help=f"images per batch [{sizes}]")
+    add("--batch_size", type=int, metavar="N", help=f"images per batch [{sizes}]")
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="precision of the backbone [no]")
     add("--seed", type=whole(0), default=0, help="seed of sampling, order and augmentation [0]")

@@ -39,6 +39,7 @@ def png_path(path: str | Path) -> Path:
     if path.suffix.lower() != ".png":
         raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
     try:
+        path.parent.mkdir(exist_ok=True)  # one folder, but no chain of them: a longer one is a typing mistake
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(f"output is {path}, but {path.parent} cannot be written: {error.strerror}") from None

@@ -199,7 +199,10 @@ def test_a_missing_file_a_folder_a_binary_and_a_circle(write, tmp_path):
         (["--max_steps", "2", "3"], "--max_steps has 2 values on the command line; it takes one"),
         (["--max_steps"], "--max_steps has no value on the command line; write --max_steps VALUE"),
         (["--output_dir="], "--output_dir has no value"),
-        (["--max_steps", "2.5"], "max_steps is 2.5 in the command line; it should be a valid integer"),
+        (
+            ["--max_steps", "2.5"],
+            "max_steps is 2.5 in the command line; it should be -1 or it should be a valid integer",
+        ),
         (["--method_args", "{a: "], "method_args is '{a: ' in the command line; it should be a valid dictionary"),
         (["--hub-token", "hf_abc"], "hub_token is not accepted in the command line"),
     ],
