@@ -15,6 +15,7 @@ from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader
 
 AVAILABILITY = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # other names in transformers' checks
+PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # other names on the index
 
 
 def tracker_callbacks() -> dict[str, type]:
@@ -30,6 +31,11 @@ def is_tracker_installed(name: str) -> bool:
 
     check = getattr(integration_utils, f"is_{AVAILABILITY.get(name, name)}_available", None)
     return check is None or check()
+
+
+def package_of_tracker(name: str) -> str:
+    """The name for `pip install` of a tracker's package."""
+    return PACKAGES.get(name, name)
 
 
 def default_progress_bar() -> type:

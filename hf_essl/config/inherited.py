@@ -3,6 +3,7 @@
 A test compares the three with the fields of the installed transformers, so that a new field has to be placed here.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,9 @@ _PRECISION = (
     "features during the training are extracted in the training's precision; `hf-essl evaluate --mixed_precision` "
     "chooses another"
 )
+
+LAUNCHED: Mapping[str, str] = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""The engines that `accelerate launch` selects by a variable, and that cannot train here."""
 
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "lr_scheduler_type": (("linear",), "set lr_schedule instead"),
@@ -138,6 +142,18 @@ def check_inherited(values: Any) -> None:
     for name in ("split_batches", "dispatch_batches"):
         if config.get(name) if isinstance(config, Mapping) else getattr(config, name, None):
             raise ValueError(f"accelerator_config has {name}, which is refused: each process loads its own batches")
+
+
+def check_engine(deepspeed: Any) -> None:
+    """Raises ValueError for another engine than DDP and FSDP; call it before transformers tries to import it."""
+    if deepspeed is not None:
+        raise ValueError(f"deepspeed is {deepspeed!r}, which is refused: {REFUSED['deepspeed'][1]}")
+    for variable, engine in LAUNCHED.items():
+        if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "y", "t", "on"):
+            raise ValueError(
+                f"accelerate's configuration chooses {engine} ({variable}), which is not supported; "
+                f"use DDP or FSDP, see recipes/accelerate"
+            )
 
 
 def ignored_lines(values: Any) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
-from hf_essl.compat import is_tracker_installed, tracker_callbacks
+from hf_essl.compat import is_tracker_installed, package_of_tracker, tracker_callbacks
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, on_resume, option
-from hf_essl.config.inherited import INHERITED_RULES, RANGES, check_inherited
+from hf_essl.config.inherited import INHERITED_RULES, RANGES, check_engine, check_inherited
 from hf_essl.config.optimizers import LARS, SGD, check_optimizer, check_optimizer_package
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class SSLTrainingArguments(TrainingArguments):
     measure_speedup: bool = option("Time steps of the plain recipe at the end, to measure the speed-up.", True)
 
     def __post_init__(self):
+        check_engine(self.deepspeed)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it, transformers runs each process alone, on all of the images
         if self.bf16 and not torch.accelerator.is_available():
@@ -168,7 +169,9 @@ class SSLTrainingArguments(TrainingArguments):
             if name not in tracker_callbacks():
                 raise ValueError(f"report_to is {name}; choose all, none, or some of {', '.join(tracker_callbacks())}")
             if not is_tracker_installed(name):
-                raise ValueError(f"report_to is {name}, but {name} is not installed: pip install {name}")
+                raise ValueError(
+                    f"report_to is {name}, but {name} is not installed: pip install {package_of_tracker(name)}"
+                )
 
     def _check_hub(self) -> None:
         if self.hub_strategy == "all_checkpoints":

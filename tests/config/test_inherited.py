@@ -320,3 +320,20 @@ def test_a_smaller_batch_cannot_be_sought_with_a_stream(tmp_path):
     trainer = small_trainer(tmp_path, train=stream, max_steps=2, auto_find_batch_size=True)
     with pytest.raises(ValueError, match="auto_find_batch_size is true with a stream"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("variable", "engine"), [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")]
+)
+def test_an_engine_chosen_by_accelerates_configuration_is_refused(variable, engine, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(RecipeError, match=f"accelerate's configuration chooses {engine} .*; use DDP or FSDP"):
+        load_recipe("recipes/quickstart.yaml")
+    monkeypatch.setenv(variable, "false")
+    load_recipe("recipes/quickstart.yaml")
+
+
+@pytest.mark.parametrize("value", ["zero2.json", {"zero_optimization": {"stage": 2}}])
+def test_deepspeed_is_refused_before_its_package_is_looked_for(value):
+    with pytest.raises(ValueError, match="^deepspeed is .*, which is refused: DeepSpeed is not supported; use DDP"):
+        SSLTrainingArguments(deepspeed=value)
