@@ -335,5 +335,5 @@ def test_an_engine_chosen_by_accelerates_configuration_is_refused(variable, engi
 
 @pytest.mark.parametrize("value", ["zero2.json", {"zero_optimization": {"stage": 2}}])
 def test_deepspeed_is_refused_before_its_package_is_looked_for(value):
-    with pytest.raises(ValueError, match="^deepspeed is .*, which is refused: DeepSpeed is not supported; use DDP"):
+    with pytest.raises(ValueError, match=r"^deepspeed is .*, which is refused: DeepSpeed is not supported; use DDP"):
         SSLTrainingArguments(deepspeed=value)
