@@ -182,8 +182,8 @@ def test_the_picture_shows_both_stages():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--rounds", "-1"], "rounds is -1"),
+        (["--steps", "0"], "--steps: it is 0; it must be at least 1"),
+        (["--rounds", "-1"], "--rounds: it is -1"),
         (["--output", "a.jpg"], "output is a.jpg; the picture is a PNG, name it a.png"),
         (["--backbone", "resnet5O"], "did you mean"),
         (["--dataset", "./nowhere"], "dataset is ./nowhere, which does not exist"),

@@ -232,7 +232,7 @@ def test_the_file_of_an_image_is_a_query_too(backbone, folder, tmp_path):
         (["neighbors", "FILE", "--images", "NOWHERE"], "has no "),
         (["neighbors", "NOWHERE"], "is no file of `hf-essl embed`"),
         (["embed", "BACKBONE", "NOWHERE"], "NOWHERE"),
-        (["embed", "BACKBONE", "FOLDER", "--batch_size", "0"], "batch_size is 0; it must be at least 1"),
+        (["embed", "BACKBONE", "FOLDER", "--batch_size", "0"], "--batch_size: it is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(words, message, backbone, folder, tmp_path, capsys, monkeypatch):
