@@ -292,6 +292,11 @@ def _check(path: str | Path, rows: Any, grid: Any) -> None:
     names = [row.get("name") for row in rows]
     if len(rows) > 1 and (None in names or len(set(names)) < len(names)):
         raise RecipeError(f"rows in {path} have the names {names}; give each row its own `name`")
+    if wrong := [name for name in names if name is not None and not re.fullmatch(r"[^\W_][\w.+-]*", str(name))]:
+        raise RecipeError(f"name is {wrong[0]!r} in {path}; it is a folder: letters, digits, . _ + and -")
+    columns = [row.get("columns") for row in rows]
+    if any(not isinstance(value, dict) for value in columns if value is not None):
+        raise RecipeError(f"columns are {columns} in {path}; each is a mapping of headings to cells, such as {{m: 4}}")
     headings = [list(row.get("columns") or {"run": None}) for row in rows]
     if any(heading != headings[0] for heading in headings):
         raise RecipeError(f"rows in {path} have different columns; give all rows the same headings")

@@ -276,3 +276,20 @@ output_dir: {tmp_path / "runs"}
     assert (tmp_path / "runs" / "table.md").read_text() in first + "\n" and "| 0.1 | 1 |" in again
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
     assert all(result["accuracy"] == result["knn_accuracy"] and "history" not in result for result in results)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{name: ..}", "it is a folder"),
+        ("{name: ../x}", "it is a folder"),
+        ("{name: .hidden}", "it is a folder"),
+        ("{name: {a: 1}}", "it is a folder"),
+        ("{name: a, columns: 3}", "each is a mapping of headings"),
+    ],
+)
+def test_a_row_cannot_leave_the_folder_of_its_sweep(row, message, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\nuse_cpu: true\nrows: [{row}]\n")
+    with pytest.raises(RecipeError, match=message):
+        load_sweep(path)

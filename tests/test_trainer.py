@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
+from hf_essl.common import Diverged
 from hf_essl.data import NO_LABEL, CachedImages, collate
 from hf_essl.methods import METHODS
 from hf_essl.run_folder import last_complete_checkpoint
@@ -358,3 +359,18 @@ def test_a_stream_trains_and_resumes_bit_for_bit(tmp_path):
     resumed = run(tmp_path / "cut", resume=True)
     assert resumed.state.global_step == 6
     assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+
+
+class Spoil(TrainerCallback):
+    """Makes the weights infinite after the last step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == state.max_steps:
+            next(model.backbone.parameters()).data.fill_(torch.inf)
+
+
+def test_weights_that_end_infinite_are_a_lost_run(tmp_path):
+    trainer = small_trainer(tmp_path, max_steps=3, callbacks=[Spoil()], knn_every_epochs=0)
+    with pytest.raises(Diverged, match="weights are not finite after step 3; nothing is exported"):
+        trainer.train()
+    assert not (tmp_path / "backbone").exists() and not list(tmp_path.glob("checkpoint-*"))

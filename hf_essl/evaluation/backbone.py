@@ -103,7 +103,8 @@ def load_backbone(
         raise ValueError(unknown("which", which, PREFIXES))
     folder = find_backbone(source)
     if (folder / CONFIG).is_file():
-        loaded = _exported(folder, which, backbone if isinstance(backbone, nn.Module) else None)
+        with _explained(f"the backbone in {folder} cannot be loaded", TypeError, KeyError, RecursionError, OSError):
+            loaded = _exported(folder, which, backbone if isinstance(backbone, nn.Module) else None)
     else:
         loaded = _from_checkpoint(folder, which, backbone)
     if crop_pct is not None:
@@ -214,6 +215,8 @@ def _loaded(model: nn.Module, preprocessing: dict[str, Any] | None = None) -> Lo
     """A backbone with its own preprocessing, or with another one in timm's form."""
     config = resolve_model_data_config(model, pretrained_cfg=preprocessing, use_test_size=True)
     crop = config["crop_pct"], config["interpolation"]
+    if not all(value > 0 for value in (*config["std"], crop[0])):
+        raise ValueError(f"std is {config['std']} and crop_pct {crop[0]} in the configuration; both must be above 0")
     return LoadedBackbone(model.eval(), config["input_size"][-1], config["mean"], config["std"], *crop)
 
 

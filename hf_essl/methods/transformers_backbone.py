@@ -90,10 +90,22 @@ class TransformersSource:
         name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
         config = AutoConfig.from_pretrained(name, **arguments)
         if pretrained and not torch.empty(0).is_meta:
-            model = AutoModel.from_pretrained(name, config=config, use_safetensors=True, dtype=torch.float32)
+            model = _with_weights(name, config)
         else:
             model = AutoModel.from_config(config)
         return TransformersBackbone(model, _preprocessing(name))
+
+
+def _with_weights(name: str, config: Any) -> Any:
+    """The model with its weights; transformers would leave missing ones random, and only a pooler's may be missing."""
+    from transformers import AutoModel
+
+    model, facts = AutoModel.from_pretrained(
+        name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := [key for key in facts["missing_keys"] if not key.startswith("pooler.")]:
+        raise ValueError(f"{name} has no weights of {len(missing)} layers of its configuration, such as {missing[0]}")
+    return model
 
 
 def _preprocessing(name: str) -> dict[str, Any]:

@@ -209,3 +209,37 @@ def test_a_fingerprint_does_not_depend_on_memory_layout():
     assert fingerprint({"w": whole.bfloat16()}) != fingerprint({"w": whole}) != fingerprint({"w": whole.view(6, 4)})
     whole[0, 0] += 1e-6
     assert fingerprint({"w": strided}) != fingerprint({"w": whole})
+
+
+HOSTILE = [
+    *("[]", "3", "{", "[" * 100_000, "{}", '{"library": 3}', '{"library": "torchvision"}', '{"model_type": "nope"}'),
+    *('{"library": "hf_essl"}', '{"architecture": 3}', '{"architecture": "../x"}', '{"model_type": "resnet"}'),
+    '{"library": "torchvision", "architecture": "resnet18", "arguments": 3}',
+    '{"library": "hf_essl", "backbone": "test_resnet", "method": "no", "backbone_args": {}, "method_args": {}, '
+    '"resolutions": ["x"]}',
+    '{"model_type": "vit", "auto_map": {"AutoModel": "evil.Evil"}}',
+    '{"architecture": "test_resnet", "model_args": {"nope": 1}}',
+    '{"architecture": "test_resnet", "pretrained_cfg": {"input_size": "x"}}',
+    '{"architecture": "test_resnet", "pretrained_cfg": {"std": [0, 0, 0]}}',
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE)
+def test_a_hostile_configuration_is_a_value_error_of_one_line(config, run, tmp_path):
+    folder = shutil.copytree(run / "backbone", tmp_path / "backbone")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ValueError) as error:
+        load_backbone(folder)
+    assert "\n" not in str(error.value)
+
+
+WEIGHTS = [b"", b"\0" * 1000, (2**60).to_bytes(8, "little") + b"{}", b"\x80\x04a pickle", b"PK\x03\x04"]
+
+
+@pytest.mark.parametrize("content", WEIGHTS)
+def test_hostile_weights_are_a_value_error_of_one_line(content, run, tmp_path):
+    folder = shutil.copytree(run / "backbone", tmp_path / "backbone")
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_backbone(folder)
+    assert "\n" not in str(error.value)
