@@ -244,9 +244,13 @@ class SSLTrainer(TrialTrainer):
         if self.alarm.lost:
             saved = checkpoints(self.args.folder)
             raise Diverged(f"{self.alarm.lost}; last checkpoint: {saved[0] if saved else 'none was saved yet'}")
+        self._check_finite()
+        return result
+
+    def _check_finite(self) -> None:
+        """Raises Diverged, in all processes, if a weight of the model is not finite."""
         if not is_finite(self.model):
             raise Diverged(f"weights are not finite after step {self.state.global_step}; nothing is exported")
-        return result
 
     def predicted_cost(self) -> Cost:
         """What the whole run costs."""
@@ -264,6 +268,8 @@ class SSLTrainer(TrialTrainer):
         queries = self.evaluation_images
         if eval_dataset is not None:
             queries = as_images(eval_dataset, self.data_args, self.args.device)
+        if self.is_in_train:
+            self._check_finite()
         metrics: dict[str, float] = {}
         with self.clock.paused(), averaged_weights(self.optimizer):
             if queries is not None:

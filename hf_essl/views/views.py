@@ -56,7 +56,7 @@ class Views:
     def seed(self, *numbers: int) -> None:
         """Restarts the random stream from these numbers, such as seed, rank and step."""
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-        self._stream = torch.Generator().manual_seed(int(state >> 1)).get_state()
+        self._stream = torch.Generator().manual_seed(int(state) >> 1).get_state()
 
     @contextmanager
     def random_stream(self) -> Iterator[None]:
