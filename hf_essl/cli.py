@@ -10,6 +10,11 @@ from hf_essl.commands import COMMANDS
 from hf_essl.common import SUPERVISED, Diverged, one_line, unknown
 
 ALIASES = {"neighbours": "neighbors"}
+CONTINUES = {  # what is left of an interrupted command
+    "pretrain": "the same command with `--resume_from_checkpoint true` continues from the last checkpoint",
+    "sweep": "the same command continues",
+    "embed": "the same command continues",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(unknown("command", name, COMMANDS))
         importlib.import_module(COMMANDS[name][0]).run(rest)
     except KeyboardInterrupt as stop:
-        resume = "; the same command with `--resume_from_checkpoint true` continues from the last checkpoint"
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nhf-essl: {stop or 'interrupted'}{resume if name == 'pretrain' else ''}", file=sys.stderr)
+            kept = CONTINUES.get(name, "no result is written")
+            print(f"\nhf-essl: {stop or f'{name} was interrupted'}; {kept}", file=sys.stderr)
         # a launcher takes another code for a crash and kills the processes that still save
         return 0 if SUPERVISED in os.environ else getattr(stop, "code", 130)
     except (ValueError, OSError, Diverged) as error:

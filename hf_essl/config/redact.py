@@ -1,5 +1,6 @@
 """Keeps the Hub token and the paths of this machine out of everything that is published."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -11,8 +12,13 @@ TEXT = (".json", ".md", ".yaml")
 PREFIXES = ("local-dir", "transformers")  # of a backbone, before a folder
 
 
+EMBEDDED = re.compile(  # an absolute path inside a text; not the path of a URL
+    r"(?<![\w/.~\\])(?:~?/(?:[^\s/'\",;:]+/)*|[A-Za-z]:\\(?:[^\s\\'\",;]+\\)*)(?=[^\s/\\'\",;:]*[\w])"
+)
+
+
 def without_paths(value: Any) -> Any:
-    """The values of a recipe, with each path cut to its last component."""
+    """The values of a recipe, with each absolute path, also inside a text, cut to its last component."""
     if isinstance(value, Mapping):
         return {key: without_paths(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -49,4 +55,4 @@ def _last_component(text: str) -> str:
         return PurePosixPath(text).name
     if text.startswith("file:") or PureWindowsPath(text).is_absolute():
         return PureWindowsPath(text).name
-    return text
+    return EMBEDDED.sub("", re.sub(r"\bfile:/+", "/", text))

@@ -318,3 +318,20 @@ def test_an_error_of_another_kind_keeps_its_own_words():
     assert str(explain(ValueError("Invalid metadata in README.md.\n- a key"), "ada/net")) == (
         "ada/net was not pushed: Invalid metadata in README.md. - a key"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see /srv/data/x.txt now", "see x.txt now"),
+        ("{a: /srv/x/y, b: ~/me/z}", "{a: y, b: z}"),
+        ("path:/home/me/z", "path:z"),
+        ("see file:///home/me/z", "see z"),
+        (r"in C:\Users\me\x", "in x"),
+        ("local-dir:/a/b/c", "local-dir:c"),
+        ("https://host/a/b s3://bucket/c/d hf-hub:user/name", "https://host/a/b s3://bucket/c/d hf-hub:user/name"),
+        ("runs/a/b and/or 3 / 4", "runs/a/b and/or 3 / 4"),
+    ],
+)
+def test_paths_inside_a_text_are_cut_too(text, shown):
+    assert without_paths({"run_name": [text]}) == {"run_name": [shown]}
