@@ -16,11 +16,12 @@ from hf_essl.recipe import Recipe, build_recipe
 from hf_essl.reporting.costs import CostEstimator
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.eta import times_left
+from hf_essl.training.layout import disable_malloc_trim
 from hf_essl.training.optimizer import build_optimizer
 from hf_essl.training.step import endless, run_step
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "pF": 0.0, "epochs": 0.0}
-WARMUP, TIMED = 3, 10  # steps at each resolution: not timed, timed
+WARMUP, TIMED = 4, 12  # steps at each resolution: not timed, timed
 CLOSING = 3.0  # seconds for pictures and the export at the end
 PLAIN_STEPS = 7  # at the end, which measure the speed-up
 
@@ -127,6 +128,8 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
 
 def measure(trainer: SSLTrainer) -> Speed:
     """Times real steps at each resolution of the curriculum, on a copy of the model, and one evaluation."""
+    if trainer.args.device.type == "cpu":
+        disable_malloc_trim()  # as the training does
     model = deepcopy(trainer.model).train()
     optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
     mean, measured = 0.0, {}
