@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,6 +52,26 @@ def launch_command(config: Path, words: Sequence[str], command: str = "pretrain"
         options = ["--num_processes", str(torch.accelerator.device_count())]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options]
     return [*launcher, "-m", "hf_essl", command, *words, *overrides]
+
+
+def join_slurm_step(environment: MutableMapping[str, str]) -> None:
+    """Lets the tasks of one `srun` train together: its variables as those of torchrun, unless these are set.
+
+    A batch script has no step of several tasks, so a command in it stays alone.
+    """
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks < 2 or "RANK" in environment or "SLURM_PROCID" not in environment:
+        return
+    port = 29500 + int(environment.get("SLURM_JOB_ID", 0)) % 1000
+    joined = {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "WORLD_SIZE": str(tasks),
+        "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
+        "MASTER_PORT": str(port),
+    }
+    for name, value in joined.items():
+        environment.setdefault(name, value)
 
 
 def relaunch(command: Sequence[str], environment: dict[str, str]) -> NoReturn:

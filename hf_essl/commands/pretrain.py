@@ -30,6 +30,9 @@ def run(argv: list[str]) -> None:
     )
     add_launch_option(parser)
     options, overrides = parser.parse_known_args(argv)
+    from hf_essl.commands.launch import join_slurm_step
+
+    join_slurm_step(os.environ)
     environment = dict(os.environ)  # before a recipe is built, whose TrainingArguments may set variables
 
     from hf_essl.planned_run import is_recipe

@@ -22,8 +22,10 @@ def run(argv: list[str]) -> None:
     if options.metric_args is not None and options.metric is None:
         parser.error("--metric_args is given without --metric; name the metric that it is for")
 
+    from hf_essl.commands.launch import join_slurm_step
     from hf_essl.sweep import load_sweep
 
+    join_slurm_step(os.environ)
     environment = dict(os.environ)  # before load_sweep, whose TrainingArguments may set variables
     sweep = load_sweep(options.recipe, overrides, options.metric, options.metric_args)
     if options.accelerate_config and not options.table:
