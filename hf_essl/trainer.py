@@ -48,6 +48,7 @@ from hf_essl.training.layout import (
 from hf_essl.training.optimizer import averaged_weights, momentum_of
 from hf_essl.training.progress import ProgressBarCallback
 from hf_essl.training.run_state import RunState
+from hf_essl.training.sanity import SanityCallback
 from hf_essl.training.step import MethodCallback
 from hf_essl.training.step_log import StepLog
 from hf_essl.training.trackers import attach_trackers, energy_so_far
@@ -142,7 +143,7 @@ class SSLTrainer(TrialTrainer):
         self.remove_callback(default_progress_bar())
         self.remove_callback(PrinterCallback)
         self.stop_on_signal = StopOnSignalCallback()
-        self.alarm = AlarmCallback(self.model)
+        self.alarm, self.sanity = AlarmCallback(self.model), SanityCallback(self)
         for callback in (
             SuperProgressiveCallback(self.views, self.curriculum),
             MethodCallback(self.accelerator),
@@ -152,6 +153,7 @@ class SSLTrainer(TrialTrainer):
             ClockCallback(self.clock, lambda: self.run_state.seconds),
             self.stop_on_signal,
             self.alarm,
+            self.sanity,
         ):
             self.add_callback(callback)
         attach_trackers(self)
@@ -171,7 +173,10 @@ class SSLTrainer(TrialTrainer):
         model.train()
         chosen = self.choose_pair(images, batch["aspect"])
         self.step_log.means.add(chosen.scalars())
-        return super().training_step(model, self.render(images, chosen), num_items_in_batch)
+        views = self.render(images, chosen)
+        if self.state.global_step == 0:
+            self.sanity.look(images, views, self.state)
+        return super().training_step(model, views, num_items_in_batch)
 
     def choose_pair(self, images: Tensor, aspect: Tensor | None = None) -> Selection:
         """The pair of views of each image that trains; the student compares them unwrapped."""

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 GRACE = 0.1  # first share of the run, in which a small spread or a loss near its trivial value is not yet a collapse
 PATIENCE = 3  # consecutive logs that must show a collapse; a single one may be chance
 NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02  # std times sqrt(D), 1 on the whole sphere: below it, a warning, a lost run
+LOWEST_RANK = 0.75  # of the RankMe at random initialization, which training raises
+FAR = 4  # times the loss of a collapsed network: a temperature that is too small, or steps that are too large
 TRIVIAL_LOSS = 0.001  # distance from the loss of a collapsed network that counts as collapsed, relative to its scale
 
 
@@ -58,7 +60,8 @@ def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: i
     late = [entry for entry in steps[-PATIENCE:] if entry["step"] > GRACE * max_steps]
     if len(late) == PATIENCE:
         trouble |= _find_collapse(late, model, images)
-    if len(evaluations) > 1 and evaluations[-1]["eval_rankme"] < evaluations[0]["eval_rankme"] / 2:
+    lowest = 0.5 if model.config is not None and model.config.pretrained else LOWEST_RANK
+    if len(evaluations) > 1 and evaluations[-1]["eval_rankme"] < lowest * evaluations[0]["eval_rankme"]:
         first, last = evaluations[0]["eval_rankme"], evaluations[-1]["eval_rankme"]
         fell = f"RankMe fell from {first:.1f} to {last:.1f}"
         trouble["rank"] = f"{fell}: the features lose dimensions; {model.collapse_hint}"
@@ -74,6 +77,11 @@ def _find_collapse(entries: list[dict], model: SSLModel, images: int) -> dict[st
     if widest < NARROW_SPREAD:
         trouble["narrow"] = f"the embedding is collapsing {spread}; {hint}"
     trivial = model.loss_at_collapse(images)
+    if trivial is not None and 0 < FAR * trivial < min(entry["loss"] for entry in entries):
+        far = (
+            f"the loss is {entries[-1]['loss']:.3g}, {FAR} times that of a network that knows nothing ({trivial:.3g})"
+        )
+        trouble["far"] = f"{far}; raise the temperature in method_args, or {hint}"
     if trivial is not None:
         tolerance = TRIVIAL_LOSS * (abs(trivial) or 1.0)
         if all(abs(entry["loss"] - trivial) < tolerance for entry in entries):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.utils.notebook import NotebookProgressCallback
 
 from hf_essl.schedules import SuperProgressiveCallback
 from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule
@@ -155,6 +154,10 @@ def test_an_evaluation_in_one_line():
     metrics = {"eval_knn_accuracy": 84.06, "eval_feature_std": 0.02, "eval_rankme": 12.3}
     assert describe_evaluation(metrics) == "kNN 84.1 %  feature std 0.0200  RankMe 12.3"
     assert describe_evaluation({"eval_feature_std": 0.02}) == "feature std 0.0200"
+
+
+class NotebookProgressCallback(ProgressCallback):
+    """Stands for the one of `transformers.utils.notebook`, which needs IPython."""
 
 
 @pytest.mark.parametrize("bar", [ProgressCallback, NotebookProgressCallback])
