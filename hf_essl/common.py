@@ -1,7 +1,9 @@
 """Small helpers that every layer shares: exceptions that end a run, messages in one line, files, Markdown tables."""
 
 import difflib
+import html
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,8 +23,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(text: object) -> str:
-    """Text without line breaks, such as the message of an exception; its type where it has no message."""
-    return " ".join(str(text).split()) or type(text).__name__
+    """Text without line breaks and control characters, such as the message of an exception; else its type."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split())) or type(text).__name__
+
+
+def markdown(text: str) -> str:
+    """A name as text of a Markdown page: nothing in it is markup or HTML."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(one_line(text), quote=False))
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 1) -> list[str]:

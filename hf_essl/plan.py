@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from hf_essl.data.builtin import built_in
-from hf_essl.data.cache import usable_cores
+from hf_essl.data.cache import free_memory, usable_cores
 from hf_essl.data.survey import Survey
 
 WARMUP = 80 / 480  # share of the run (Table 10)
@@ -48,7 +47,7 @@ class Machine:
         return cls(
             device=device,
             cores=usable_cores(),
-            free_memory=psutil.virtual_memory().available,
+            free_memory=free_memory(),
             free_disk=shutil.disk_usage(Path.home()).free,
             has_bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
             processes=processes,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,6 +17,7 @@ from hf_essl.data.dataset import DecodedImages, StoredImages
 from hf_essl.data.decode import Canvas, Unreadable, UnreadableLog, no_readable_image, read_image
 from hf_essl.data.labels import label_tensor
 
+CGROUP = Path("/sys/fs/cgroup")  # the limits of a container
 CHUNK = 1_024  # images decoded between two copies to the cache
 USABLE = 0.8  # share of the free memory that a cache may use
 Reading = Callable[[], tuple[Any, Any]]  # returns (image, label)
@@ -128,12 +130,28 @@ def check_memory(count: int, size: int, device: torch.device | str) -> None:
     """Raises ValueError if `count` images of `size` pixels need more than 80 % of the free memory of `device`."""
     device = torch.device(device)
     needed = count * 3 * size * size
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     if needed > USABLE * free:
         raise ValueError(
             f"{count} images at image_size {size} need {needed / 1e9:.1f} GB, above {USABLE:.0%} of the "
             f"{free / 1e9:.1f} GB free on {device}; set cache: disk or none, or a smaller image_size"
         )
+
+
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes that this process may still use: those of the machine, and of its container if that has a limit."""
+    free = psutil.virtual_memory().available
+    for limit, used, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),  # version 2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            most, now = int((cgroup / limit).read_text()), int((cgroup / used).read_text())
+            lines = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
+        except (OSError, ValueError):  # no such version, or "max"
+            continue
+        free = min(free, max(most - now + int(lines.get(cached, 0)), 0))  # what files fill is given back
+    return free
 
 
 def usable_cores() -> int:

@@ -138,7 +138,7 @@ class UnreadableLog:
         for one in unreadable:
             if (one.index, one.name) not in self.found:
                 self.found[one.index, one.name] = one
-                logger.warning("unreadable image %s", one)
+                logger.warning("unreadable image %s", one_line(one))
         self.seen += seen + len(unreadable)
         if self.total is None and self.seen < MIN_SEEN:
             return

@@ -45,7 +45,7 @@ def notice(name: str, text: str) -> None:
     if _collected is not None:
         _collected.append(text)
     elif int(os.environ.get("RANK", 0)) == 0:  # set by torchrun and `accelerate launch`
-        logger.warning("%s: %s", name, text)
+        logger.warning("%s: %s", one_line(name), text)
 
 
 def count_notice(name: str, items: Sequence[Any], noun: str, why: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_essl.common import table
+from hf_essl.common import markdown, table
 from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
@@ -69,7 +69,7 @@ def sections(
     *others, last = [title for title, is_used in strategies(recipe).items() if is_used] or ["the plain recipe"]
     local = is_local(metrics)
     return {
-        "metrics": metrics,
+        "metrics": {**metrics, "dataset": markdown(metrics["dataset"])},
         "recipe": recipe,
         "method": method,
         "images": _images(metrics),
@@ -89,7 +89,7 @@ def sections(
         "recipe_yaml": recipe.redacted().to_yaml().strip(),
         "is_small": (metrics.get("train_images") or SMALL_DATASET) < SMALL_DATASET,
         "caveat": dataset and dataset.caveat,
-        "judged": sorted({result.dataset for result in found if result.dataset}),
+        "judged": sorted({markdown(result.dataset) for result in found if result.dataset}),
         "is_no_better": [TITLES[key].replace("V", "v") for key in IMPROVING if _is_no_better(metrics, key)],
         "citations": f"{PAPER}\n\n{citation}".strip(),
     }
@@ -125,6 +125,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
     training, dataset = recipe.training, DATASETS.get(recipe.data.dataset)
     features = _config(folder).get("num_features")
     config = f", configuration {recipe.data.dataset_config}" if recipe.data.dataset_config else ""
+    published = "" if is_local(metrics) else f"{config}, split {recipe.data.train_split}"
     epochs = show(metrics, "epochs")
     if epochs and training.max_steps > 0:
         epochs += f" (set by max_steps: {training.max_steps}; the recipe has {training.num_train_epochs:g} epochs)"
@@ -134,7 +135,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Parameters", show(metrics, "parameters")),
         ("Features", f"{features} per image" if features else None),
         ("Initialization", "published weights" if recipe.model.pretrained else "random"),
-        ("Dataset", metrics["dataset"] + ("" if is_local(metrics) else f"{config}, split {recipe.data.train_split}")),
+        ("Dataset", markdown(metrics["dataset"]) + published),
         ("Terms of the images", dataset.terms if dataset else "the run did not record their license"),
         ("Training images", show(metrics, "train_images")),
         ("Image canvas", metrics.get("canvas")),
@@ -156,7 +157,7 @@ def is_local(metrics: Metrics) -> bool:
 
 def _images(metrics: Metrics) -> str:
     """The training images in a sentence, such as "the 200 images of photos"."""
-    count, name = show(metrics, "train_images"), metrics["dataset"]
+    count, name = show(metrics, "train_images"), markdown(metrics["dataset"])
     return f"the {count} images of {name}" if count and is_local(metrics) else name
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from hf_essl.config import DataArguments
 from hf_essl.data import NO_LABEL, CachedImages, Unreadable, UnreadableLog, collate, load_images, sample_images
+from hf_essl.data.cache import free_memory
 from tests.data.images import write_parquet
 
 
@@ -158,3 +159,18 @@ class TestUnreadableLog:
         with pytest.raises(ValueError, match="200 of 1000 images are unreadable"):
             log.update([], seen=100)
         UnreadableLog(None, 0.1).update(self.images[:100], seen=900)
+
+
+def write_cgroup(folder, limit, used, cached):
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "free"), [(10_000, 7_000, 1_000, 4_000), (5_000, 6_000, 0, 0), ("max", 1, 1, None)]
+)
+def test_the_limit_of_a_container_counts(limit, used, cached, free, tmp_path):
+    found = free_memory(write_cgroup(tmp_path, limit, used, cached))
+    assert found == free if free is not None else found > 10**7
