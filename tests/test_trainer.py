@@ -374,3 +374,11 @@ def test_weights_that_end_infinite_are_a_lost_run(tmp_path):
     with pytest.raises(Diverged, match="weights are not finite after step 3; nothing is exported"):
         trainer.train()
     assert not (tmp_path / "backbone").exists() and not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_batch_of_one_image_is_told_before_the_run(count, tmp_path):
+    images = patches("train", 12).take(range(count))
+    trainer = small_trainer(tmp_path, train=images, per_device_train_batch_size=1, knn_k=1, warmup_epochs=0.1)
+    with pytest.raises(ValueError, match="per_device_train_batch_size is 1, and BatchNorm cannot normalize one image"):
+        trainer.train()

@@ -49,8 +49,14 @@ def _check_batch(model: SSLModel, args: SSLTrainingArguments, images: int | None
             f"{images} training images do not fill a batch of {batch}; lower per_device_train_batch_size, or set "
             f"dataloader_drop_last: false"
         )
+    norms = any(isinstance(module, NORMS) for module in model.modules())
+    if batch == 1 and norms:
+        raise ValueError(
+            "per_device_train_batch_size is 1, and BatchNorm cannot normalize one image; set it to 2 or more"
+            + (": the data set must have as many images" if images == 1 else "")
+        )
     alone = images is not None and not args.dataloader_drop_last and images % batch == 1
-    if alone and args.world_size == 1 and any(isinstance(module, NORMS) for module in model.modules()):
+    if alone and args.world_size == 1 and norms:
         raise ValueError(
             f"{images} training images in batches of {batch} leave a last batch of one image, which BatchNorm "
             f"cannot normalize; set dataloader_drop_last: true, or another per_device_train_batch_size"
