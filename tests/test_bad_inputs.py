@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from hf_essl.cli import main
 from hf_essl.config.values import parse_overrides
 from hf_essl.methods import METHODS
 from tests.fault_inputs import drawn, is_refused, outcome
@@ -102,3 +103,25 @@ def test_an_unknown_name_is_answered_with_the_field(word, field):
 def test_a_method_built_by_hand_checks_its_arguments(method, argument, value):
     with pytest.raises(ValueError, match=f"^{argument} is {value!r}; .*default"):
         METHODS[method](None, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cost quickstart --json {gone}/x.json",
+        "cost quickstart --json {folder}",
+        "embed nowhere nowhere --output {gone}/f.parquet",
+        "evaluate nowhere --dataset photo-patches --output {gone}/r.json",
+        "export nowhere --format torch --output {file}",
+        "export nowhere --format torch --output {gone}/out",
+        "card nowhere --into {file}",
+        "neighbors nowhere --output {gone}/n.png",
+    ],
+)
+def test_an_output_is_tried_before_the_work(words, tmp_path, capsys):
+    """The path is told, and not the source, which is wrong as well."""
+    (tmp_path / "file").write_text("x")
+    places = {"gone": tmp_path / "no" / "such", "file": tmp_path / "file", "folder": tmp_path}
+    assert main([word.format(**places) for word in words.split()]) == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path) in err and err.count("\n") == 1

@@ -2,7 +2,7 @@
 
 import re
 
-from hf_essl.commands.parser import Parser
+from hf_essl.commands.parser import Parser, output_folder
 
 
 def run(argv: list[str]) -> None:
@@ -17,7 +17,12 @@ def run(argv: list[str]) -> None:
     add("--baseline", metavar="RUN", help="finished run on the same data, for the speed-up over it")
     add("--repo_id", metavar="USER/NAME", help="repository on the Hub from which the card's code loads the backbone")
     add("--license", metavar="ID", help="license of the weights, such as apache-2.0 [none is named]")
-    add("--into", metavar="FOLDER", help="copy card, pictures and numbers into sub-folders, and update their index")
+    add(
+        "--into",
+        type=output_folder,
+        metavar="FOLDER",
+        help="copy card, pictures and numbers into sub-folders, and update their index",
+    )
     add("--index", metavar="FOLDER", help="write the table of the runs in FOLDER into its README.md")
     options = parser.parse_args(argv)
     if not (options.runs or options.index):

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from hf_essl.commands.parser import Parser, whole
+from hf_essl.commands.parser import Parser, output_file, whole
 
 
 def run(argv: list[str]) -> None:
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> None:
     add("--baseline", metavar="RECIPE", help="baseline of all speed-ups [each recipe's own `baseline:`]")
     add("--images", type=whole(1), metavar="N", help="number of training images [that of the dataset]")
     add("--processes", type=whole(1), default=1, metavar="N", help="GPUs that train together [1]")
-    add("--json", metavar="FILE", help="also write the figures to this file")
+    add("--json", type=output_file, metavar="FILE", help="also write the figures to this file")
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.common import write_text

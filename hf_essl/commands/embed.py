@@ -1,6 +1,6 @@
 """`hf-essl embed BACKBONE IMAGES`: the features of every image, in one parquet file."""
 
-from hf_essl.commands.parser import Parser, whole
+from hf_essl.commands.parser import Parser, output_file, whole
 from hf_essl.evaluation.backbone import PREFIXES
 
 NAMED = 10  # unreadable images that are named
@@ -15,7 +15,13 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("source", metavar="BACKBONE", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
     add("dataset", metavar="IMAGES", help="a folder of images or of parquet files, a parquet file, or a Hub id")
-    add("--output", default="features.parquet", metavar="FILE", help="the parquet file [features.parquet]")
+    add(
+        "--output",
+        type=output_file,
+        default="features.parquet",
+        metavar="FILE",
+        help="the parquet file [features.parquet]",
+    )
     add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=whole(1), metavar="PX", help="side of the images [the backbone's own]")

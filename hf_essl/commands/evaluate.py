@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_essl.commands.parser import Parser, whole
+from hf_essl.commands.parser import Parser, output_file, whole
 from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.config.fields import check_field, default_of, fields_of, hints_of, kinds
@@ -59,7 +59,7 @@ def _parser() -> Parser:
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="precision of the backbone [no]")
     add("--seed", type=whole(0), default=0, help="seed of sampling, order and augmentation [0]")
-    add("--output", metavar="JSON", help="also write the result to this file")
+    add("--output", type=output_file, metavar="JSON", help="also write the result to this file")
     settings = parser.add_argument_group("settings of the protocols")
     for name in _setting_names():
         owners = {f"{key}:": entry.settings_class for key, entry in PROTOCOLS.items() if name in entry.settings}

@@ -1,6 +1,6 @@
 """`hf-essl export RUN --format FORMAT`: the backbone in a format that others load."""
 
-from hf_essl.commands.parser import Parser
+from hf_essl.commands.parser import Parser, output_folder
 
 
 def run(argv: list[str]) -> None:
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("source", metavar="RUN", help="folder of a run, a checkpoint or an exported backbone, or a Hub id")
     add("--format", required=True, choices=tuple(FORMATS), help="see below")
-    add("--output", default="exported", metavar="FOLDER", help="folder of the files [exported]")
+    add("--output", type=output_folder, default="exported", metavar="FOLDER", help="folder of the files [exported]")
     add("--which", choices=tuple(PREFIXES), default="student", help="which backbone of a checkpoint [student]")
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=int, metavar="PX", help="side of the images [the backbone's own]")

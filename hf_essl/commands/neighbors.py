@@ -17,8 +17,10 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.common import table
     from hf_essl.evaluation.search import Embeddings
+    from hf_essl.reporting.figures import png_path
     from hf_essl.reporting.found import draw_found
 
+    png_path(options.output)  # before the search
     found = Embeddings.read(options.features)
     matches = found.search(options.query or min(4, len(found.paths)), options.neighbors)
     rows = [

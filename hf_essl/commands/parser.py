@@ -1,7 +1,9 @@
 """Argument parsers of the commands: a mistake is a ValueError, reported like any other."""
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +36,32 @@ def whole(least: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def output_file(text: str) -> str:
+    """The type of an option that names a file to write, tried before the work; one missing folder is created."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"it is {text}, which is a folder; name a file in it")
+    _try_folder(path.parent, text)
+    return text
+
+
+def output_folder(text: str) -> str:
+    """The same for a folder to write into."""
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"it is {text}, which is a file; name a folder")
+    _try_folder(path if path.is_dir() else path.absolute().parent, text)
+    return text
+
+
+def _try_folder(folder: Path, text: str) -> None:
+    try:
+        folder.mkdir(exist_ok=True)  # one folder, but no chain of them: a longer one is a typing mistake
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"it is {text}, but {folder} cannot be written: {error.strerror}") from None
 
 
 class RecipeParser(Parser):

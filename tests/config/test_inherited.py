@@ -20,17 +20,21 @@ from hf_essl.training.callbacks import LogOftenCallback
 from hf_essl.training.optimizer import build_optimizer
 from tests.helpers import patches, small_trainer
 
+LATER = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # not in 5.17
+
 
 def test_every_field_of_the_installed_transformers_has_its_place():
     """A field of a new release fails here until it is placed."""
     own = set(SSLTrainingArguments.__annotations__)
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     placed = [WORKS, REFUSED.keys(), WITHOUT_MEANING.keys()]
-    assert fields - own == set().union(*placed) - own
+    assert fields - own <= set().union(*placed)
+    assert set().union(*placed) - own - fields <= LATER, "no name that transformers does not have"
     assert sum(map(len, placed)) == len(set().union(*placed)), "no field has two places"
     assert own & set(WORKS) == {"dataloader_persistent_workers"}
     text = describe_inherited()
     assert all(name in text for name in fields - own)
+    assert not LATER & fields or fields >= LATER
 
 
 REFUSED_VALUES = {
