@@ -51,6 +51,7 @@ class TimmSource:
     def check(self, name: str, pretrained: bool) -> None:
         if name.startswith("local-dir:"):
             name = _architecture(Path(name.removeprefix("local-dir:")).expanduser())
+            pretrained = False  # the folder has its own weights
         elif ":" in name:
             return  # the Hub is asked when the network is built
         architecture, _, tag = name.partition(".")
