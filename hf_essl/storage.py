@@ -16,12 +16,17 @@ class StorageError(OSError):
     """A file could not be written; the message has the path, the need and what is free."""
 
 
+def try_folder(folder: Path, parents: bool = False) -> None:
+    """Creates a folder, with `parents` a chain of them, and writes into it. Raises OSError if that fails."""
+    folder.mkdir(parents=parents, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
+        file.write(b"1")
+
+
 def check_writable(folder: Path) -> None:
-    """Creates a folder and tries to write into it. Raises ValueError if that fails."""
+    """Tries an output_dir before the work. Raises ValueError if it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(b"1")
+        try_folder(folder, parents=True)
     except OSError as error:
         raise ValueError(
             f"output_dir {folder} cannot be written: {error.strerror or error}; choose another --output_dir"

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from transformers import set_seed
 from transformers.trainer_utils import BestRun
 
 from hf_essl.config import DataArguments
@@ -18,12 +19,13 @@ RANGE = 3.0  # the default search space: the learning rate, divided by this to t
 
 
 class TrialTrainer(HubTrainer):
-    """A trainer that can build its model anew, for `hyperparameter_search`."""
+    """A trainer that builds a new model for each training, if it has a `model_init`."""
 
     data_args: DataArguments
     flop_counter: FlopCounter
     alarm: Any
     model_init: Any  # None, or a function of a trial, or of nothing
+    _built: SSLModel | None = None  # by `begin_trial`, for the training that follows
 
     def hyperparameter_search(  # type: ignore[override]  # other defaults
         self,
@@ -67,8 +69,12 @@ class TrialTrainer(HubTrainer):
         return found
 
     def call_model_init(self, trial=None) -> SSLModel:  # type: ignore[override]
-        """A new model, which all parts of the trainer then use."""
-        model: Any = super().call_model_init(trial)
+        """A new model, which all parts of the trainer then use; the one of `begin_trial`, if it waits."""
+        model: Any = self._built
+        if model is not None:
+            self._built = None
+            return model
+        model = super().call_model_init(trial)
         check_network(model, self.views.args, self.args)
         prepare_layers(model, self.args)
         self.flop_counter = FlopCounter.of(model, self.views.args)
@@ -86,7 +92,8 @@ class TrialTrainer(HubTrainer):
         """Before a training: its settings and its model; without a `model_init`, nothing changes."""
         if self.model_init is not None:
             self._hp_search_setup(trial)
-            self.model = self.model_wrapped = self.call_model_init(trial)
+            set_seed(self.args.seed)  # as transformers does before it asks for the model
+            self._built = self.model = self.model_wrapped = self.call_model_init(trial)
 
     def set_curriculum(self, curriculum) -> None:
         """Makes all parts of the trainer follow another curriculum."""

@@ -119,7 +119,7 @@ def test_a_method_built_by_hand_checks_its_arguments(method, argument, value):
     ],
 )
 def test_an_output_is_tried_before_the_work(words, tmp_path, capsys):
-    """The path is told, and not the source, which is wrong as well."""
+    """The error names the path, although the source is wrong as well."""
     (tmp_path / "file").write_text("x")
     places = {"gone": tmp_path / "no" / "such", "file": tmp_path / "file", "folder": tmp_path}
     assert main([word.format(**places) for word in words.split()]) == 2

@@ -1,9 +1,10 @@
 """Argument parsers of the commands: a mistake is a ValueError, reported like any other."""
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from hf_essl.storage import try_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,8 +59,7 @@ def output_folder(text: str) -> str:
 
 def _try_folder(folder: Path, text: str) -> None:
     try:
-        folder.mkdir(exist_ok=True)  # one folder, but no chain of them: a longer one is a typing mistake
-        tempfile.TemporaryFile(dir=folder).close()
+        try_folder(folder)  # one new folder, but no chain of them: a longer one is a typing mistake
     except OSError as error:
         raise argparse.ArgumentTypeError(f"it is {text}, but {folder} cannot be written: {error.strerror}") from None
 

@@ -25,7 +25,7 @@ from hf_essl.data.decode import image_path, open_image
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
 from hf_essl.methods.pretrained import LIBRARY
-from hf_essl.methods.sources import read_config
+from hf_essl.methods.sources import library_of, read_config
 from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_complete_checkpoint
 from hf_essl.views.crops import INTERPOLATION
 
@@ -182,9 +182,10 @@ def _exported(folder: Path, which: str, module: nn.Module | None) -> LoadedBackb
     if which == "teacher":
         raise ValueError(f"which is teacher, but {folder} is an exported backbone, the student; give a checkpoint")
     config = read_config(folder)
-    if config.get("library") == "module":
+    library = library_of(config)
+    if library == "module":
         return _own_exported(folder, config, module)
-    if config.get("library") == LIBRARY:
+    if library == LIBRARY:
         return _loaded_method(SSLModel.from_folder(folder))
     check_backbone(str(folder), pretrained=True)
     name = config.get("architecture") or config.get("model_type")

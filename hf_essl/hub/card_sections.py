@@ -1,6 +1,5 @@
 """The sections of a model card in Markdown. Tables have a row for everything known, and none for the rest."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +11,10 @@ from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.hub.card_facts import Result, strategies
-from hf_essl.methods import METHODS
+from hf_essl.methods import METHODS, sources
+from hf_essl.methods.sources import read_config
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show
-from hf_essl.run_folder import CONFIG
 from hf_essl.schedules import CURVES, Curriculum, warmup_fraction
 
 SMALL_DATASET = 100_000  # training images below which the card calls a dataset small; ImageNet has 1.28 million
@@ -97,14 +96,12 @@ def sections(
 
 def library_of(folder: Path) -> str:
     """The library of an exported backbone, a key of `LOADING`."""
-    config = _config(folder)
-    named = "transformers" if "model_type" in config and "architecture" not in config else "timm"
-    return config.get("library", named)
+    return sources.library_of(read_config(folder))
 
 
 def loading(folder: Path, repo_id: str | None) -> str:
     """Code that loads the backbone: from the Hub, or without `repo_id` from the folder next to it."""
-    config = _config(folder)
+    config = read_config(folder)
     text = "\n\n".join(BLOCKS[name] for name in LOADING[library_of(folder)])
     code = text.format(
         timm=f"hf-hub:{repo_id}" if repo_id else f"local-dir:{folder.name}",
@@ -116,14 +113,10 @@ def loading(folder: Path, repo_id: str | None) -> str:
     return code if repo_id else f"Run the code in the folder that contains `{folder.name}/` and an image.\n\n{code}"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-
-
 def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> str:
     """What was trained, on what and for how long."""
     training, dataset = recipe.training, DATASETS.get(recipe.data.dataset)
-    features = _config(folder).get("num_features")
+    features = read_config(folder).get("num_features")
     config = f", configuration {recipe.data.dataset_config}" if recipe.data.dataset_config else ""
     published = "" if is_local(metrics) else f"{config}, split {recipe.data.train_split}"
     epochs = show(metrics, "epochs")

@@ -1,11 +1,13 @@
 """LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics (Balestriero and LeCun 2025)."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from hf_essl.config.fields import Count, Positive, Probability, checked
 from hf_essl.methods.base import Pair, SSLModel, full_precision
 from hf_essl.methods.distributed import world_size
 from hf_essl.methods.heads import mlp
@@ -47,19 +49,18 @@ class LeJEPA(SSLModel):
     gaussian: Tensor
     weights: Tensor
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
-        projector_hidden: int = 2048,
-        projector_dim: int = 64,
-        sigreg_weight: float = 0.05,
-        directions: int = 1024,
-        knots: int = 17,
-        largest_frequency: float = 3.0,
+        projector_hidden: Count = 2048,
+        projector_dim: Count = 64,
+        sigreg_weight: Probability = 0.05,
+        directions: Count = 1024,
+        knots: Annotated[int, Field(ge=2)] = 17,
+        largest_frequency: Positive = 3.0,
     ):
         super().__init__(backbone)
-        if not 0 <= sigreg_weight <= 1:
-            raise ValueError(f"sigreg_weight is {sigreg_weight}; it is a share of the loss in [0, 1]")
         self.sigreg_weight = sigreg_weight
         self.projector = mlp((self.num_features, projector_hidden, projector_hidden, projector_dim))
         frequencies = torch.linspace(0, largest_frequency, knots)

@@ -52,7 +52,7 @@ class PretrainedMethod(ModelHubMixin, library_name=LIBRARY, tags=["self-supervis
     def from_folder(cls, folder: Path):
         """The model in a folder. Raises ValueError in one line for a folder that does not hold one."""
         try:
-            facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            facts = read_config(folder)
             given = {name: facts[name] for name in FIELDS} | {"resolutions": facts["resolutions"]}
             if facts["library"] != LIBRARY:
                 raise KeyError("library")

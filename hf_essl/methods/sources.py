@@ -92,12 +92,18 @@ def find_source(backbone: str) -> tuple[Source, str]:
     folder = Path(backbone.removeprefix("local-dir:")).expanduser()
     if not (folder / CONFIG).is_file():
         return SOURCES["timm"], backbone
-    config = read_config(folder)
-    if config.get("library") == "torchvision":
-        return SOURCES["torchvision"], str(folder)
-    if "architecture" not in config and "model_type" in config:
-        return SOURCES["transformers"], str(folder)
-    return SOURCES["timm"], f"local-dir:{folder}"
+    library = library_of(read_config(folder))
+    return (
+        (SOURCES[library], str(folder))
+        if library in ("torchvision", "transformers")
+        else (SOURCES["timm"], f"local-dir:{folder}")
+    )
+
+
+def library_of(config: dict[str, Any]) -> str:
+    """What reads a folder with this config.json: a key of `SOURCES`, `module` (a class of its author) or hf_essl."""
+    named = "transformers" if "model_type" in config and "architecture" not in config else "timm"
+    return str(config.get("library", named))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

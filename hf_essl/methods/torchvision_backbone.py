@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torchvision
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from hf_essl.common import nearest
-from hf_essl.methods.transformers_backbone import MEAN, STD
 from hf_essl.run_folder import CONFIG, WEIGHTS
 
 CLASSIFIERS = ("fc", "classifier", "heads", "head")  # attributes, whose last layer is replaced
@@ -37,7 +37,12 @@ class TorchvisionSource:
         network = torchvision.models.get_model(architecture, weights=published, **arguments)
         _remove_classifier(network, architecture)
         size = arguments.get("image_size", 224)
-        network.pretrained_cfg = {"input_size": (3, size, size), "mean": MEAN, "std": STD, **_preprocessing(config)}
+        network.pretrained_cfg = {
+            "input_size": (3, size, size),
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            **_preprocessing(config),
+        }
         network.torchvision = {"library": "torchvision", "architecture": architecture, "arguments": arguments}
         if config and pretrained and not torch.empty(0).is_meta:
             network.load_state_dict(load_file(Path(name) / WEIGHTS))

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from hf_essl.run_folder import CONFIG
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for models without a preprocessor
 CROP_PCT = "crop_pct"  # key in preprocessor_config.json
 SIZE = 224  # pixels, for models whose configuration names no size
 
@@ -33,7 +33,12 @@ class TransformersBackbone(nn.Module):
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
         size = getattr(model.config, "image_size", None) or SIZE
         side = size[-1] if isinstance(size, (list, tuple)) else int(size)
-        self.pretrained_cfg = {"input_size": (3, side, side), "mean": MEAN, "std": STD, **(preprocessing or {})}
+        self.pretrained_cfg = {
+            "input_size": (3, side, side),
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            **(preprocessing or {}),
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(pixel_values=images, **self.options)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_essl.config import ViewArguments
 from hf_essl.schedules import Curriculum
+from hf_essl.storage import try_folder
 from hf_essl.views.tiles import PADDING, tile_side, tile_views
 
 RED, BLUE, GREY, DARK = "#c0392b", "#2471a3", "#7f8c8d", "#404040"
@@ -39,8 +40,7 @@ def png_path(path: str | Path) -> Path:
     if path.suffix.lower() != ".png":
         raise ValueError(f"output is {path}; the picture is a PNG, name it {path.with_suffix('.png')}")
     try:
-        path.parent.mkdir(exist_ok=True)  # one folder, but no chain of them: a longer one is a typing mistake
-        tempfile.TemporaryFile(dir=path.parent).close()
+        try_folder(path.parent)  # one new folder, but no chain of them: a longer one is a typing mistake
     except OSError as error:
         raise ValueError(f"output is {path}, but {path.parent} cannot be written: {error.strerror}") from None
     return path

@@ -6,6 +6,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor
 
 from hf_essl.compat import can_compile
@@ -14,8 +16,6 @@ from hf_essl.views.fused import render_fused
 from hf_essl.views.params import ViewParams
 from hf_essl.views.render import render_kornia
 from hf_essl.views.sampler import sample_params
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Views:

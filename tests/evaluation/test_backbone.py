@@ -224,22 +224,14 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("config", HOSTILE)
-def test_a_hostile_configuration_is_a_value_error_of_one_line(config, run, tmp_path):
-    folder = shutil.copytree(run / "backbone", tmp_path / "backbone")
-    (folder / "config.json").write_text(config)
-    with pytest.raises(ValueError) as error:
-        load_backbone(folder)
-    assert "\n" not in str(error.value)
-
-
 WEIGHTS = [b"", b"\0" * 1000, (2**60).to_bytes(8, "little") + b"{}", b"\x80\x04a pickle", b"PK\x03\x04"]
+FILES = [("config.json", text.encode()) for text in HOSTILE] + [("model.safetensors", content) for content in WEIGHTS]
 
 
-@pytest.mark.parametrize("content", WEIGHTS)
-def test_hostile_weights_are_a_value_error_of_one_line(content, run, tmp_path):
+@pytest.mark.parametrize(("name", "content"), FILES)
+def test_a_hostile_folder_is_a_value_error_of_one_line(name, content, run, tmp_path):
     folder = shutil.copytree(run / "backbone", tmp_path / "backbone")
-    (folder / "model.safetensors").write_bytes(content)
+    (folder / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
         load_backbone(folder)
     assert "\n" not in str(error.value)

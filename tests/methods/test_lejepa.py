@@ -76,5 +76,5 @@ def test_directions_are_unit_vectors_that_follow_from_the_step(model):
 
 
 def test_a_weight_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"sigreg_weight is 2; it is a share of the loss in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"sigreg_weight is 2; it should be less than or equal to 1"):
         SSLModel.from_timm("test_resnet", "lejepa", method_args={"sigreg_weight": 2})
