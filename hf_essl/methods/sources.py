@@ -93,11 +93,9 @@ def find_source(backbone: str) -> tuple[Source, str]:
     if not (folder / CONFIG).is_file():
         return SOURCES["timm"], backbone
     library = library_of(read_config(folder))
-    return (
-        (SOURCES[library], str(folder))
-        if library in ("torchvision", "transformers")
-        else (SOURCES["timm"], f"local-dir:{folder}")
-    )
+    if library in ("torchvision", "transformers"):
+        return SOURCES[library], str(folder)
+    return SOURCES["timm"], f"local-dir:{folder}"
 
 
 def library_of(config: dict[str, Any]) -> str:
