@@ -42,7 +42,8 @@ def run(argv: list[str]) -> None:
     data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
     done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
     if done.unreadable:
-        print(f"{len(done.unreadable):,} images have no row because they cannot be read: {_shown(done.unreadable)}")
+        images = "1 image has" if len(done.unreadable) == 1 else f"{len(done.unreadable):,} images have"
+        print(f"{images} no row, unreadable: {_shown(done.unreadable)}")
     rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
     each = " per patch" if options["patches"] else ""
     print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{each}{rate}")

@@ -51,8 +51,9 @@ def scan(root: Path) -> Listing:
 
     Raises ValueError for a folder that cannot be listed, and for a link that leads back to a folder above it.
     """
-    listing = Listing(root.absolute())
-    _walk(root.absolute(), "", (), listing)
+    root = root.resolve()  # as `embed` and its search name the files; `absolute` keeps `..`
+    listing = Listing(root)
+    _walk(root, "", (), listing)
     return listing
 
 

@@ -67,7 +67,8 @@ def draw_before_and_after(images: ImageDataset, before: Neighbors | None, after:
     """
     rows = [("after training", after)] if before is None else [("before training", before), ("after training", after)]
     count, columns = len(after.queries), len(after.nearest[0])
-    figure = Figure(figsize=(1.8 + 1.4 * columns, 1.68 * count * len(rows) + 0.6), layout="constrained")
+    figure = Figure(figsize=(1.8 + 1.4 * columns, 1.75 * count * len(rows) + 0.6))
+    figure.set_layout_engine("constrained", h_pad=0.08)  # or the last line of names touches the edge
     figure.suptitle(f"Nearest of {after.images:,} images of {images.name}, with their cosine similarity", fontsize=11)
     ratios = [1.25, *[1.0] * columns]
     for part, place in zip(figure.subfigures(count, 1, squeeze=False).flat, range(count), strict=True):

@@ -61,6 +61,19 @@ def test_every_image_of_every_split_has_a_row(backbone, folder, tmp_path):
     assert not (tmp_path / "f.parquet.parts").exists()
 
 
+@pytest.mark.parametrize("way", ["../images", "../../{parent}/images", "link", "~/images"])
+def test_paths_are_those_below_the_folder_however_it_is_named(way, backbone, folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("link").symlink_to(folder)
+    done = embed(backbone, DataArguments(dataset=way.format(parent=tmp_path.name)), tmp_path / "f.parquet")
+    expected = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert {row["path"] for row in rows(done.path)} == expected
+    found = Embeddings.read(done.path)
+    assert found.search([str(folder / "test/dog/10.png")], 1)[0].query == found.paths.index("test/dog/10.png")
+
+
 def test_features_are_those_of_the_backbone_on_the_original(backbone, folder, tmp_path):
     """Through timm's transform of the PIL image; noise is the worst case for the canvas."""
     done = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet", image_size=256)
