@@ -112,7 +112,8 @@ def test_trained_killed_resumed_exported_and_loaded(kind, tmp_path):
     prepare(kind, folder)
     trainer(kind, folder, whole).train()
     code = (
-        f"from pathlib import Path; from tests.methods.test_foreign import trainer; "
+        "from pathlib import Path; import torch; torch.set_num_threads(1); "  # as in conftest: sums depend on it
+        "from tests.methods.test_foreign import trainer; "
         f"trainer({kind!r}, Path({str(folder)!r}), {str(cut)!r}, kill=11).train()"
     )
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
