@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from hf_essl.common import SUPERVISED, unknown
+from hf_essl.config.inherited import check_launched
 from hf_essl.config.packaged import LAUNCH, packaged
 
 
@@ -40,9 +41,11 @@ def launch_command(config: Path, words: Sequence[str], command: str = "pretrain"
     """The words of `accelerate launch` with this configuration and of `hf-essl COMMAND` with these words.
 
     On one machine `gpu_ids: all` uses all GPUs, whatever num_processes says; `use_cpu` is passed on to the recipe.
-    Raises ValueError if the configuration needs GPUs and there is none.
+    Raises ValueError if the configuration needs GPUs and there is none, or chooses an engine that cannot train here.
     """
     settings = yaml.safe_load(config.read_text()) or {}
+    version = (settings.get("fsdp_config") or {}).get("fsdp_version", 1)
+    check_launched(str(settings.get("distributed_type", "NO")), version, bool(settings.get("use_cpu")))
     options, overrides = [], []
     if settings.get("use_cpu"):
         overrides = ["--use_cpu", "true"]

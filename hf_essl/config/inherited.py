@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, default_of, on_resume
@@ -18,8 +19,13 @@ _PRECISION = (
     "chooses another"
 )
 
-LAUNCHED: Mapping[str, str] = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
-"""The engines that `accelerate launch` selects by a variable, and that cannot train here."""
+LAUNCHED: Mapping[str, str] = {
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+    "ACCELERATE_USE_FSDP": "FSDP",
+}
+"""The engines that `accelerate launch` selects by a variable, by their name as `distributed_type`."""
+UNSUPPORTED = ("DEEPSPEED", "MEGATRON_LM", "TP")
 
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "lr_scheduler_type": (("linear",), "set lr_schedule instead"),
@@ -144,16 +150,39 @@ def check_inherited(values: Any) -> None:
             raise ValueError(f"accelerator_config has {name}, which is refused: each process loads its own batches")
 
 
-def check_engine(deepspeed: Any) -> None:
-    """Raises ValueError for another engine than DDP and FSDP; call it before transformers tries to import it."""
-    if deepspeed is not None:
-        raise ValueError(f"deepspeed is {deepspeed!r}, which is refused: {REFUSED['deepspeed'][1]}")
+def check_engine(values: Any) -> None:
+    """Raises ValueError for an engine that cannot train here; call it before transformers tries to import one."""
+    if values.deepspeed is not None:
+        raise ValueError(f"deepspeed is {values.deepspeed!r}, which is refused: {REFUSED['deepspeed'][1]}")
+    on_cpu = values.use_cpu or not torch.accelerator.is_available()
     for variable, engine in LAUNCHED.items():
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes", "y", "t", "on"):
-            raise ValueError(
-                f"accelerate's configuration chooses {engine} ({variable}), which is not supported; "
-                f"use DDP or FSDP, see recipes/accelerate"
-            )
+            check_launched(engine, os.environ.get("FSDP_VERSION", "1"), on_cpu)
+    if values.fsdp:
+        config = values.fsdp_config if isinstance(values.fsdp_config, Mapping) else {}
+        check_launched("FSDP", config.get("version", config.get("fsdp_version", 2)), on_cpu)
+
+
+def check_launched(engine: str, version: Any, on_cpu: bool) -> None:
+    """Raises ValueError if a launch configuration chooses an engine that cannot train here.
+
+    Args:
+        engine: its `distributed_type`.
+        version: of FSDP.
+        on_cpu: accelerate has no FSDP there and would train by DDP without a word.
+    """
+    if engine in UNSUPPORTED:
+        raise ValueError(
+            f"accelerate's configuration chooses {engine}, which is not supported; "
+            f"use DDP or FSDP, see recipes/accelerate"
+        )
+    if engine == "FSDP" and str(version) != "2":
+        raise ValueError(
+            f"FSDP of version {version} hides the parts of a model that the selection pass calls; "
+            f"set fsdp_version: 2, as recipes/accelerate/fsdp.yaml does"
+        )
+    if engine == "FSDP" and on_cpu:
+        raise ValueError("FSDP needs GPUs: accelerate has none for a CPU; use DDP, --accelerate_config cpu")
 
 
 def ignored_lines(values: Any) -> list[str]:

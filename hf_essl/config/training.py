@@ -104,7 +104,7 @@ class SSLTrainingArguments(TrainingArguments):
     measure_speedup: bool = option("Time steps of the plain recipe at the end, to measure the speed-up.", True)
 
     def __post_init__(self):
-        check_engine(self.deepspeed)
+        check_engine(self)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # without it, transformers runs each process alone, on all of the images
         if self.bf16 and not torch.accelerator.is_available():

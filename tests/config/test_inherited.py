@@ -327,14 +327,31 @@ def test_a_smaller_batch_cannot_be_sought_with_a_stream(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variable", "engine"), [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")]
+    ("variable", "told"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "accelerate's configuration chooses DEEPSPEED, .*; use DDP or FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "accelerate's configuration chooses MEGATRON_LM, .*; use DDP or FSDP"),
+        ("ACCELERATE_USE_FSDP", "FSDP of version 1 .* set fsdp_version: 2"),
+    ],
 )
-def test_an_engine_chosen_by_accelerates_configuration_is_refused(variable, engine, monkeypatch):
+def test_an_engine_chosen_by_accelerates_configuration_is_refused(variable, told, monkeypatch):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(RecipeError, match=f"accelerate's configuration chooses {engine} .*; use DDP or FSDP"):
+    with pytest.raises(RecipeError, match=told):
         load_recipe("recipes/quickstart.yaml")
     monkeypatch.setenv(variable, "false")
     load_recipe("recipes/quickstart.yaml")
+
+
+def test_fsdp_on_a_cpu_is_refused_since_accelerate_would_train_by_ddp(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match=r"FSDP needs GPUs: .*; use DDP, --accelerate_config cpu"):
+        SSLTrainingArguments(use_cpu=True)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    with pytest.raises(ValueError, match="FSDP needs GPUs"):
+        SSLTrainingArguments(use_cpu=True, fsdp=True)
+    with pytest.raises(ValueError, match="FSDP of version 1"):
+        SSLTrainingArguments(use_cpu=True, fsdp="full_shard", fsdp_config={"version": 1})
 
 
 @pytest.mark.parametrize("value", ["zero2.json", {"zero_optimization": {"stage": 2}}])
