@@ -5,6 +5,7 @@ Names that a class must override stand in that class, in a block marked "overrid
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,17 +26,16 @@ def tracker_callbacks() -> dict[str, type]:
     return dict(sorted(integration_utils.INTEGRATION_TO_CALLBACK.items()))
 
 
-def is_tracker_installed(name: str) -> bool:
-    """Whether the package of a tracker is there; True for one that transformers has no check for."""
+def tracker_problem(name: str) -> str | None:
+    """Why transformers cannot use a tracker, and what to do; None if it can, or has no check for it."""
     from transformers.integrations import integration_utils
 
     check = getattr(integration_utils, f"is_{AVAILABILITY.get(name, name)}_available", None)
-    return check is None or check()
-
-
-def package_of_tracker(name: str) -> str:
-    """The name for `pip install` of a tracker's package."""
-    return PACKAGES.get(name, name)
+    if check is None or check():
+        return None
+    if importlib.util.find_spec(name) is None:
+        return f"{name} is not installed: pip install {PACKAGES.get(name, name)}"
+    return f"transformers cannot use the installed {name}: it is too old, or its API key is missing (see the warning)"
 
 
 def default_progress_bar() -> type:

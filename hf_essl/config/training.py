@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import TrainingArguments
 
-from hf_essl.compat import is_tracker_installed, package_of_tracker, tracker_callbacks
+from hf_essl.compat import tracker_callbacks, tracker_problem
 from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, Share, check_fields, on_resume, option
 from hf_essl.config.inherited import INHERITED_RULES, RANGES, check_engine, check_inherited
 from hf_essl.config.optimizers import LARS, SGD, check_optimizer, check_optimizer_package
@@ -168,10 +168,8 @@ class SSLTrainingArguments(TrainingArguments):
                 continue
             if name not in tracker_callbacks():
                 raise ValueError(f"report_to is {name}; choose all, none, or some of {', '.join(tracker_callbacks())}")
-            if not is_tracker_installed(name):
-                raise ValueError(
-                    f"report_to is {name}, but {name} is not installed: pip install {package_of_tracker(name)}"
-                )
+            if problem := tracker_problem(name):
+                raise ValueError(f"report_to is {name}, but {problem}")
 
     def _check_hub(self) -> None:
         if self.hub_strategy == "all_checkpoints":

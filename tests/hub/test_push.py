@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load
-from transformers import AutoImageProcessor, AutoModel, TimmBackbone, pipeline
+from transformers import AutoImageProcessor, AutoModel, ResNetConfig, TimmBackbone, pipeline
 from transformers.initialization import no_init_weights
 
 from hf_essl import cli, export_backbone, load_backbone, push_backbone
@@ -138,6 +138,20 @@ def test_what_is_downloaded_gives_the_same_features_everywhere(hub, run, photogr
     for name, value in found.items():
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
     assert list(Path(constants.HF_HUB_CACHE).glob("models--ada--net/snapshots/*/model.safetensors"))
+
+
+def test_a_transformers_backbone_comes_with_its_processor(hub, tmp_path, photograph):
+    ResNetConfig(embedding_size=16, hidden_sizes=[16, 48], depths=[1, 1], layer_type="basic").save_pretrained(tmp_path)
+    model = SSLModel.from_timm(f"transformers:{tmp_path}", resolutions=(32,)).eval()
+    push_backbone(export_backbone(model, tmp_path / "backbone", input_size=32), "ada/net")
+    assert sorted(stored(hub)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    check_nothing_leaked(hub)
+    pixels = AutoImageProcessor.from_pretrained("ada/net")(photograph, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = AutoModel.from_pretrained("ada/net").eval()(pixel_values=pixels).pooler_output.flatten(1)
+        own = load_backbone("ada/net")
+        torch.testing.assert_close(features, model.backbone(pixels), rtol=0, atol=1e-6)
+        torch.testing.assert_close(features, own.backbone(pixels), rtol=0, atol=1e-6)
 
 
 def test_the_full_state_comes_as_safetensors_and_a_recipe_without_paths(hub, run, tmp_path):
