@@ -20,7 +20,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
 from hf_essl.reporting.costs import Priced
+from hf_essl.reporting.metrics import Metrics
+from hf_essl.reporting.recorded import CELL, COLUMNS, results_by_cell
 from hf_essl.reporting.sweep_table import DEFAULT_RESULTS, RESULTS, Row, sweep_table
 from hf_essl.run_folder import METRICS, last_complete_checkpoint
 
@@ -61,6 +63,7 @@ class Sweep:
     results: dict[str, list[str]]  # by value of `across`; by the empty text without it
     across: str | None
     headings: dict[str, str]
+    recorded: Mapping[str, Metrics] = field(default_factory=dict)  # by name, of cells that ran elsewhere
 
     @property
     def folder(self) -> Path:
@@ -88,20 +91,19 @@ class Sweep:
             rows[name] = replace(rows[name], reference=rows[reference] if reference != name else None, curve=curve)
         return sweep_table(list(rows.values()), self.results, self.metric.heading, self.across, self.headings)
 
-    def finished_cells(self) -> list[dict[str, Any]]:
-        """The finished cells for JSON: name, what distinguishes them, and the single values of their metrics."""
-        found = []
-        for cell in self.cells:
-            if (metrics := self.finished(cell)) is not None:
-                values = {key: value for key, value in metrics.items() if not isinstance(value, (dict, list))}
-                found.append({"cell": cell.name, "columns": cell.columns, **values})
-        return found
+    def finished_cells(self) -> list[Metrics]:
+        """The finished cells, each with its name and what distinguishes it, for `write_results`."""
+        found = ((cell, self.finished(cell)) for cell in self.cells)
+        return [{CELL: cell.name, COLUMNS: cell.columns, **metrics} for cell, metrics in found if metrics is not None]
 
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """The `metrics.json` of a finished cell, with its `accuracy` and `seed`; None if it is not finished."""
+    def finished(self, cell: Cell) -> Metrics | None:
+        """The results of a finished cell, with its `accuracy` and `seed`; None if it is not finished.
+
+        Those of its folder, else those that were recorded elsewhere.
+        """
         found = _metrics(cell)
         if found is None:
-            return None
+            return self.recorded.get(cell.name)
         return found | {"accuracy": self.metric.read(cell.folder), "seed": cell.recipe.training.seed}
 
     def _place(self, cell: Cell) -> tuple[str, ...]:
@@ -113,14 +115,16 @@ def load_sweep(
     overrides: Sequence[str] = (),
     metric: str | None = None,
     metric_args: Mapping[str, Any] | None = None,
+    recorded: Sequence[str | Path] = (),
 ) -> Sweep:
     """Reads a sweep; a plain recipe is a sweep of one run.
 
     Args:
         overrides: fields of all runs, as words of a command line.
         metric, metric_args: instead of those of the file.
+        recorded: paths of `results.json`, whose cells count as finished.
 
-    Raises RecipeError for a mistake in the file, in any of its cells, or in the overrides.
+    Raises RecipeError for a mistake in the file, in any of its cells, in the overrides, or in the recorded results.
     """
     content, cells = read_yaml(find_recipe(path)), load_cells(path, overrides)
     if metric is None:
@@ -139,7 +143,9 @@ def load_sweep(
     values = list(dict.fromkeys(cell.columns[across] for cell in cells)) if across else [""]
     results = _results(path, content.get("results", list(DEFAULT_RESULTS)), values)
     title = content.get("title", Path(path).stem)
-    return Sweep(title, cells, chosen, results, across, content.get("headings") or {})
+    elsewhere = results_by_cell(recorded)
+    _check_recorded(cells, elsewhere)
+    return Sweep(title, cells, chosen, results, across, content.get("headings") or {}, elsewhere)
 
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -201,14 +207,35 @@ def run_sweep(
         try:
             if state in ("resumed", "started"):
                 train(cell.recipe)
-            if state != "finished" and sweep.metric.is_missing(cell.folder):
+            if state not in ("finished", "recorded") and sweep.metric.is_missing(cell.folder):
                 sweep.metric.measure(cell.recipe, report)
         except Diverged as error:
             report(f"{cell.name}: {error}")
 
 
+def _check_recorded(cells: Sequence[Cell], recorded: Mapping[str, Metrics]) -> None:
+    """Raises RecipeError for a recorded cell that the sweep does not have, or has with other settings."""
+    own = {cell.name: cell for cell in cells}
+    for name, found in recorded.items():
+        if name not in own:
+            raise RecipeError(f"the recorded results are of another sweep: {unknown('cell', name, sorted(own))}")
+        recipe = own[name].recipe
+        expected = {
+            COLUMNS: own[name].columns,
+            "seed": recipe.training.seed,
+            "method": recipe.model.method,
+            "backbone": recipe.model.backbone,
+            "resolution": recipe.views.resolution,
+        }
+        for key, value in expected.items():
+            if found.get(key, value) != value:
+                raise RecipeError(f"{key} of the recorded cell {name} is {found[key]}, in this sweep it is {value}")
+
+
 def _state(sweep: Sweep, cell: Cell) -> str:
     """What is done with a cell; sets how its recipe starts."""
+    if _metrics(cell) is None and cell.name in sweep.recorded:
+        return "recorded"
     if _metrics(cell) is not None:
         return "evaluated" if sweep.metric.is_missing(cell.folder) else "finished"
     try:

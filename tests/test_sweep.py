@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,39 @@ def test_finished_cells_are_left_and_a_lost_one_stops_no_other(sweep):
     run_sweep(replace(loaded, cells=cells), train, reported.append)
     assert trained == [(cells[0].name, None), (cells[2].name, str(checkpoint)), (cells[3].name, None)]
     assert any("the loss is nan" in line for line in reported) and "[2/4]" in reported[2]
+
+
+def test_recorded_cells_are_finished_and_those_of_another_sweep_are_refused(sweep, tmp_path, capsys):
+    for cell, accuracy in zip(load_cells(sweep)[:2], (40.0, 44.0), strict=True):
+        write(cell, knn_accuracy=accuracy, petaflops=2.0, history=[{"step": 1}], method="simsiam")
+    assert cli.main(["sweep", str(sweep), "--table"]) == 0
+    recorded = tmp_path / "recorded.json"
+    (tmp_path / "runs" / "results.json").rename(recorded)
+    shutil.rmtree(tmp_path / "runs")
+    assert "history" not in recorded.read_text()
+
+    loaded, trained = load_sweep(sweep, recorded=[recorded]), []
+    run_sweep(loaded, lambda recipe: trained.append(recipe), only=["ca_weight_decay0.1"])
+    assert not trained
+    assert "42.0 ± 2.8" in loaded.table()
+    capsys.readouterr()
+    assert cli.main(["sweep", str(sweep), "--table", "--results", str(recorded)]) == 0
+    assert "42.0 ± 2.8" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == json.loads(recorded.read_text())
+
+    for old, new, message in [
+        ('"cell": "ca_weight_decay0.1-seed0"', '"cell": "cb"', "of another sweep: cell is 'cb'"),
+        (
+            '"method": "simsiam"',
+            '"method": "byol"',
+            r"method of .* is byol, in this sweep it is simsiam",
+        ),
+        ('"cell"', '"run"', "has no results of a sweep"),
+        ("[", "{", "cannot be read as the results of a sweep"),
+    ]:
+        (tmp_path / "other.json").write_text(recorded.read_text().replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            load_sweep(sweep, recorded=[tmp_path / "other.json"])
 
 
 def test_the_table_by_hand(sweep):

@@ -11,7 +11,12 @@ def run(argv: list[str]) -> None:
         "Compare finished runs. Runs of one name up to a trailing -seedN are averaged if their recipes are equal. "
         "If recipes were run at several lengths, also at equal accuracy, with 95 %% bootstrap intervals.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder of a run; the first is the baseline")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="output folder of a run, or results.json of a sweep; the first is the baseline",
+    )
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")
     options = parser.parse_args(argv)
 

@@ -15,6 +15,7 @@ def run(argv: list[str]) -> None:
     add = parser.add_argument
     add("--table", action="store_true", help="only print the table of the finished cells")
     add("--only", nargs="+", default=[], metavar="TEXT", help="run only the cells with one of these in their name")
+    add("--results", nargs="+", default=[], metavar="JSON", help="results.json of cells that ran elsewhere: finished")
     add("--metric", metavar="NAME", help="knn, online_probe, linear or finetune [that of the file]")
     add("--metric_args", metavar="YAML", type=_mapping, help='settings of the protocol, such as "{augment: true}"')
     add_launch_option(parser)
@@ -27,18 +28,20 @@ def run(argv: list[str]) -> None:
 
     join_slurm_step(os.environ)
     environment = dict(os.environ)  # before load_sweep, whose TrainingArguments may set variables
-    sweep = load_sweep(options.recipe, overrides, options.metric, options.metric_args)
+    sweep = load_sweep(options.recipe, overrides, options.metric, options.metric_args, options.results)
     if options.accelerate_config and not options.table:
         from hf_essl.commands.launch import find_config, launch_command, relaunch
 
         words = [options.recipe, *overrides]
         words += ["--only", *options.only] if options.only else []
+        words += ["--results", *options.results] if options.results else []
         words += ["--metric", options.metric] if options.metric else []
         words += ["--metric_args", json.dumps(options.metric_args)] if options.metric_args else []
         relaunch(launch_command(find_config(options.accelerate_config), words, "sweep"), environment)
 
     from hf_essl.common import write_text
     from hf_essl.pretrain import pretrain
+    from hf_essl.reporting.recorded import write_results
     from hf_essl.sweep import run_sweep
 
     if not options.table:
@@ -48,7 +51,7 @@ def run(argv: list[str]) -> None:
     text = f"{sweep.title}\n\n{sweep.table()}\n\nmetric: {sweep.metric}\n"
     print(f"\n{text}")
     if results := sweep.finished_cells():
-        written = write_text(sweep.folder / "results.json", json.dumps(results, indent=1))
+        written = write_results(sweep.folder / "results.json", results)
         print(f"wrote {write_text(sweep.folder / 'table.md', text)}, {written}")
 
 

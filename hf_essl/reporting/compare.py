@@ -15,6 +15,7 @@ from hf_essl.common import table
 from hf_essl.recipe import read_recipe
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
 from hf_essl.reporting.metrics import Metrics, read_metrics
+from hf_essl.reporting.recorded import CELL, read_results
 from hf_essl.run_folder import RECIPE, checkpoints
 
 logger = logging.getLogger(__name__)
@@ -84,12 +85,17 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
     """The finished runs in these folders, in order; those that differ in their seed only are one group.
 
     They have the same name up to a trailing `-seedN`. Runs of one name with other recipes or lengths are groups of
-    their own, named by what differs. Logs a line for each run that is left out because it has not ended.
+    their own, named by what differs. A `results.json` stands for the cells of its sweep. Logs a line for each run that
+    is left out because it has not ended.
 
     Raises ValueError for a folder without a run, if no run has ended, and for runs on different datasets.
     """
     named: dict[str, list[tuple[Metrics, dict[str, Any]]]] = {}
     for folder in map(Path, folders):
+        if folder.is_file():
+            for cell in read_results(folder):
+                named.setdefault(without_seed(cell[CELL]), []).append((cell, _length_of(cell)))
+            continue
         if is_unfinished(folder):
             logger.warning("%s is left out: the run has not ended", folder)
             continue
@@ -109,13 +115,17 @@ def is_unfinished(folder: Path) -> bool:
 
 def settings_of(folder: Path, metrics: Metrics) -> dict[str, Any]:
     """What must be equal for two runs to differ in their seed only; of older runs, what is known."""
-    found = {key: metrics[key] for key in LENGTH if metrics.get(key) is not None}
+    found = _length_of(metrics)
     if (folder / RECIPE).is_file():
         recipe = read_recipe(folder / RECIPE)
         for group in (recipe.model, recipe.data, recipe.views, recipe.training):
             fields = type(group).__annotations__.keys() - IRRELEVANT
             found |= {key: getattr(group, key) for key in sorted(fields)}
     return found
+
+
+def _length_of(metrics: Metrics) -> dict[str, Any]:
+    return {key: metrics[key] for key in LENGTH if metrics.get(key) is not None}
 
 
 def _split(name: str, runs: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Group]:

@@ -7,6 +7,8 @@ from PIL import Image
 
 from hf_essl import cli
 from hf_essl.reporting.compare import Group, check_evaluation, comparison_table, draw_comparison, load_groups, pair_up
+from hf_essl.reporting.metrics import read_metrics
+from hf_essl.reporting.recorded import write_results
 
 
 @pytest.fixture
@@ -129,3 +131,10 @@ def test_baselines_find_their_counterparts_by_name(names, expected):
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path)]) == 2
     assert "is not a finished run" in capsys.readouterr().err
+
+
+def test_the_results_of_a_sweep_stand_for_its_runs(runs, tmp_path):
+    cells = [read_metrics(run) | {"cell": run.name, "columns": {}, "seed": 0} for run in runs]
+    path = write_results(tmp_path / "results.json", cells)
+    assert comparison_table(load_groups([path])) == comparison_table(load_groups(runs))
+    assert [len(group.runs) for group in load_groups([path])] == [2, 1]
