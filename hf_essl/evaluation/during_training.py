@@ -1,9 +1,7 @@
 """The evaluation of a run while it trains: online probe, kNN, view retrieval, and metrics that show a collapse."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,11 +22,8 @@ from hf_essl.methods import SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.methods.distributed import gather
 
-logger = logging.getLogger(__name__)
-
 METRICS = ("knn_accuracy", "probe_accuracy", "retrieval", "feature_std", "rankme")
 """What `evaluate_features` may measure."""
-PROBE = "online_probe.pt"  # the probe's file in a checkpoint
 UNLABELED_IMAGES = 10_000  # at most, where only the training images can be evaluated; RankMe needs no more
 
 
@@ -64,13 +59,6 @@ class OnlineProbe(nn.Module):
                 f"set label_column, or turn online_probe off"
             )
         return cls(model.num_features, images.labels[images.labels != NO_LABEL].unique()).to(device)
-
-    def resume(self, path: Path) -> None:
-        """Continues from a checkpoint's file; if it is missing, the probe starts from scratch, with a warning."""
-        if path.is_file():
-            self.load_state_dict(torch.load(path, map_location=self.linear.weight.device, weights_only=True))
-        else:
-            logger.warning("%s is missing: the online probe starts from scratch", path)
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores of the classes in float32: B x D to B x C."""
