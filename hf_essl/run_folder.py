@@ -35,6 +35,21 @@ def last_complete_checkpoint(output_dir: str | Path) -> str:
     return str(newest_whole(output_dir).path)
 
 
+def progress(run: str | Path) -> tuple[int, int] | None:
+    """The step of a run's newest whole checkpoint, and the steps of the whole run; None without one."""
+    try:
+        state = read_state(newest_whole(run).path)
+    except ValueError:
+        return None
+    return None if state is None else (state["global_step"], state["max_steps"])
+
+
+def is_trained(run: str | Path) -> bool:
+    """Whether the newest whole checkpoint is of the last step."""
+    steps = progress(run)
+    return steps is not None and steps[0] >= steps[1]
+
+
 def newest_whole(output_dir: str | Path) -> Whole:
     """The latest checkpoint whose files are all there and as they were written.
 

@@ -162,11 +162,8 @@ def evaluate_features(
         fixed_views: the views of the retrieval, see `measure_retrieval`; without it there is none.
     """
     is_bank = bank_from is None or bank_from is queries_from
-    count = len(queries_from)  # type: ignore[arg-type]
     kept: list[int] = []
-    queries, labels = extract(
-        queries_from, indices=evenly_spaced(count, UNLABELED_IMAGES if is_bank else None), kept=kept
-    )
+    queries, labels = extract(queries_from, indices=query_indices(queries_from, bank_from), kept=kept)
     metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
     if fixed_views is not None:
         metrics["retrieval"] = measure_retrieval(extract, queries_from, fixed_views)
@@ -178,6 +175,12 @@ def evaluate_features(
         if bank_from is not None and not is_bank:
             metrics |= _knn(extract, bank_from, queries, labels, args, accelerator)
     return Evaluation(metrics, neighbors)
+
+
+def query_indices(queries: ImageDataset, bank: ImageDataset | None) -> list[int]:
+    """The query images that are evaluated: all, or some of the training images."""
+    is_bank = bank is None or bank is queries
+    return evenly_spaced(len(queries), UNLABELED_IMAGES if is_bank else None)  # type: ignore[arg-type]
 
 
 def _knn(
