@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_essl.config import ViewArguments
+from hf_essl.config.fields import Count, checked
 from hf_essl.methods import SSLModel
 from hf_essl.methods.meta import BATCH, isolated, meta_copy, meta_views
 from hf_essl.schedules import Curriculum
@@ -123,12 +124,13 @@ class FlopCounter:
         return counter.get_total_flops() / BATCH
 
 
+@checked
 def estimate_cost(
     model: SSLModel,
     view_args: ViewArguments,
     curriculum: Curriculum,
-    steps: int,
-    images_per_step: int,
+    steps: Count,
+    images_per_step: Count,
     counter: FlopCounter | None = None,
 ) -> Cost:
     """Predicts the cost of a run from its model and arguments, without training.
@@ -143,8 +145,6 @@ def estimate_cost(
 
     Raises ValueError for steps or images_per_step below 1.
     """
-    if steps < 1 or images_per_step < 1:
-        raise ValueError(f"steps and images_per_step are {steps} and {images_per_step}; both must be at least 1")
     counter = (counter or FlopCounter(model)).under(view_args)
     steps_at = curriculum.resolution.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15

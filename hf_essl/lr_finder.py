@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_essl.config.fields import Count, NonNegativeInt, Positive, checked
 from hf_essl.data import image_count, sample_images
 from hf_essl.methods import SSLModel
 from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
@@ -30,8 +31,14 @@ class LRRange:
     suggestion: float  # the peak learning rate, where the fall of the (validation) loss meets its plateau
 
 
+@checked
 def lr_range_test(
-    trainer: SSLTrainer, *, start: float = 1e-3, end: float = 1.0, steps: int = 200, validation_images: int = 4096
+    trainer: SSLTrainer,
+    *,
+    start: Positive = 1e-3,
+    end: Positive = 1.0,
+    steps: Count = 200,
+    validation_images: NonNegativeInt = 4096,
 ) -> LRRange:
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 

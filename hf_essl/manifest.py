@@ -43,7 +43,7 @@ def has_manifest(folder: Path) -> bool:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest, such as "optimizer.pt is cut short"; None if it is whole."""
+    """What is wrong with a folder that has a manifest, such as "run_state.json is missing"; None if it is whole."""
     listed = _read(folder)
     if listed is None:
         return f"its {MANIFEST} is damaged"

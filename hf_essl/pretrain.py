@@ -14,11 +14,11 @@ from hf_essl.config.resume import IMAGES
 from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
 from hf_essl.hub.push import check_access, push_finished_run
-from hf_essl.recipe import Recipe, flat_fields
+from hf_essl.recipe import Recipe, flat_fields, load_recipe
 from hf_essl.reporting.metrics import Metrics, read_metrics
 from hf_essl.reporting.reached import finished_baseline
 from hf_essl.reporting.report import result_table
-from hf_essl.run_folder import METRICS, RECIPE, checkpoints
+from hf_essl.run_folder import METRICS, RECIPE, checkpoints, is_trained
 from hf_essl.run_lock import run_lock
 from hf_essl.storage import check_writable, storage_errors
 from hf_essl.trainer import SSLTrainer
@@ -135,6 +135,22 @@ def finished_report(folder: Path) -> Metrics | None:
         return read_metrics(folder)
     except ValueError:
         return None
+
+
+def complete_report(run: str | Path) -> None:
+    """Writes the report of a run that was interrupted after its last step. Any other folder stays as it is.
+
+    Nothing is pushed. Raises ValueError as `pretrain`, for a run that cannot be continued here.
+    """
+    folder = Path(run)
+    if finished_report(folder) is not None or not (folder / RECIPE).is_file() or not is_trained(folder):
+        return
+    print(f"{folder} was interrupted after its last step; its report is completed", flush=True)
+    words = ["--output_dir", str(folder), "--resume_from_checkpoint", "true", "--push_to_hub", "false"]
+    try:
+        pretrain(load_recipe(folder / RECIPE, words))
+    except ValueError as error:
+        raise ValueError(f"{folder} has no report, and it cannot be completed here: {error}") from error
 
 
 def prepare_output_dir(recipe: Recipe) -> None:

@@ -13,14 +13,15 @@ PREPROCESSOR = "preprocessor_config.json"  # another one, of a transformers mode
 RECIPE = "recipe.yaml"
 METRICS = "metrics.json"  # the last file of a report
 STATE = "trainer_state.json"
-PARTS = ("model.safetensors", "optimizer.*", "scheduler.pt")  # optimizer.pt, or optimizer.bin of FSDP
+PARTS = ("model.safetensors", "optimizer.*", "scheduler.*")  # *.safetensors; .pt of earlier versions, .bin of FSDP
+PICKLE = ".metadata"  # of torch.distributed.checkpoint, which unpickles it
 
 
 class Whole(NamedTuple):
     """The newest whole checkpoint of a run, and why each newer one is not."""
 
     path: Path
-    skipped: list[str]  # such as "checkpoint-12 (optimizer.pt is missing)"
+    skipped: list[str]  # such as "checkpoint-12 (optimizer.safetensors is missing)"
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -32,6 +33,21 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 def last_complete_checkpoint(output_dir: str | Path) -> str:
     """The path of `newest_whole`; raises ValueError as it does."""
     return str(newest_whole(output_dir).path)
+
+
+def progress(run: str | Path) -> tuple[int, int] | None:
+    """The step of a run's newest whole checkpoint, and the steps of the whole run; None without one."""
+    try:
+        state = read_state(newest_whole(run).path)
+    except ValueError:
+        return None
+    return None if state is None else (state["global_step"], state["max_steps"])
+
+
+def is_trained(run: str | Path) -> bool:
+    """Whether the newest whole checkpoint is of the last step."""
+    steps = progress(run)
+    return steps is not None and steps[0] >= steps[1]
 
 
 def newest_whole(output_dir: str | Path) -> Whole:
@@ -83,10 +99,12 @@ def what_is_wrong(folder: Path) -> str | None:
         return f"its {STATE} is missing or damaged"
     if has_weights_only(folder):
         return "it has weights only (save_only_model: true)"
+    if any(folder.rglob(PICKLE)):
+        return "it is in shards, whose list is a pickle; save it with fsdp_state_dict_type: FULL_STATE_DICT"
     for part in PARTS:
         found = list(folder.glob(part))
         if not found or any(path.is_file() and not path.stat().st_size for path in found):
-            return f"{part.replace('*', 'pt')} is missing or empty"
+            return f"{part.replace('*', 'safetensors')} is missing or empty"
     return None
 
 

@@ -108,6 +108,7 @@ SABOTAGE: list[tuple[Callable, tuple[str, ...]]] = [
     (frozen_center, ("dino",)),
     (tiny_temperature, ("simclr", "mocov2")),
     (no_stopped_gradient, ("simsiam",)),
+    (no_predictor, ("simsiam",)),
     (constant_embedding, ("simsiam", "byol")),
 ]
 

@@ -29,7 +29,7 @@ SETTINGS = {**SAVING, "learning_rate": 0.005, "sync_batchnorm": False, "logging_
 WRITERS = {  # what a save calls, in its order
     "begin": (base_trainer, "begin"),
     "run state": (run_state, "write_text"),
-    "weights": (safetensors.torch, "save_file"),
+    "safetensors": (safetensors.torch, "save_file"),
     "torch.save": (torch, "save"),
     "trainer state": (TrainerState, "save_to_json"),
     "manifest": (base_trainer, "write_manifest"),
@@ -38,8 +38,8 @@ WRITERS = {  # what a save calls, in its order
 MOMENTS = [
     *(("step", number) for number in (1, 5, 7, 10, 11)),
     *((writer, number) for writer in WRITERS for number in (1, 2, 3)),
-    *(("torch.save", number) for number in (4, 5, 6, 7, 8)),  # optimizer, scheduler and random state of each save
-    *(("half-written weights", number) for number in (1, 2, 3)),
+    *(("safetensors", number) for number in range(4, 13)),  # weights, optimizer, scheduler, random state of each save
+    *(("half-written safetensors", number) for number in (1, 2, 8)),
 ]
 
 
@@ -61,12 +61,12 @@ def arm(moment: tuple[str, int]) -> list[TrainerCallback]:
     name, number = moment
     if name == "step":
         return [KillAtStep(number)]
-    module, attribute = WRITERS["weights" if name == "half-written weights" else name]
+    module, attribute = WRITERS["safetensors" if name == "half-written safetensors" else name]
     original, calls = getattr(module, attribute), itertools.count(1)
 
     def deadly(*args, **kwargs):
         last = next(calls) == number
-        if last and name == "half-written weights":
+        if last and name == "half-written safetensors":
             original(*args, **kwargs)
             os.truncate(args[1], os.path.getsize(args[1]) // 2)
         if last:
@@ -74,7 +74,7 @@ def arm(moment: tuple[str, int]) -> list[TrainerCallback]:
         return original(*args, **kwargs)
 
     setattr(module, attribute, deadly)
-    if name == "weights" and hasattr(transformers.trainer, "safetensors"):
+    if name == "safetensors" and hasattr(transformers.trainer, "safetensors"):
         transformers.trainer.safetensors.torch.save_file = deadly
     return []
 

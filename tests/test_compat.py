@@ -27,6 +27,7 @@ from hf_essl import compat
 from hf_essl.hub.trainer import HubTrainer
 from hf_essl.methods import SSLModel
 from hf_essl.training.base_trainer import BaseTrainer
+from hf_essl.training.safe_checkpoints import SafeCheckpointTrainer
 
 
 @pytest.fixture
@@ -48,6 +49,10 @@ OVERRIDES = {
     ],
     "set_initial_training_values": ["args", "dataloader"],
     "_save_optimizer_and_scheduler": ["output_dir"],
+    "_save_scaler": ["output_dir"],
+    "_load_scaler": ["checkpoint"],
+    "_save_rng_state": ["output_dir"],
+    "_load_rng_state": ["checkpoint"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_save": ["output_dir", "state_dict"],
     "_push_from_checkpoint": ["checkpoint_folder"],
@@ -74,7 +79,7 @@ def test_trainer_still_has_the_methods_that_are_overridden(name):
 def test_every_private_override_is_listed():
     private = {
         name
-        for owner in (BaseTrainer, HubTrainer)
+        for owner in (SafeCheckpointTrainer, BaseTrainer, HubTrainer)
         for name in vars(owner)
         if name.startswith("_") and not name.startswith("__") and hasattr(Trainer, name)
     }
@@ -92,6 +97,13 @@ def test_trainer_still_calls_what_we_override():
     assert "self._created_lr_scheduler" in module
     assert "_keys_to_ignore_on_save" in module and SSLModel._keys_to_ignore_on_save is None
     assert "self._save(" in source_of("save_model")
+    saving = source_of("_save_checkpoint")
+    for name in ("_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"):
+        assert f"self.{name}(" in saving
+    for name in ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state"):
+        assert f"self.{name}(" in module
+    for name in ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state", "_load_from_checkpoint"):
+        assert source_of(name).count("torch.load(") == source_of(name).count("weights_only=True")
 
 
 def test_the_optimizer_is_chosen_by_a_static_method():

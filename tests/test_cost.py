@@ -228,5 +228,5 @@ def test_steps_per_epoch():
 
 
 def test_steps_below_one_are_rejected():
-    with pytest.raises(ValueError, match="steps and images_per_step are 0 and 1"):
+    with pytest.raises(ValueError, match="steps is 0; it should be greater than or equal to 1"):
         cost(steps=0)

@@ -69,7 +69,7 @@ def test_suggestion_without_a_plateau_is_the_lowest_loss():
     assert suggest(rates, list(range(151))) == rates[0]
 
 
-@pytest.mark.parametrize("settings", [{"start": 1.0, "end": 0.1}, {"start": 0.0}, {"steps": 3}])
+@pytest.mark.parametrize("settings", [{"start": 1.0, "end": 0.1}, {"start": 2.0}, {"steps": 3}])
 def test_a_range_that_is_none_is_told(tmp_path, settings):
     with pytest.raises(ValueError, match="0 < start < end and 10 steps or more"):
         lr_range_test(small_trainer(tmp_path), **settings)

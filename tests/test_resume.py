@@ -87,7 +87,13 @@ def test_a_damaged_file_is_never_trained_on(run, damage, caplog):
     newest = run / "checkpoint-12"
     whole = shutil.copytree(newest, run / "whole")
     names = sorted(path.name for path in newest.iterdir() if path.name != "manifest.json")
-    assert {"model.safetensors", "optimizer.pt", "rng_state.pth", "run_state.json", "trainer_state.json"} <= {*names}
+    assert {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "rng_state.safetensors",
+        "run_state.json",
+        "trainer_state.json",
+    } <= {*names}
     for name in names:
         same = (run / "checkpoint-8" / name).read_bytes() == (newest / name).read_bytes()
         if damage is exchange and same:

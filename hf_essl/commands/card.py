@@ -34,7 +34,10 @@ def run(argv: list[str]) -> None:
 
     from hf_essl.hub.card import card_of_run
     from hf_essl.hub.card_gallery import add_card, write_index
+    from hf_essl.pretrain import complete_report
 
+    for source in filter(None, (options.baseline, *options.runs)):
+        complete_report(source)
     for source in options.runs:
         card = card_of_run(source, repo_id=options.repo_id, baseline=options.baseline, license=options.license)
         print(f"wrote {card}")

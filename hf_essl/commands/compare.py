@@ -20,11 +20,14 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")
     options = parser.parse_args(argv)
 
+    from hf_essl.pretrain import complete_report
     from hf_essl.reporting.compare import check_evaluation, comparison_table, draw_comparison, load_groups, score_of
     from hf_essl.reporting.equal_accuracy import draw_equal_accuracy, equal_accuracy_table, pairs_at_equal_accuracy
     from hf_essl.reporting.figures import png_path
 
     path = png_path(options.output)
+    for source in options.runs:
+        complete_report(source)
     groups = load_groups(options.runs)
     check_evaluation(groups)
     print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, path)}")

@@ -19,5 +19,7 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     from hf_essl.hub import push_backbone
+    from hf_essl.pretrain import complete_report
 
+    complete_report(options.source)
     print(f"pushed to {push_backbone(**vars(options))}")

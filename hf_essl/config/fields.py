@@ -6,15 +6,19 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
 
 Count = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PerView = Annotated[list[Probability], Field(min_length=1, max_length=2)]  # one for both views, or one for each
 
@@ -83,15 +87,18 @@ def check_fields(values: Any, group: type | None = None) -> None:
         check_field(group, key, getattr(values, key))
 
 
-def checked(init: Callable[..., None]) -> Callable[..., None]:
-    """An `__init__` that raises ValueError for an argument outside of its declared range: name, value and default."""
-    signature = inspect.signature(init)
+def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A function or `__init__` that raises ValueError for an argument outside of its declared range, with its name."""
+    signature = inspect.signature(function)
 
-    @functools.wraps(init)
-    def wrapped(*args: Any, **given: Any) -> None:
-        bound = signature.bind(*args, **given)
-        bound.arguments |= check_arguments_of(init, bound.arguments)
-        init(*bound.args, **bound.kwargs)
+    @functools.wraps(function)
+    def wrapped(*args: Given.args, **given: Given.kwargs) -> Returned:
+        try:
+            bound = signature.bind(*args, **given)
+        except TypeError:
+            return function(*args, **given)  # its own error has its name
+        bound.arguments |= check_arguments_of(function, bound.arguments)
+        return function(*bound.args, **bound.kwargs)
 
     return wrapped
 
@@ -111,7 +118,8 @@ def check_arguments_of(function: Callable[..., Any], given: typing.Mapping[str, 
             found[name] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             default = parameters[name].default
-            raise ValueError(f"{name} is {value!r}; {_in_words(error)} (default: {default!r})") from None
+            shown = "" if default is inspect.Parameter.empty else f" (default: {default!r})"
+            raise ValueError(f"{name} is {value!r}; {_in_words(error)}{shown}") from None
         except ValueError as error:
             raise ValueError(f"{name} is {value!r}; {error}") from None
     return found

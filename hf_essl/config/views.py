@@ -5,12 +5,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hf_essl.config.fields import Count, NonNegative, PerView, Positive, Probability, check_fields, on_resume, option
+from hf_essl.config.fields import (
+    Count,
+    NonNegative,
+    Part,
+    PerView,
+    Positive,
+    Probability,
+    check_fields,
+    on_resume,
+    option,
+)
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 STANDARD_MAGNITUDE = 5.0  # the color jitter has the ranges of `ViewArguments.jitter` here (Sec. 4 of the paper)
 MAX_RANDAUGMENT = 30.0  # at which each operation of RandAugment reaches the end of its range (m of Table 11)
-AreaShare = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass
@@ -69,7 +78,7 @@ class ViewArguments:
         False,
     )
 
-    crop_scale: Annotated[list[AreaShare], Field(min_length=2, max_length=2)] = option(
+    crop_scale: Annotated[list[Part], Field(min_length=2, max_length=2)] = option(
         "Smallest and largest share of the image's area in a crop; by default those of SimSiam and MoCo v2. SimCLR's "
         "are 0.08 1.",
         factory=lambda: [0.2, 1.0],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config import ViewArguments
-from hf_essl.config.fields import fields_of
+from hf_essl.config.fields import Count, Part, checked, fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
 from hf_essl.methods import METHODS, SSLModel
@@ -75,13 +75,14 @@ class LoadedBackbone(NamedTuple):
         return torch.stack([transform(_picture(image)) for image in images])
 
 
+@checked
 def load_backbone(
     source: str | Path,
     *,
     which: str = "student",
     backbone: str | nn.Module | None = None,
-    resolution: int | None = None,
-    crop_pct: float | None = None,
+    resolution: Count | None = None,
+    crop_pct: Part | None = None,
 ) -> LoadedBackbone:
     """Loads a backbone with its test resolution, crop and normalization; nothing is unpickled.
 
@@ -108,15 +109,9 @@ def load_backbone(
     else:
         loaded = _from_checkpoint(folder, which, backbone)
     if crop_pct is not None:
-        if not 0 < crop_pct <= 1:
-            raise ValueError(
-                f"crop_pct is {crop_pct}; it is a share of the short side above 0, such as 0.875, up to 1"
-            )
         loaded = loaded._replace(crop_pct=crop_pct)
     if resolution is None:
         return loaded
-    if resolution < 1:
-        raise ValueError(f"resolution is {resolution}; it is a side in pixels, such as 224")
     problem = f"resolution is {resolution}, which this {type(loaded.backbone).__name__} does not accept"
     with _explained(problem, AssertionError, RuntimeError), torch.inference_mode():
         loaded.backbone(torch.zeros(1, 3, resolution, resolution))

@@ -1,9 +1,7 @@
 """The evaluation of a run while it trains: online probe, kNN, view retrieval, and metrics that show a collapse."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,11 +22,8 @@ from hf_essl.methods import SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.methods.distributed import gather
 
-logger = logging.getLogger(__name__)
-
 METRICS = ("knn_accuracy", "probe_accuracy", "retrieval", "feature_std", "rankme")
 """What `evaluate_features` may measure."""
-PROBE = "online_probe.pt"  # the probe's file in a checkpoint
 UNLABELED_IMAGES = 10_000  # at most, where only the training images can be evaluated; RankMe needs no more
 
 
@@ -64,13 +59,6 @@ class OnlineProbe(nn.Module):
                 f"set label_column, or turn online_probe off"
             )
         return cls(model.num_features, images.labels[images.labels != NO_LABEL].unique()).to(device)
-
-    def resume(self, path: Path) -> None:
-        """Continues from a checkpoint's file; if it is missing, the probe starts from scratch, with a warning."""
-        if path.is_file():
-            self.load_state_dict(torch.load(path, map_location=self.linear.weight.device, weights_only=True))
-        else:
-            logger.warning("%s is missing: the online probe starts from scratch", path)
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores of the classes in float32: B x D to B x C."""
@@ -174,11 +162,8 @@ def evaluate_features(
         fixed_views: the views of the retrieval, see `measure_retrieval`; without it there is none.
     """
     is_bank = bank_from is None or bank_from is queries_from
-    count = len(queries_from)  # type: ignore[arg-type]
     kept: list[int] = []
-    queries, labels = extract(
-        queries_from, indices=evenly_spaced(count, UNLABELED_IMAGES if is_bank else None), kept=kept
-    )
+    queries, labels = extract(queries_from, indices=query_indices(queries_from, bank_from), kept=kept)
     metrics = {"feature_std": feature_std(queries).item(), "rankme": rankme(queries)}
     if fixed_views is not None:
         metrics["retrieval"] = measure_retrieval(extract, queries_from, fixed_views)
@@ -190,6 +175,12 @@ def evaluate_features(
         if bank_from is not None and not is_bank:
             metrics |= _knn(extract, bank_from, queries, labels, args, accelerator)
     return Evaluation(metrics, neighbors)
+
+
+def query_indices(queries: ImageDataset, bank: ImageDataset | None) -> list[int]:
+    """The query images that are evaluated: all, or some of the training images."""
+    is_bank = bank is None or bank is queries
+    return evenly_spaced(len(queries), UNLABELED_IMAGES if is_bank else None)  # type: ignore[arg-type]
 
 
 def _knn(

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_essl.config.fields import Count, Positive, option
+from hf_essl.config.fields import Count, Positive, checked, option
 from hf_essl.config.training import KNN_K, KNN_TEMPERATURE
 from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size
 from hf_essl.evaluation.metrics import LabelMetric
@@ -38,15 +38,16 @@ def evaluate_knn(task: Task, settings: KNNSettings) -> dict[str, Any]:
 KNN = Protocol("kNN accuracy", "weighted k-nearest-neighbor classifier", evaluate_knn, KNNSettings)
 
 
+@checked
 @torch.inference_mode()
 def knn_accuracy(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
     query_labels: Tensor,
-    k: int = KNN_K,
-    temperature: float = KNN_TEMPERATURE,
-    chunk_size: int = 4096,
+    k: Count = KNN_K,
+    temperature: Positive = KNN_TEMPERATURE,
+    chunk_size: Count = 4096,
     device: torch.device | str | None = None,
     accelerator: Accelerator | None = None,
 ) -> float:
@@ -78,8 +79,6 @@ def knn_accuracy(
     check_same_size(bank, queries)
     check_votes(k, temperature, len(bank))
     check_classes("bank", bank_labels)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, such as 4096")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     total, first = len(queries), rank * len(queries) // world
     share = slice(first, (rank + 1) * total // world)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from hf_essl.config.fields import Count, NonNegative, NonNegativeInt, Positive, checked
 from hf_essl.evaluation.features import check_classes, check_labeled, check_same_size, class_targets
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 90, 2048, 0.8
@@ -19,17 +20,18 @@ CHUNK = 16_384  # rows that are in float32 at once
 Features = tuple[Tensor, Tensor]
 
 
+@checked
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
     *,
-    epochs: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    learning_rate: float = LEARNING_RATE,
-    weight_decay: float | None = None,
-    seed: int = 0,
+    epochs: Count | None = None,
+    batch_size: Count = BATCH_SIZE,
+    learning_rate: Positive = LEARNING_RATE,
+    weight_decay: NonNegative | None = None,
+    seed: NonNegativeInt = 0,
     device: torch.device | str | None = None,
 ) -> float:
     """Top-1 accuracy in percent, [0, 100], of the quick linear probe on frozen features.
@@ -56,15 +58,16 @@ def linear_probe(
     return 100.0 * int((predictions == test_labels.to(predictions.device)).sum()) / len(predictions)
 
 
+@checked
 def train_linear(
     features: Tensor,
     labels: Tensor,
     *,
-    epochs: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    learning_rate: float = LEARNING_RATE,
-    weight_decay: float | None = None,
-    seed: int = 0,
+    epochs: Count | None = None,
+    batch_size: Count = BATCH_SIZE,
+    learning_rate: Positive = LEARNING_RATE,
+    weight_decay: NonNegative | None = None,
+    seed: NonNegativeInt = 0,
     device: torch.device | str | None = None,
 ) -> "LinearClassifier":
     """Trains a linear classifier on cached features with LARS and cosine decay to 0.
@@ -88,8 +91,6 @@ def train_linear(
     Raises ValueError for shapes that do not match, features that are not finite, or epochs or batch_size below 1.
     """
     check_features("train", features, labels)
-    if batch_size < 1 or (epochs is not None and epochs < 1):
-        raise ValueError(f"epochs and batch_size are {epochs} and {batch_size}; both must be at least 1")
     epochs = epochs or probe_epochs(len(features), batch_size)
     steps = math.ceil(len(features) / batch_size)
     device = torch.device(device or features.device)

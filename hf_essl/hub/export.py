@@ -5,12 +5,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from safetensors.torch import save_file
 from torch import nn
 
+from hf_essl.config.fields import Count, Part, checked
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.methods.backbone import feature_size, storable
 from hf_essl.methods.transformers_backbone import TransformersBackbone
@@ -20,14 +21,17 @@ from hf_essl.views.crops import INTERPOLATION
 TIMM_WEIGHTS = ("origin_url", "paper_ids", "license")  # configuration keys that describe the weights published by timm
 TIMM_SIZES = ("test_input_size", "pool_size", "test_pool_size")  # the same for its image sizes
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
+
+@checked
 def export_backbone(
     model: nn.Module,
     output_dir: str | Path,
     *,
-    input_size: int,
-    crop_pct: float = EVAL_CROP_PCT,
-    interpolation: str = INTERPOLATION,
+    input_size: Count,
+    crop_pct: Part = EVAL_CROP_PCT,
+    interpolation: Interpolation = INTERPOLATION,
     tag: str = "hf_essl",
 ) -> Path:
     """Exports `model.backbone` (or a bare backbone) as `config.json` and `model.safetensors`.

@@ -154,7 +154,7 @@ def _write_safetensors(loaded: LoadedBackbone, folder: Path) -> None:
         folder,
         input_size=loaded.resolution,
         crop_pct=loaded.crop_pct,
-        interpolation=loaded.interpolation,
+        interpolation=loaded.interpolation,  # type: ignore[arg-type]  # that of its configuration
     )
 
 

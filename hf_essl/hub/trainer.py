@@ -14,7 +14,8 @@ from hf_essl.common import write_text
 from hf_essl.config.redact import check_public
 from hf_essl.cost import Cost
 from hf_essl.data import ImageDataset, image_count, sample_images
-from hf_essl.evaluation.nearest import NeighborLog
+from hf_essl.evaluation.during_training import query_indices
+from hf_essl.evaluation.nearest import NeighborLog, find_neighbors
 from hf_essl.hub.card import write_card
 from hf_essl.hub.export import export_backbone
 from hf_essl.hub.hub_errors import HubUnreachable
@@ -29,6 +30,7 @@ from hf_essl.schedules import Curriculum
 from hf_essl.selection import shown_pairs
 from hf_essl.training.base_trainer import BaseTrainer
 from hf_essl.training.layout import unsharded
+from hf_essl.training.optimizer import averaged_weights
 from hf_essl.training.trackers import energy_so_far
 from hf_essl.views import Views
 
@@ -46,6 +48,7 @@ class HubTrainer(BaseTrainer):
     bank_dataset: Any
     data_args: Any
     neighbor_log: NeighborLog
+    features: Any
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]
@@ -168,6 +171,8 @@ class HubTrainer(BaseTrainer):
             plain_step_seconds: measured seconds per step of the plain recipe, for the measured speed-up.
         """
         metrics = collect_metrics(self._facts(recipe, plain_step_seconds))
+        if self.is_finished and self.neighbor_log.last is None:  # the report was interrupted
+            self._find_neighbors()
         with unsharded(self.model):  # on all processes, although only one writes
             if not self.is_world_process_zero():
                 return metrics, []
@@ -221,6 +226,14 @@ class HubTrainer(BaseTrainer):
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(self.model)
             return shown_pairs(student, shown.to(self.args.device), aspect, args, self.curriculum.magnitude(progress))
+
+    def _find_neighbors(self) -> None:
+        """The neighbors of the last evaluation again; call it on all processes."""
+        images, kept = self.evaluation_images, []  # type: ignore[var-annotated]
+        if images is not None:
+            with averaged_weights(self.optimizer):
+                features, _ = self.features(images, indices=query_indices(images, self.bank_dataset), kept=kept)
+            self.neighbor_log.record(find_neighbors(features, kept), self.state.global_step, writes=False)
 
     def _draw_neighbors(self) -> Path | None:
         """neighbors.png, or None with a warning if there are too few images to compare."""

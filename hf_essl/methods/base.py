@@ -44,6 +44,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
     collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
+    minimized_by_collapse = False  # whether a collapsed network has the lowest possible loss
     config: ModelArguments | None = None  # of `from_timm` or `from_module`; None for a model built by hand
     resolutions: tuple[int, ...] = ()  # those that `from_timm` built and checked the backbone for
     projector: nn.Module  # the head on the backbone; the online probe reads the features that enter it

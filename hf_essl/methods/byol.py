@@ -31,6 +31,7 @@ class BYOL(SSLModel):
     small_args: ClassVar[dict[str, Any]] = {"projector_hidden": 24, "projector_dim": 16, "predictor_hidden": 24}
     has_teacher = True
     collapse_hint = "lower learning_rate, or raise momentum in method_args so that the teacher moves more slowly"
+    minimized_by_collapse = True
 
     @checked
     def __init__(

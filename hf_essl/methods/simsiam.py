@@ -29,6 +29,7 @@ class SimSiam(SSLModel):
     small_args: ClassVar[dict[str, Any]] = {"projector_dim": 32, "predictor_hidden": 16}
     fixed_lr_modules = ("predictor",)
     collapse_hint = "lower learning_rate, warm it up, or set fix_predictor_lr: true"
+    minimized_by_collapse = True
 
     @checked
     def __init__(

@@ -96,10 +96,13 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
             for cell in read_results(folder):
                 named.setdefault(without_seed(cell[CELL]), []).append((cell, _length_of(cell)))
             continue
-        if is_unfinished(folder):
-            logger.warning("%s is left out: the run has not ended", folder)
+        try:
+            metrics = read_metrics(folder)
+        except ValueError as error:
+            if not is_unfinished(folder):
+                raise
+            logger.warning("left out: %s", error)
             continue
-        metrics = read_metrics(folder)
         named.setdefault(without_seed(folder.resolve().name), []).append((metrics, settings_of(folder, metrics)))
     if not named:
         raise ValueError("none of the runs has ended; pass at least one that has a metrics.json")

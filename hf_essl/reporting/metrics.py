@@ -16,7 +16,7 @@ from hf_essl.config.training import WHOLE_SQUARE
 from hf_essl.cost import Cost, peak_flops
 from hf_essl.data.decode import CANVAS
 from hf_essl.recipe import Recipe
-from hf_essl.run_folder import RECIPE
+from hf_essl.run_folder import RECIPE, progress
 
 Metrics = dict[str, Any]  # the content of `metrics.json`, or the JSON of `hf-essl evaluate`
 
@@ -149,10 +149,7 @@ def read_metrics(run: str | Path) -> Metrics:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        hint = "pass a folder that contains metrics.json"
-        if (Path(run) / RECIPE).is_file():
-            hint = f"`hf-essl pretrain {Path(run) / RECIPE} --resume_from_checkpoint true` completes it"
-        raise ValueError(f"{run} is not a finished run ({one_line(error)}); {hint}") from error
+        raise ValueError(f"{run} is not a finished run ({one_line(error)}); {_completion(Path(run))}") from error
     if not isinstance(metrics, dict) or "method" not in metrics:
         raise ValueError(f"{path} does not describe a run; `hf-essl pretrain` writes one")
     metrics.setdefault("crop_pct", WHOLE_SQUARE)
@@ -160,6 +157,19 @@ def read_metrics(run: str | Path) -> Metrics:
         if "loss" in entry:
             entry |= {new: entry.pop(old) for old, new in OLD_NAMES.items() if old in entry}
     return metrics
+
+
+def _completion(run: Path) -> str:
+    """How to get the report of a run without one."""
+    if not (run / RECIPE).is_file():
+        return "pass a folder that contains metrics.json"
+    steps = progress(run)
+    if steps is None:
+        return f"it has no whole checkpoint: start it again with `hf-essl pretrain {run / RECIPE}`"
+    return (
+        f"it stopped at step {steps[0]} of {steps[1]}: "
+        f"`hf-essl pretrain {run / RECIPE} --resume_from_checkpoint true` completes it"
+    )
 
 
 def show(metrics: Metrics, key: str) -> str | None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hf_essl.common import evenly_spaced
+from hf_essl.config.fields import Count, checked
 from hf_essl.data import ImageDataset
 from hf_essl.data.decode import decode
 from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
@@ -19,13 +20,14 @@ SIDE = 128  # pixels per side of a drawn image
 NAME_LENGTH = 21  # characters of a file name below an image
 
 
+@checked
 def draw_neighbors(
     images: Sequence[Any],
     features: Tensor,
     path: str | Path,
     *,
     queries: Sequence[int] | int = 4,
-    neighbors: int = 5,
+    neighbors: Count = 5,
     title: str = "",
 ) -> Path:
     """Draws one row per query: the image, then its nearest neighbors under their cosine similarity.

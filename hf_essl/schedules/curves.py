@@ -224,8 +224,8 @@ def _fall(u: float) -> float:
 
 
 def _check_lengths(length: float, warmup: float = 0.0) -> None:
-    if not length > 0:
-        raise ValueError(f"length is {length:g} steps; a schedule needs more than 0")
+    if not 0 < length < math.inf:
+        raise ValueError(f"length is {length:g} steps; a schedule needs more than 0, and an end")
     if not 0 <= warmup < length:
         raise ValueError(f"warmup is {warmup:g} steps in a run of {length:g}; it must be in [0, length)")
 

@@ -21,7 +21,7 @@ class CurveScheduler(LRScheduler):
         momentum_range: lowest and highest momentum, beta_l and beta_h of Eq. 7 and 8.
 
     Raises:
-        ValueError: if the curve cycles momentum and the optimizer has none.
+        ValueError: for a range outside of [0, 1), and if the curve cycles momentum and the optimizer has none.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class CurveScheduler(LRScheduler):
         momentum_range: tuple[float, float] = (0.85, 0.95),
         last_epoch: int = -1,
     ):
+        _check_momenta(momentum_range)
         self.curve = curve
         self.momentum_range = momentum_range
         if curve.momentum(0) is not None:
@@ -76,3 +77,8 @@ class CurveScheduler(LRScheduler):
         """
         state = super().state_dict()
         return {name: value for name, value in state.items() if name not in ("curve", "momentum_range")}
+
+
+def _check_momenta(momenta: tuple[float, float]) -> None:
+    if len(momenta) != 2 or not 0 <= momenta[0] <= momenta[1] < 1:
+        raise ValueError(f"momentum_range is {momenta!r}; it is the lowest and the highest momentum, in [0, 1)")

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 
 from transformers import TrainerCallback
 
@@ -14,6 +15,10 @@ PATIENCE = 3  # consecutive logs that must show a collapse; a single one may be 
 NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02  # std times sqrt(D), 1 on the whole sphere: below it, a warning, a lost run
 LOWEST_RANK = 0.75  # of the RankMe at random initialization, which training raises
 FAR = 4  # times the loss of a collapsed network: a temperature that is too small, or steps that are too large
+FLAT = (
+    1 / 3
+)  # of the rank of the embedding at the first log; healthy runs keep half of it, or are far from the trivial loss
+NEAR_TRIVIAL = 2 / 3  # share of the way from the first loss to that of a collapsed network
 TRIVIAL_LOSS = 0.001  # distance from the loss of a collapsed network that counts as collapsed, relative to its scale
 
 
@@ -59,7 +64,7 @@ def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: i
         trouble["not finite"] = f"the loss is {steps[-1]['loss']}; lower learning_rate (now {rate:.3g}){precision}"
     late = [entry for entry in steps[-PATIENCE:] if entry["step"] > GRACE * max_steps]
     if len(late) == PATIENCE:
-        trouble |= _find_collapse(late, model, images)
+        trouble |= _find_collapse(late, model, images) | _find_flattening(steps[0], late, model, images)
     lowest = 0.5 if model.config is not None and model.config.pretrained else LOWEST_RANK
     if len(evaluations) > 1 and evaluations[-1]["eval_rankme"] < lowest * evaluations[0]["eval_rankme"]:
         first, last = evaluations[0]["eval_rankme"], evaluations[-1]["eval_rankme"]
@@ -88,3 +93,23 @@ def _find_collapse(entries: list[dict], model: SSLModel, images: int) -> dict[st
             stays = f"the loss stays at {entries[-1]['loss']:.3f}"
             trouble["trivial"] = f"{stays}, that of a network that maps all images to one point; {hint}"
     return trouble
+
+
+def _find_flattening(first: dict, entries: list[dict], model: SSLModel, images: int) -> dict[str, str]:
+    """A collapse onto few dimensions, which BatchNorm hides from the spread.
+
+    Only of methods whose loss rewards it; the others reach a low rank and a similar loss early in healthy runs.
+    """
+    trivial, started = model.loss_at_collapse(images), first.get("embedding_rank", 0.0)
+    ranks = [entry.get("embedding_rank", math.inf) for entry in entries]
+    loss = statistics.fmean(entry["loss"] for entry in entries)
+    if not model.minimized_by_collapse or trivial is None:
+        return {}
+    if max(ranks) >= FLAT * started or not _is_near(loss, first["loss"], trivial):
+        return {}
+    fell = f"the embedding's effective rank fell from {started:.1f} to {ranks[-1]:.1f} at a loss of {loss:.2f}"
+    return {"flat": f"{fell}, near that of a collapsed network ({trivial:.2f}); {model.collapse_hint}"}
+
+
+def _is_near(loss: float, first: float, trivial: float) -> bool:
+    return abs(loss - trivial) <= (1 - NEAR_TRIVIAL) * abs(first - trivial)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
@@ -19,7 +18,7 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.fields import default_of
 from hf_essl.config.resume import IMAGES, settings_hash
 from hf_essl.data import StreamedImages
-from hf_essl.evaluation.during_training import PROBE, OnlineProbe
+from hf_essl.evaluation.during_training import OnlineProbe
 from hf_essl.manifest import begin, write_manifest
 from hf_essl.methods import SSLModel
 from hf_essl.methods.backbone import storable
@@ -28,15 +27,19 @@ from hf_essl.recipe import flat_fields, name_dataset
 from hf_essl.schedules import CurveScheduler, curve_from_args
 from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, saving
 from hf_essl.training.clock import Clock
-from hf_essl.training.optimizer import averaged_weights, build_optimizer, settings_kept
+from hf_essl.training.optimizer import averaged_weights, build_optimizer
+from hf_essl.training.plain_state import explained, read_state, write_state
 from hf_essl.training.run_state import RunState, check_weights
+from hf_essl.training.safe_checkpoints import SafeCheckpointTrainer
 from hf_essl.training.step_log import StepLog
 from hf_essl.training.trackers import energy_so_far
 
 logger = logging.getLogger(__name__)
 
+PROBE = "online_probe.safetensors"  # the probe's file in a checkpoint
 
-class BaseTrainer(Trainer):
+
+class BaseTrainer(SafeCheckpointTrainer):
     """A transformers.Trainer with a curve of learning rate and momentum, which saves finite weights only."""
 
     args: SSLTrainingArguments
@@ -191,16 +194,21 @@ class BaseTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.online_probe is not None and self.args.should_save:
-            torch.save(self.online_probe.state_dict(), Path(output_dir) / PROBE)
+            write_state(Path(output_dir) / PROBE, dict(self.online_probe.state_dict()))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        peaks = list(self.lr_scheduler.base_lrs)
-        with settings_kept(self.optimizer):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.lr_scheduler.set_peaks(peaks)
+        super()._load_optimizer_and_scheduler(checkpoint)
         if self.online_probe is not None and checkpoint is not None:
-            self.online_probe.resume(Path(checkpoint) / PROBE)
+            self._load_probe(self.online_probe, Path(checkpoint) / PROBE)
+
+    def _load_probe(self, probe: OnlineProbe, path: Path) -> None:
+        """Continues the probe of a checkpoint; if it has none, the probe starts from scratch, with a warning."""
+        old = path.with_suffix(".pt")
+        if not (path.exists() or old.exists()):
+            logger.warning("%s is missing: the online probe starts from scratch", path)
+            return
+        with explained(path if path.exists() else old):
+            probe.load_state_dict(read_state(path) if path.exists() else torch.load(old, "cpu", weights_only=True))
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         state = state_dict if state_dict is not None else self.model.state_dict()

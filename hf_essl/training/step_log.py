@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from hf_essl.evaluation import feature_std
+from hf_essl.evaluation.metrics import rankme
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.training.clock import Clock
+
+RANK_ROWS = 64
 
 
 class RunningMeans:
@@ -32,6 +35,13 @@ class RunningMeans:
             return {}
         means = mean_over_processes(torch.stack([sums[name] / counts[name] for name in sums]))
         return dict(zip(sums, means.tolist(), strict=True))
+
+
+def _std_and_rank(embedding: Tensor) -> list[Tensor]:
+    """Standard deviation and effective rank of N x D; the rank is that of at most 64 rows, which costs little."""
+    std, rows = feature_std(embedding), embedding[:RANK_ROWS].float().cpu()
+    rank = rankme(rows) if rows.isfinite().all() else math.nan
+    return [std, torch.tensor(rank, device=std.device)]
 
 
 class StepLog:
@@ -65,13 +75,15 @@ class StepLog:
     def read(self) -> dict[str, float | None]:
         """The entries of a log, and a new start; call it on all processes."""
         seen, self._seen = self._seen, 0
-        std, width = None, 0
+        std, rank, width = None, None, 0
         if self.embedding is not None:
-            std, width = mean_over_processes(feature_std(self.embedding)).item(), self.embedding.shape[1]
+            std, rank = mean_over_processes(torch.stack(_std_and_rank(self.embedding))).tolist()
+            width = self.embedding.shape[1]
         return {
             "momentum": self.momentum,
             "embedding_std": std,
             "embedding_spread": std and std * math.sqrt(width),  # 1 on the whole sphere, 0 in one point
+            "embedding_rank": rank,
             "images_per_second": seen / self.clock.lap(),
             "train_seconds": self.clock.seconds,
             **self.means.read(),

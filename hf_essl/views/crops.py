@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from hf_essl.config import ViewArguments
 
 TRIES = 10  # as in torchvision
 SIMULATED = 20_000  # crops, for a share within half a percent
-INTERPOLATION = "bilinear"  # timm's name for the antialiased filter of `resample`
+INTERPOLATION: Final = "bilinear"  # timm's name for the antialiased filter of `resample`
 
 
 def sample_boxes(aspect: Tensor, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:

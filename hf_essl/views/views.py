@@ -1,5 +1,6 @@
 """`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change during training."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,13 +27,15 @@ class Views:
 
     Args:
         args: the augmentation chain and its probabilities.
-        mean, std: pixel statistics for the normalization.
+        mean, std: pixel statistics for the normalization, one per channel.
         seed: of a private random stream; torch's global generator is not used.
 
     Example:
         >>> views = Views(ViewArguments(resolution=96))
         >>> params = views.sample(images, aspect=aspect)  # uint8 N x 3 x S x S, and width / height of each image
         >>> small, full = views.render(images, params, 32), views.render(images, params)
+
+    Raises ValueError for arguments that cannot work.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Views:
         seed: int = 0,
     ):
         self.args = args or ViewArguments()
+        self.args.check()
+        _check_statistics(mean, std)
         self.resolution = self.args.resolution
         self.magnitude = self.args.min_magnitude
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32) for x in (mean, std))
@@ -124,3 +129,11 @@ class Views:
         """Two views of each image at the current magnitude, and at the current resolution or `size`."""
         first, second = self.render_all(images, self.sample_all(images, (0, 1), aspect), size)
         return first, second
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            raise ValueError(f"{name} is {tuple(values)}; it is one number for each of the three channels")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std is {tuple(std)}; each must be above 0")

@@ -43,7 +43,7 @@ def stopped(process, number, send):
 
 def whole_checkpoint(folder):
     (checkpoint,) = folder.glob("checkpoint-*")
-    assert (checkpoint / "model.safetensors").exists() and (checkpoint / "optimizer.pt").exists()
+    assert (checkpoint / "model.safetensors").exists() and (checkpoint / "optimizer.safetensors").exists()
     assert len(list(checkpoint.glob("rng_state*"))) == 2, "both processes have saved"
     return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
 

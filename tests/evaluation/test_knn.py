@@ -223,7 +223,7 @@ BANK, LABELS = at(0, 90, 180), torch.tensor([0, 1, 2])
     [
         ({"k": 4}, "k is 4 with 3 features in the bank; lower k or enlarge the bank"),
         ({"k": 0}, "k is 0"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"temperature": 0.0}, "temperature is 0.0; it should be greater than 0"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"bank_labels": torch.tensor([0, 1])}, r"bank labels have shape \(2,\) for 3 features"),
         ({"bank_labels": torch.tensor([-1, 0, 1])}, "bank labels contain -1"),

@@ -165,7 +165,7 @@ def test_features_do_not_change():
 
 def test_refusals():
     train, train_labels, test, test_labels = blobs(50, 8, 3, 1.0)
-    with pytest.raises(ValueError, match="epochs and batch_size are 0 and 2048"):
+    with pytest.raises(ValueError, match="epochs is 0; it should be greater than or equal to 1"):
         linear_probe(train, train_labels, test, test_labels, epochs=0)
     with pytest.raises(ValueError, match=r"train labels have shape \(49,\) for 50 features"):
         linear_probe(train, train_labels[1:], test, test_labels)

@@ -58,7 +58,7 @@ def test_an_unfinished_run_is_left_out_and_named(runs, tmp_path, caplog):
     unfinished = tmp_path / "slow-seed0"
     (unfinished / "checkpoint-10").mkdir(parents=True)
     assert [group.name for group in load_groups([*runs, unfinished])] == ["plain", "fast"]
-    assert f"{unfinished} is left out: the run has not ended" in caplog.text
+    assert f"left out: {unfinished} is not a finished run" in caplog.text
     with pytest.raises(ValueError, match="none of the runs has ended"):
         load_groups([unfinished])
 

@@ -11,6 +11,7 @@ from hf_essl.common import Diverged
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.run_folder import checkpoints, last_complete_checkpoint
 from hf_essl.training.alarms import find_trouble
+from tests import fault_alarms
 from tests.helpers import small_trainer
 
 
@@ -64,6 +65,38 @@ def test_a_falling_rank_is_told_with_both_numbers():
     history = [{"step": 0, "eval_rankme": 40.0}, {"step": 50, "eval_rankme": 12.0}]
     message = find_trouble(history, 100, model(), 16, False)["rank"]
     assert "40.0" in message and "12.0" in message and "learning_rate" in message
+
+
+def ranked(losses, ranks):
+    """A log that starts at loss 0 and rank 12."""
+    first = {"step": 1, "loss": 0.0 if losses[0] < 0 else 4.0, "embedding_rank": 12.0}
+    return [first, *({**e, "embedding_rank": r} for e, r in zip(log(losses, [0.8] * len(losses)), ranks, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("method", "losses", "ranks", "expected"),
+    [
+        ("simsiam", [-0.9, -0.6, -0.9], [2.0, 3.5, 2.0], ["flat"]),  # the mean of the losses counts
+        ("simsiam", [-0.9] * 3, [2.0, 5.0, 2.0], []),  # three in a row
+        ("simsiam", [-0.9] * 3, [6.0] * 3, []),  # a healthy run near its end
+        ("simsiam", [-0.5] * 3, [2.0] * 3, []),  # few dimensions, and yet far from the trivial loss
+        ("byol", [0.4] * 3, [2.0] * 3, ["flat"]),
+        ("dino", [3.4] * 3, [2.0] * 3, []),  # healthy: its loss does not reward a collapse
+    ],
+)
+def test_a_collapse_onto_few_dimensions(method, losses, ranks, expected):
+    assert kinds(ranked(losses, ranks), method) == expected
+    older = [
+        {key: value for key, value in entry.items() if key != "embedding_rank"} for entry in ranked(losses, ranks)
+    ]
+    assert kinds(older, method) == [], "the log of an earlier version has no rank"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", ["no_stopped_gradient", "no_predictor"])
+def test_simsiam_without_what_prevents_its_collapse_is_told(sabotage):
+    (line,) = fault_alarms.alarms_of("simsiam", 0, getattr(fault_alarms, sabotage))
+    assert "the embedding's effective rank fell from" in line and "fix_predictor_lr" in line
 
 
 def test_causes_are_named():

@@ -38,7 +38,8 @@ pytestmark = pytest.mark.xdist_group("tracking")  # its W&B runs start once
 SETTINGS = {"report_to": "wandb", "online_probe": True, "knn_every_epochs": 1}
 STEP_METRICS = {
     *("loss", "loss_first_view", "loss_second_view", "learning_rate", "momentum", "resolution", "magnitude"),
-    *("images_per_second", "petaflops", "embedding_std", "embedding_spread", "probe_loss", "probe_train_accuracy"),
+    *("images_per_second", "petaflops", "embedding_std", "embedding_spread", "embedding_rank"),
+    *("probe_loss", "probe_train_accuracy"),
     *("selection_gap", "selection_pair_score", "selection_mean_score", "selection_changed", "selection_cost_percent"),
 }
 EVALUATION_METRICS = {"knn_accuracy", "feature_std", "rankme", "probe_accuracy"}
