@@ -70,7 +70,7 @@ def curriculum(*stages):
 
 def test_the_eta_by_hand():
     """10 steps at 32, 64 and 96 px each; a step at 32 px takes 1 s, and 64 px costs 4, 96 px 9 times as much."""
-    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size.resolution / 32) ** 2, 30)
     assert eta.remaining(0) is None
     for step in range(10):
         eta.add(step, 5.0 if step < 2 else 1.0)  # the first two warm up
@@ -84,7 +84,7 @@ def test_the_eta_by_hand():
 
 
 def test_a_slow_machine_at_small_images_gives_no_negative_eta():
-    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size.resolution / 32) ** 2, 30)
     for step in range(20):
         eta.add(step, 9.0 if step < 10 else 4.0)
     assert eta.remaining(20) == pytest.approx(10 * 4.0 * (0.2 + 0.8 * 9 / 4))
