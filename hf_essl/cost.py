@@ -128,9 +128,9 @@ class FlopCounter:
     def _count_forward(self, part: str, resolution: int, tokens: float) -> float:
         """Operations of one view in `backbone` or `embed`, without gradient."""
         kept = self._kept(resolution, tokens)
-        with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept):
-            with FlopCounterMode(display=False) as counter:
-                getattr(self._model, part)(meta_views(resolution))
+        counter = FlopCounterMode(display=False)
+        with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept), counter:
+            getattr(self._model, part)(meta_views(resolution))
         return counter.get_total_flops() / BATCH
 
     def _kept(self, resolution: int, share: float) -> Tensor | None:

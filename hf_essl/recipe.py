@@ -205,8 +205,14 @@ def check_token_views(backbone: nn.Module, method: type[SSLModel], views: ViewAr
         raise ValueError(
             f"teacher_tokens is {views.teacher_tokens:g}, but {method.title} has no momentum teacher; leave it out"
         )
-    if views.drops_tokens:
+    fields = ("min_tokens", "selection_tokens", "teacher_tokens")
+    below = ", ".join(f"{name} is {value:g}" for name in fields if (value := getattr(views, name)) < 1)
+    if not below:
+        return
+    try:
         check_tokens(backbone, views.resolutions)
+    except ValueError as error:
+        raise ValueError(f"{below}, but {error}") from None
 
 
 def describe_fields() -> str:

@@ -184,7 +184,7 @@ class SSLTrainer(TrialTrainer):
             return self.hard_augment(self.accelerator.unwrap_model(self.model), images, aspect)
 
     def render(self, images: Tensor, chosen: Selection) -> dict[str, Tensor]:
-        """What the model's forward takes: two float32 views at the current resolution, N x 3 x r x r, and their tokens."""
+        """What the model's forward takes: two float32 views at the current resolution, N x 3 x r x r each."""
         first, second = self.views.render_all(images, [chosen.first, chosen.second])
         seed = (self.args.seed * 1_000_003 + self.state.global_step) % 2**32
         tokens = seen_tokens(self.views, self.model, chosen, seed)

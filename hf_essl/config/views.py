@@ -22,7 +22,8 @@ class ViewArguments:
         acts="min_magnitude max_magnitude selection_render selection_precision selection_score crop_scale crop_ratio "
         "flip_p jitter jitter_order jitter_p grayscale_p blur_p blur_sigma solarize_p randaugment_ops",
         fixed="resolution min_resolution resolution_schedule resolution_step num_views selection selection_resolution "
-        "augmentation extra_targets min_tokens max_tokens token_stages selection_tokens teacher_tokens",  # the cost of the whole run depends on them
+        "augmentation extra_targets min_tokens max_tokens token_stages selection_tokens "
+        "teacher_tokens",  # the cost of the whole run depends on them
         free="view_executor compile_views",
     )
 

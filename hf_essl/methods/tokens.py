@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from hf_essl.compat import patch_dropout_kind
@@ -41,14 +42,14 @@ def install_token_dropout(backbone: nn.Module) -> None:
     """Puts a `TokenDropout` into a timm ViT, in place; other networks, and those with PatchDropout, do not change."""
     kind = patch_dropout_kind(backbone)
     if kind is not None and not isinstance(backbone.patch_drop, TokenDropout):
-        backbone.patch_drop = TokenDropout(backbone.num_prefix_tokens, kind == "rotary")
+        backbone.patch_drop = TokenDropout(int(backbone.num_prefix_tokens), kind == "rotary")  # type: ignore[arg-type]
 
 
 def check_tokens(backbone: nn.Module, resolutions: Iterable[int]) -> None:
     """Raises ValueError unless a network can drop patch tokens at each resolution."""
     install_token_dropout(backbone)
     if not isinstance(getattr(backbone, "patch_drop", None), TokenDropout):
-        raise ValueError(f"min_tokens, max_tokens or selection_tokens is below 1, but {_reason(backbone)}")
+        raise ValueError(_reason(backbone))
     for resolution in resolutions:
         patch_count(backbone, resolution)
 
@@ -83,9 +84,9 @@ def keep_tokens(backbones: nn.Module | Iterable[nn.Module], kept: Tensor | None)
 
 def _reason(backbone: nn.Module) -> str:
     name = type(backbone).__name__
-    if getattr(backbone, "patch_drop", None) is not None:
-        return f"backbone_args contains patch_drop_rate, which drops tokens of its own in {name}; remove it"
+    if isinstance(getattr(backbone, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):
+        return f"backbone_args contains patch_drop_rate, with which {name} drops tokens of its own; remove it"
     return (
-        f"{name} cannot drop patch tokens: its convolutions or windows need the whole image; leave them out, or "
-        f"choose a plain ViT of timm, such as vit_tiny_patch16_224"
+        f"{name} cannot drop patch tokens: its convolutions, windows or relative positions need the whole image; leave "
+        f"it out, or choose a plain ViT of timm, such as vit_tiny_patch16_224"
     )

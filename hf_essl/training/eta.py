@@ -55,8 +55,8 @@ class Eta:
         if known[0] == size:
             return times[0]
         flops, nearest = self.flops(size), self.flops(known[0])
-        if len(known) == 2 and times[0] != times[1]:
-            slope = (times[1] - times[0]) / (self.flops(known[1]) - nearest)
+        if len(known) == 2 and times[0] != times[1] and (farther := self.flops(known[1])) != nearest:
+            slope = (times[1] - times[0]) / (farther - nearest)
             if slope > 0 and (predicted := times[0] + slope * (flops - nearest)) > 0:
                 return predicted
         return times[0] * (FIXED + (1 - FIXED) * flops / nearest)

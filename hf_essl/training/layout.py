@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_network(model: SSLModel, views: ViewArguments, args: SSLTrainingArguments) -> None:
-    """Raises ValueError for a backbone that does not accept a resolution of the run, or cannot do what is asked of it."""
+    """Raises ValueError for a backbone that does not accept a resolution, or cannot checkpoint or drop tokens."""
     if not set(views.resolutions) <= set(model.resolutions):
         check_resolutions(model.backbone, views.resolutions)
     check_token_views(model.backbone, type(model), views)
@@ -74,7 +74,8 @@ def disable_malloc_trim() -> bool:
 def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
     """Compiles the backbone of the student and of its teacher in place, if `torch_compile` is set.
 
-    There is one graph per size of the curriculum. Heads, loss and views stay eager, and parameters keep their names under DDP.
+    There is one graph per size of the curriculum. Heads, loss and views stay eager, and parameters keep their names
+    under DDP.
     """
     if not args.torch_compile:
         return
