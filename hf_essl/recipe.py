@@ -25,7 +25,7 @@ from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
 from hf_essl.methods.checkpointing import check_checkpointing
-from hf_essl.methods.tokens import check_tokens
+from hf_essl.methods.tokens import check_tokens, install_token_dropout
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
 from hf_essl.views.randaugment import check_operations
 
@@ -71,13 +71,18 @@ class Recipe:
         """
         model, training = self.model, self.training
         check_backbone(model.backbone, model.pretrained)
-        arguments = accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
+        accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
         if self.views.drops_tokens:
-            network = meta_backbone(model.backbone, arguments)
-            check_token_views(network, METHODS[model.method], self.views)
+            check_token_views(self.meta_network(), METHODS[model.method], self.views)
         if training.checkpoints_activations:
-            network = meta_backbone(model.backbone, arguments)
-            check_checkpointing(network, training.checkpointing_options, training.torch_compile)
+            check_checkpointing(self.meta_network(), training.checkpointing_options, training.torch_compile)
+
+    def meta_network(self) -> nn.Module:
+        """The backbone for all resolutions of the recipe, without its weights, which can drop patch tokens if a ViT."""
+        name, arguments = self.model.backbone, self.model.backbone_args
+        network = meta_backbone(name, accepted_arguments(name, arguments, self.views.resolutions))
+        install_token_dropout(network)
+        return network
 
     def build_model(self) -> SSLModel:
         """The network with its method, for all resolutions of the recipe. Raises ValueError as `from_timm` does."""

@@ -184,6 +184,8 @@ def _strategies(recipe: Recipe) -> str:
         (f"{progressive}: augmentation magnitude", strengthens, magnitude),
         (hard_augment, selects, _selection(recipe)),
     ]
+    if views.drops_tokens:
+        rows.insert(-1, (f"{progressive}: patch tokens", views.min_tokens < 1, _tokens(recipe)))
     if views.extra_targets:
         rows.append(("Extra targets", True, "the small views that were not chosen are targets too"))
     return table(("strategy", "used", "schedule"), [(name, "yes" if on else "no", how) for name, on, how in rows])
@@ -201,6 +203,18 @@ def _resolutions(recipe: Recipe, warmup: str) -> str:
     )
 
 
+def _tokens(recipe: Recipe) -> str:
+    """What the student sees of a view's patch tokens; evaluation sees all."""
+    views = recipe.views
+    shares = f"{views.min_tokens:.3g} of all throughout"
+    if views.min_tokens < views.max_tokens:
+        shares = (
+            f"{views.min_tokens:.3g} to {views.max_tokens:.3g} of all, {views.token_stages} stages of equal length"
+        )
+    teacher = f"; the teacher sees {views.teacher_tokens:.3g} of all" if views.teacher_tokens < 1 else ""
+    return f"{shares}{teacher}; the others are dropped, except in evaluations"
+
+
 def _selection(recipe: Recipe) -> str:
     views = recipe.views
     if views.selection == "none":
@@ -208,8 +222,9 @@ def _selection(recipe: Recipe) -> str:
     if views.selection == "random":
         return f"two of {views.num_views} views (m), chosen at random"
     score = SCORES[views.selection_score]
+    tokens = f" with {views.selection_tokens:.3g} of the patch tokens" if views.selection_tokens < 1 else ""
     pair = f"the pair with the {score} of {views.num_views} views (m)"
-    return f"{pair}, compared at {views.selection_resolution} px (r_sel)"
+    return f"{pair}, compared at {views.selection_resolution} px (r_sel){tokens}"
 
 
 def _cost(metrics: Metrics) -> str:

@@ -87,6 +87,6 @@ def _reason(backbone: nn.Module) -> str:
     if isinstance(getattr(backbone, "patch_drop", None), (PatchDropout, PatchDropoutWithIndices)):
         return f"backbone_args contains patch_drop_rate, with which {name} drops tokens of its own; remove it"
     return (
-        f"{name} cannot drop patch tokens: its convolutions, windows or relative positions need the whole image; leave "
-        f"it out, or choose a plain ViT of timm, such as vit_tiny_patch16_224"
+        f"{name} cannot drop patch tokens: its convolutions, windows or relative positions need the whole image; "
+        f"leave it out, or choose a plain ViT of timm, such as vit_tiny_patch16_224"
     )
