@@ -78,7 +78,7 @@ class Recipe:
             check_checkpointing(self.meta_network(), training.checkpointing_options, training.torch_compile)
 
     def meta_network(self) -> nn.Module:
-        """The backbone for all resolutions of the recipe, without its weights, which can drop patch tokens if a ViT."""
+        """The backbone for all resolutions of the recipe, on the meta device; a ViT can drop tokens."""
         name, arguments = self.model.backbone, self.model.backbone_args
         network = meta_backbone(name, accepted_arguments(name, arguments, self.views.resolutions))
         install_token_dropout(network)

@@ -206,11 +206,9 @@ def _resolutions(recipe: Recipe, warmup: str) -> str:
 def _tokens(recipe: Recipe) -> str:
     """What the student sees of a view's patch tokens; evaluation sees all."""
     views = recipe.views
-    shares = f"{views.min_tokens:.3g} of all throughout"
+    shares, stages = f"{views.min_tokens:.3g} of all throughout", f"{views.token_stages} stages of equal length"
     if views.min_tokens < views.max_tokens:
-        shares = (
-            f"{views.min_tokens:.3g} to {views.max_tokens:.3g} of all, {views.token_stages} stages of equal length"
-        )
+        shares = f"{views.min_tokens:.3g} to {views.max_tokens:.3g} of all, {stages}"
     teacher = f"; the teacher sees {views.teacher_tokens:.3g} of all" if views.teacher_tokens < 1 else ""
     return f"{shares}{teacher}; the others are dropped, except in evaluations"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_essl.data import ImageDataset, sample_images
 from hf_essl.recipe import Recipe
@@ -56,7 +57,7 @@ def write_report(
     images, aspect = sample_images(train)
     columns = recipe.views.num_views if recipe.views.selection == "hard" else 6
     stages = stages_of(curriculum, metrics["steps"])
-    views = {"columns": columns, "aspect": aspect, "chosen": chosen, "patches": patches}
+    views: dict[str, Any] = {"columns": columns, "aspect": aspect, "chosen": chosen, "patches": patches}
     return [
         draw_curves(metrics["history"], folder / "curves.png", title, stages, start_of(metrics)),
         draw_views(images, recipe.views, curriculum, folder / "views.png", **views),
