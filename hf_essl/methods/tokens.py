@@ -74,7 +74,7 @@ def keep_tokens(backbones: nn.Module | Iterable[nn.Module], kept: Tensor | None)
     networks = [backbones] if isinstance(backbones, nn.Module) else backbones
     dropouts: list = [] if kept is None else [network.patch_drop for network in networks]
     for dropout in dropouts:
-        dropout.kept = kept
+        dropout.kept = kept.contiguous()  # type: ignore[union-attr]  # other strides would be compiled again
     try:
         yield
     finally:
