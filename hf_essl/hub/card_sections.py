@@ -10,7 +10,7 @@ from hf_essl.common import markdown, table
 from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
-from hf_essl.hub.card_facts import Result, strategies
+from hf_essl.hub.card_facts import TOKENS, Result, strategies
 from hf_essl.methods import METHODS, sources
 from hf_essl.methods.sources import read_config
 from hf_essl.recipe import Recipe
@@ -169,7 +169,7 @@ def _is_no_better(metrics: Metrics, key: str) -> bool:
 def _strategies(recipe: Recipe) -> str:
     """The paper's three strategies, whether the run used them, and their schedules."""
     views, training = recipe.views, recipe.training
-    (f1_clr, cycles), (progressive, grows), (hard_augment, selects) = strategies(recipe).items()
+    (f1_clr, cycles), (progressive, grows), (hard_augment, selects), *_ = strategies(recipe).items()
     curve, strengthens = CURVES[training.lr_schedule], views.min_magnitude != views.max_magnitude
     warmup = f"the first {100 * warmup_fraction(training):.3g} % of the run"
     fixed = training.constant_momentum
@@ -185,7 +185,7 @@ def _strategies(recipe: Recipe) -> str:
         (hard_augment, selects, _selection(recipe)),
     ]
     if views.drops_tokens:
-        rows.insert(-1, (f"{progressive}: patch tokens", views.min_tokens < 1, _tokens(recipe)))
+        rows.append((f"{TOKENS}: share of patch tokens", views.min_tokens < 1, _tokens(recipe)))
     if views.extra_targets:
         rows.append(("Extra targets", True, "the small views that were not chosen are targets too"))
     return table(("strategy", "used", "schedule"), [(name, "yes" if on else "no", how) for name, on, how in rows])
