@@ -19,7 +19,7 @@ from hf_essl.pretrain import build_trainer
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import describe_device
 from hf_essl.reporting.throughput import Benchmark, StageSpeed
-from hf_essl.schedules import Curriculum, SuperProgressiveCallback
+from hf_essl.schedules import Curriculum, Size, SuperProgressiveCallback
 from hf_essl.selection import Plan, Selection
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.callbacks import EvaluateEveryCallback, StopOnSignalCallback
@@ -33,7 +33,7 @@ HALFWAY = 0.5  # progress of the run that is measured: its magnitude, and the st
 def benchmark(
     recipe: Recipe, steps: int = 5, rounds: int = 3, report: Callable[[str], None] = lambda line: None
 ) -> Benchmark:
-    """Trains a few steps at each resolution of a recipe and times them; nothing is saved.
+    """Trains a few steps at each size of a recipe's views and times them; nothing is saved.
 
     The limit is the network's own work on views that are already there. Each round times the whole training, the parts
     and the limit alternately, after warm-up steps, so that a drift in the machine's speed affects all alike; the
@@ -46,9 +46,9 @@ def benchmark(
     curriculum = Curriculum.from_args(recipe.views, training)
     images = load_images(recipe.data, training.device)
     stages = []
-    for resolution, share in curriculum.resolution.shares().items():
-        report(f"measuring at {resolution} px …")
-        stages.append(StageSpeed(resolution, share, _stage_seconds(recipe, images, resolution, steps, rounds)))
+    for size, share in curriculum.shares().items():
+        report(f"measuring at {size} …")
+        stages.append(StageSpeed(*size, share, _stage_seconds(recipe, images, size, steps, rounds)))
     return Benchmark(
         recipe=Path(recipe.source).name,
         method=recipe.model.method,
@@ -74,8 +74,8 @@ def _check(recipe: Recipe, steps: int, rounds: int) -> None:
     recipe.check_network()
 
 
-def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, rounds: int) -> dict[str, float]:
-    """Median seconds per step of each part, at one resolution."""
+def _stage_seconds(recipe: Recipe, images: Images, size: Size, steps: int, rounds: int) -> dict[str, float]:
+    """Median seconds per step of each part, at one size of the curriculum."""
     warmup = 2 + 2 * recipe.training.dataloader_num_workers  # the workers' prefetched batches do not count
     with tempfile.TemporaryDirectory() as folder:
         training = dataclasses.replace(
@@ -94,7 +94,7 @@ def _stage_seconds(recipe: Recipe, images: Images, resolution: int, steps: int, 
         trainer = build_trainer(dataclasses.replace(recipe, training=training), images)
         for callback in (SuperProgressiveCallback, EvaluateEveryCallback, StopOnSignalCallback, ProgressBarCallback):
             trainer.remove_callback(callback)
-        trainer.views.resolution = resolution
+        trainer.views.resolution, trainer.views.tokens = size
         trainer.views.magnitude = trainer.curriculum.magnitude(HALFWAY)
         watch = RoundsCallback(trainer, warmup, steps)
         trainer.add_callback(watch)

@@ -127,17 +127,17 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
 
 
 def measure(trainer: SSLTrainer) -> Speed:
-    """Times real steps at each resolution of the curriculum, on a copy of the model, and one evaluation."""
+    """Times real steps at each size of the curriculum, on a copy of the model, and one evaluation."""
     if trainer.args.device.type == "cpu":
         disable_malloc_trim()  # as the training does
     model = deepcopy(trainer.model).train()
     optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
     mean, measured = 0.0, {}
-    for resolution, share in trainer.curriculum.resolution.shares().items():
-        trainer.views.resolution = resolution
+    for size, share in trainer.curriculum.shares().items():
+        trainer.views.resolution, trainer.views.tokens = size
         seconds = [_step(trainer, model, optimizer, next(loader)) for _ in range(WARMUP + TIMED)]
-        measured[resolution] = statistics.fmean(seconds[WARMUP:])
-        mean += share * measured[resolution]
+        measured[size] = statistics.fmean(seconds[WARMUP:])
+        mean += share * measured[size]
     loader.close()
     start = time.perf_counter()
     trainer.evaluate()

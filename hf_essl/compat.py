@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader
@@ -102,6 +104,16 @@ def image_size_at_build(backbone: nn.Module) -> int | None:
     """The side in pixels that a timm model was built for by `img_size`; None if it was not."""
     size = getattr(backbone, "_traits", {}).get("img_size")
     return size[-1] if size else None
+
+
+def patch_dropout_kind(backbone: nn.Module) -> str | None:
+    """How a timm ViT calls its `patch_drop`: "plain" (tokens to tokens) or "rotary" (to tokens and their indices).
+
+    None for other networks, also those whose windows need all tokens, and for one that was built with a drop rate.
+    """
+    if isinstance(backbone, VisionTransformer) and isinstance(backbone.patch_drop, nn.Identity):
+        return "plain"
+    return "rotary" if isinstance(backbone, Eva) and backbone.patch_drop is None else None
 
 
 def in_backward() -> bool:

@@ -2,7 +2,8 @@
 
 paper:    two operations per multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, and a
           backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. This is within
-          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger.
+          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. A ViT that keeps a share
+          of its patch tokens is scaled with this share too, which the paper does not have.
 counted:  operations in convolutions and matrix products by torch's `FlopCounterMode`, heads and loss included, with
           the real backward pass, about twice the forward pass.
 """
@@ -14,13 +15,16 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_essl.config import ViewArguments
 from hf_essl.config.fields import Count, checked
 from hf_essl.methods import SSLModel
 from hf_essl.methods.meta import BATCH, isolated, meta_copy, meta_views
-from hf_essl.schedules import Curriculum
+from hf_essl.methods.tokens import keep_tokens, patch_count
+from hf_essl.schedules import Curriculum, Size
+from hf_essl.views.tokens import kept_count
 
 STEP_TO_FORWARD = 6  # C of Eq. 11: a training step of two views over the forward pass of one
 
@@ -95,21 +99,26 @@ class FlopCounter:
         other.view_args = view_args
         return other
 
-    def step(self, resolution: int) -> StepFlops:
-        """Operations per image of a step with views of `resolution` pixels."""
-        if not self.view_args.needs_selection_pass:
-            return self._step(resolution)
-        small_view = self._forward("embed", self.view_args.selection_resolution)
-        return self._step(resolution)._replace(selection=self.view_args.num_views * small_view)
+    def step(self, resolution: int, tokens: float = 1.0) -> StepFlops:
+        """Operations per image of a step with views of `resolution` pixels and this share of their patch tokens."""
+        args = self.view_args
+        step = self._step(resolution, tokens, args.teacher_tokens)
+        if not args.needs_selection_pass:
+            return step
+        small_view = self._forward("embed", args.selection_resolution, args.selection_tokens)
+        return step._replace(selection=args.num_views * small_view)
 
     def backbone_macs(self, resolution: int) -> float:
-        """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels."""
-        return self._forward("backbone", resolution) / 2
+        """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels, with all tokens."""
+        return self._forward("backbone", resolution, 1.0) / 2
 
-    def _count_step(self, resolution: int) -> StepFlops:
+    def _count_step(self, resolution: int, tokens: float, teacher_tokens: float) -> StepFlops:
+        views = [meta_views(resolution), meta_views(resolution)]
+        kept, teacher_kept = self._kept(resolution, tokens), self._kept(resolution, teacher_tokens)
+        seen = {"tokens": None if kept is None else torch.stack([kept, kept], dim=1), "teacher_tokens": teacher_kept}
         with isolated(), torch.enable_grad():
             with FlopCounterMode(display=False) as forward:
-                loss = self._model(meta_views(resolution), meta_views(resolution))["loss"].mean()
+                loss = self._model(*views, **seen)["loss"].mean()
             with FlopCounterMode(display=False) as backward:
                 loss.backward()
             self._model.zero_grad(set_to_none=True)
@@ -117,11 +126,20 @@ class FlopCounter:
         student = forward.get_total_flops() / BATCH - teacher
         return StepFlops(student, backward.get_total_flops() / BATCH, teacher, 0.0)
 
-    def _count_forward(self, part: str, resolution: int) -> float:
+    def _count_forward(self, part: str, resolution: int, tokens: float) -> float:
         """Operations of one view in `backbone` or `embed`, without gradient."""
-        with isolated(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        kept = self._kept(resolution, tokens)
+        counter = FlopCounterMode(display=False)
+        with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept), counter:
             getattr(self._model, part)(meta_views(resolution))
         return counter.get_total_flops() / BATCH
+
+    def _kept(self, resolution: int, share: float) -> Tensor | None:
+        """Patch tokens as a ViT gets them, B x K, without values; None for all."""
+        if share >= 1:
+            return None
+        count = kept_count(patch_count(self._model.backbone, resolution), share)
+        return torch.empty(BATCH, count, dtype=torch.int64, device="meta")
 
 
 @checked
@@ -146,13 +164,14 @@ def estimate_cost(
     Raises ValueError for steps or images_per_step below 1.
     """
     counter = (counter or FlopCounter(model)).under(view_args)
-    steps_at = curriculum.resolution.steps(steps)
+    steps_at = curriculum.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
-    counted = [sum(n * counter.step(r)[part] for r, n in steps_at.items()) * peta_images for part in range(4)]
+    counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in range(4)]
     plain_step = counter.step(r_max)
     # the mean cost of a step relative to the plain recipe's, with and without the selection pass
-    paper_share = sum(n * _paper_share(r, view_args) for r, n in steps_at.items()) / steps
-    unselected_share = sum(n * (r / r_max) ** 2 for r, n in steps_at.items()) / steps
+    unselected = {size: _paper_share(size, view_args, model.cost_factor() - 1) for size in steps_at}
+    paper_share = sum(n * (unselected[size] + _paper_selection(view_args)) for size, n in steps_at.items()) / steps
+    unselected_share = sum(n * unselected[size] for size, n in steps_at.items()) / steps
     # two views x (forward + backward as one forward) x two operations per MAC
     paper_plain = 8 * model.cost_factor() * counter.backbone_macs(r_max) * steps * peta_images
     return Cost(
@@ -170,13 +189,21 @@ def estimate_cost(
     )
 
 
-def _paper_share(resolution: int, args: ViewArguments) -> float:
-    """Cost of a step relative to a plain step at r_max: quadratic in the resolution, times 1 / M_ha (Eq. 11)."""
-    share = (resolution / args.resolution) ** 2
+def _paper_share(size: Size, args: ViewArguments, teacher: float) -> float:
+    """Cost of a step relative to a plain step at r_max: quadratic in the resolution, linear in the tokens.
+
+    `teacher` is the cost of its forward passes relative to the student's step: 0 without one.
+    """
+    tokens = (size.tokens + teacher * args.teacher_tokens) / (1 + teacher)
+    return tokens * (size.resolution / args.resolution) ** 2
+
+
+def _paper_selection(args: ViewArguments) -> float:
+    """Cost of the selection pass in the same unit (the overhead of Eq. 11); 0 without one."""
     if not args.needs_selection_pass:
-        return share
-    overhead = args.num_views * args.selection_resolution**2 / (STEP_TO_FORWARD * resolution**2)
-    return share * (1 + overhead)
+        return 0.0
+    views = args.num_views * args.selection_tokens
+    return views * args.selection_resolution**2 / (STEP_TO_FORWARD * args.resolution**2)
 
 
 def steps_per_epoch(num_images: int, images_per_step: int, drop_last: bool = True) -> int:

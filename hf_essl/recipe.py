@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from torch import nn
 
 from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
@@ -24,6 +25,7 @@ from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
 from hf_essl.methods.checkpointing import check_checkpointing
+from hf_essl.methods.tokens import check_tokens, install_token_dropout
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
 from hf_essl.views.randaugment import check_operations
 
@@ -69,10 +71,18 @@ class Recipe:
         """
         model, training = self.model, self.training
         check_backbone(model.backbone, model.pretrained)
-        arguments = accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
+        accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
+        if self.views.drops_tokens:
+            check_token_views(self.meta_network(), METHODS[model.method], self.views)
         if training.checkpoints_activations:
-            network = meta_backbone(model.backbone, arguments)
-            check_checkpointing(network, training.checkpointing_options, training.torch_compile)
+            check_checkpointing(self.meta_network(), training.checkpointing_options, training.torch_compile)
+
+    def meta_network(self) -> nn.Module:
+        """The backbone for all resolutions of the recipe, on the meta device; a ViT can drop tokens."""
+        name, arguments = self.model.backbone, self.model.backbone_args
+        network = meta_backbone(name, accepted_arguments(name, arguments, self.views.resolutions))
+        install_token_dropout(network)
+        return network
 
     def build_model(self) -> SSLModel:
         """The network with its method, for all resolutions of the recipe. Raises ValueError as `from_timm` does."""
@@ -192,6 +202,22 @@ def check_groups(
             f"access; set dataloader_num_workers: 0 or cache: memory"
         )
     return Curriculum.from_args(views, training)
+
+
+def check_token_views(backbone: nn.Module, method: type[SSLModel], views: ViewArguments) -> None:
+    """Raises ValueError if views drop patch tokens that the network cannot drop, or of a teacher that is not there."""
+    if views.teacher_tokens < 1 and not method.has_teacher:
+        raise ValueError(
+            f"teacher_tokens is {views.teacher_tokens:g}, but {method.title} has no momentum teacher; leave it out"
+        )
+    fields = ("min_tokens", "selection_tokens", "teacher_tokens")
+    below = ", ".join(f"{name} is {value:g}" for name in fields if (value := getattr(views, name)) < 1)
+    if not below:
+        return
+    try:
+        check_tokens(backbone, views.resolutions)
+    except ValueError as error:
+        raise ValueError(f"{below}, but {error}") from None
 
 
 def describe_fields() -> str:

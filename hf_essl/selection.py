@@ -5,7 +5,7 @@ student, and keep the parameters of the hardest pair. `HardAugment.__call__` doe
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hf_essl.config import ViewArguments, cpu_has_bf16
 from hf_essl.methods import Pair, SSLModel
 from hf_essl.methods.base import full_precision
+from hf_essl.methods.tokens import patch_count
 from hf_essl.views import ViewParams, Views
+from hf_essl.views.tokens import kept_tokens
 
 
 class Plan(NamedTuple):
@@ -104,7 +106,10 @@ class HardAugment:
         if plan.small is None:
             return None
         with torch.no_grad(), frozen_running_stats(model):
-            queries, keys = zip(*(self._embed(model, view) for view in plan.small), strict=True)
+            kept = self._kept(model, plan)
+            queries, keys = zip(
+                *(self._embed(model, *small) for small in zip(plan.small, kept, strict=True)), strict=True
+            )
             if self.args.selection != "hard":
                 return Comparison(keys, None)
             if self.args.selection_score != "loss":
@@ -129,11 +134,38 @@ class HardAugment:
         extra = keys_not_chosen(keys, chosen) if keys is not None and self.args.extra_targets else None
         return Selection(first, second, pair, scores, extra)
 
-    def _embed(self, model: SSLModel, view: Tensor) -> Pair:
+    def _kept(self, model: SSLModel, plan: Plan) -> Sequence[Tensor | None]:
+        """The patch tokens of each of the m small views, N x K; None for all."""
+        share, everything = self.args.selection_tokens, [None] * len(plan.candidates)
+        if share >= 1:
+            return everything
+        patches, device = patch_count(model.backbone, self.args.selection_resolution), next(model.parameters()).device
+        kept = self.views.kept_tokens(plan.candidates, patches, device, share)
+        return everything if kept is None else kept.unbind(dim=1)
+
+    def _embed(self, model: SSLModel, view: Tensor, kept: Tensor | None) -> Pair:
         if self.args.selection_precision == "training" or (view.device.type == "cpu" and not cpu_has_bf16()):
-            return model.embed(view)
+            return model.embed_tokens(view, kept)
         with torch.autocast(view.device.type, torch.bfloat16):
-            return model.embed(view)
+            return model.embed_tokens(view, kept)
+
+
+def seen_tokens(views: Views, model: SSLModel, chosen: Selection, seed: int) -> dict[str, Tensor]:
+    """Which patch tokens of the chosen views student and teacher see, as `SSLModel.forward` takes them; {} for all.
+
+    Args:
+        seed: of the teacher's tokens, the same in all processes.
+    """
+    args, device = views.args, next(model.parameters()).device
+    if min(views.tokens, args.teacher_tokens) >= 1:
+        return {}
+    patches = patch_count(model.backbone, views.resolution)
+    teacher = kept_tokens(torch.tensor([seed], device=device), patches, args.teacher_tokens)
+    found = {
+        "tokens": views.kept_tokens([chosen.first, chosen.second], patches, device),
+        "teacher_tokens": teacher if args.teacher_tokens < 1 else None,
+    }
+    return {name: kept for name, kept in found.items() if kept is not None}
 
 
 def shown_pairs(

@@ -26,8 +26,8 @@ from hf_essl.methods.distributed import broadcast_buffers
 from hf_essl.recipe import check_groups
 from hf_essl.run_folder import checkpoints
 from hf_essl.run_lock import run_lock
-from hf_essl.schedules import SuperProgressiveCallback
-from hf_essl.selection import HardAugment, Selection
+from hf_essl.schedules import Size, SuperProgressiveCallback
+from hf_essl.selection import HardAugment, Selection, seen_tokens
 from hf_essl.storage import check_space
 from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.base_trainer import is_finite
@@ -69,7 +69,7 @@ class SSLTrainer(TrialTrainer):
         eval_dataset: labeled images of the same kinds, for the kNN accuracy.
         bank_dataset: the neighbors of the kNN accuracy; by default the training images, if they have labels.
         model_init: instead of a model, a function that builds one; `hyperparameter_search` calls it for each trial.
-        view_args: the augmentation chain, the curriculum of resolution and magnitude, and Hard Augment.
+        view_args: the augmentation chain, the curriculum of resolution, magnitude and tokens, and Hard Augment.
         data_args: how the images are decoded and kept.
         callbacks: further transformers callbacks.
         optimizers: (an optimizer of the model's parameters, None), instead of `args.optim`; the curve of
@@ -186,7 +186,9 @@ class SSLTrainer(TrialTrainer):
     def render(self, images: Tensor, chosen: Selection) -> dict[str, Tensor]:
         """What the model's forward takes: two float32 views at the current resolution, N x 3 x r x r each."""
         first, second = self.views.render_all(images, [chosen.first, chosen.second])
-        views = {"first": first, "second": second}
+        seed = (self.args.seed * 1_000_003 + self.state.global_step) % 2**32
+        tokens = seen_tokens(self.views, self.model, chosen, seed)
+        views = {"first": first, "second": second, **tokens}
         return views if chosen.extra is None else {**views, "extra": chosen.extra}
 
     def _seed_views(self) -> None:
@@ -331,22 +333,28 @@ class SSLTrainer(TrialTrainer):
         if "loss" in logs:
             steps = self.step_log.read()
             steps |= {"resolution": self.views.resolution, "magnitude": self.views.magnitude}
+            if self.views.args.min_tokens < 1:
+                steps["tokens"] = self.views.tokens
             steps["petaflops"] = self.state.total_flos / 1e15
             if (rate := steps["images_per_second"]) is not None:
-                steps["tflops_per_second"] = rate * self._step_flops(self.views.resolution) / 1e12
+                steps["tflops_per_second"] = rate * self._step_flops(self._size) / 1e12
             if "selection_gap" in steps:
-                flops = self.flop_counter.step(self.views.resolution)
+                flops = self.flop_counter.step(*self._size)
                 steps["selection_cost_percent"] = 100 * flops.selection / flops.total
             steps |= energy_so_far(self)
             logs.update({name: value for name, value in steps.items() if value is not None})
         super().log(logs, start_time)
 
-    def _step_flops(self, resolution: int) -> float:
-        return self.flop_counter.step(resolution).total
+    @property
+    def _size(self) -> Size:
+        return Size(self.views.resolution, self.views.tokens)
+
+    def _step_flops(self, size: Size) -> float:
+        return self.flop_counter.step(*size).total
 
     def floating_point_ops(self, inputs) -> float:  # type: ignore[override]
         """FLOPs of this process's step: forward and backward of two views and the selection, counted by torch."""
-        return len(inputs["image"]) * self._step_flops(self.views.resolution)
+        return len(inputs["image"]) * self._step_flops(self._size)
 
     @property
     def was_stopped(self) -> bool:

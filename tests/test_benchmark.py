@@ -156,8 +156,8 @@ def speeds(**seconds):
 
 def example():
     stages = (
-        StageSpeed(64, 0.75, speeds(whole=5.0, limit=4.0)),
-        StageSpeed(128, 0.25, speeds(whole=20.0, limit=18.0)),
+        StageSpeed(64, 1.0, 0.75, speeds(whole=5.0, limit=4.0)),
+        StageSpeed(128, 1.0, 0.25, speeds(whole=20.0, limit=18.0)),
     )
     return Benchmark("r.yaml", "simsiam", "resnet18", "CPU", 2, 0, "memory", "2.11", 40, 5, 3, stages)
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_essl.config import ViewArguments
@@ -230,3 +231,53 @@ def test_steps_per_epoch():
 def test_steps_below_one_are_rejected():
     with pytest.raises(ValueError, match="steps is 0; it should be greater than or equal to 1"):
         cost(steps=0)
+
+
+TOKENS = {"resolution": 32, "selection": "hard", "num_views": 3, "selection_resolution": 16}
+
+
+def kept_rows(images, resolution, share):
+    """Rows of patch positions, their number by hand: patches of 8 px."""
+    return torch.arange(int((resolution // 8) ** 2 * share)).expand(images, -1)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "dino"])
+@pytest.mark.parametrize("tokens", [0.25, 0.5, 0.75])
+def test_dropped_tokens_are_counted_as_in_a_real_step(method, tokens):
+    """By torch on the CPU, with the kernel of the attention that it can count."""
+    arguments = {"method_args": METHODS[method].small_args, "backbone_args": {"patch_size": 8}}
+    model, views = (
+        SSLModel.from_timm("test_vit", method, resolutions=(16, 32), **arguments).train(),
+        torch.rand(3, 2, 3, 32, 32),
+    )
+    args = ViewArguments(**TOKENS, min_tokens=tokens, selection_tokens=0.5)
+    step = FlopCounter.of(model, args).step(32, tokens)
+    with sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), FlopCounterMode(display=False) as selection:
+            for view in views:
+                model.embed_tokens(F.interpolate(view, size=16), kept_rows(2, 16, 0.5))
+        with FlopCounterMode(display=False) as forward:
+            kept = torch.stack([kept_rows(2, 32, tokens)] * 2, dim=1)
+            loss = model(views[0], views[1], tokens=kept)["loss"].mean()
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    real = [c.get_total_flops() / 2 for c in (forward, backward, selection)]
+    assert [step.forward + step.teacher, step.backward, step.selection] == real
+    assert step.teacher == FlopCounter(model).step(32).teacher  # it sees all tokens
+
+
+def test_the_cost_of_a_run_with_tokens_by_hand():
+    """Half of the steps with a quarter of the tokens: 5/8 of the student; all of the teacher, a third of a step."""
+    arguments = {"method_args": METHODS["byol"].small_args, "backbone_args": {"patch_size": 8}}
+    model = SSLModel.from_timm("test_vit", "byol", resolutions=(32,), **arguments)
+    args = ViewArguments(resolution=32, min_tokens=0.25, token_stages=2)
+    curriculum = Curriculum.with_warmup(args, 0.0)
+    got = estimate_cost(model, args, curriculum, 10, 100)
+    assert got.paper_speedup == pytest.approx(1 / ((2 * 5 / 8 + 1) / 3))
+    counter = FlopCounter.of(model, args)
+    few, all_tokens = counter.step(32, 0.25), counter.step(32)
+    assert got.counted_petaflops * 1e15 == pytest.approx(100 * 5 * (few.total + all_tokens.total))
+    assert got.counted_speedup == pytest.approx(2 * all_tokens.total / (few.total + all_tokens.total))
+    assert few.teacher == all_tokens.teacher and few.total < 0.6 * all_tokens.total
+    less = FlopCounter.of(model, ViewArguments(resolution=32, teacher_tokens=0.5)).step(32)
+    assert less.forward == all_tokens.forward and 0.4 < less.teacher / all_tokens.teacher < 0.6

@@ -30,7 +30,8 @@ class ViewArguments:
         acts="min_magnitude max_magnitude selection_render selection_precision selection_score crop_scale crop_ratio "
         "flip_p jitter jitter_order jitter_p grayscale_p blur_p blur_sigma solarize_p randaugment_ops",
         fixed="resolution min_resolution resolution_schedule resolution_step num_views selection selection_resolution "
-        "augmentation extra_targets",  # the cost of the whole run depends on them
+        "augmentation extra_targets min_tokens max_tokens token_stages selection_tokens "
+        "teacher_tokens",  # the cost of the whole run depends on them
         free="view_executor compile_views",
     )
 
@@ -47,12 +48,25 @@ class ViewArguments:
         5.0,
     )
     max_magnitude: NonNegative = option("Strength at the end; linear in between.", 5.0)
+    min_tokens: Part = option(
+        "Share of a ViT's patch tokens that the student sees at the start; the others are dropped, which saves their "
+        "cost. Evaluation and export always use all tokens.",
+        1.0,
+    )
+    max_tokens: Part = option("The same share at the end.", 1.0)
+    token_stages: Annotated[int, Field(ge=2)] = option(
+        "Stages of equal length and equal steps from min_tokens to max_tokens.", 4
+    )
+    teacher_tokens: Part = option(
+        "Share of the patch tokens that a momentum teacher sees, the same ones of all images of a step.", 1.0
+    )
 
     num_views: Annotated[int, Field(ge=2)] = option("Views per image, m of Hard Augment; the paper uses 6.", 2)
     selection: Literal["none", "hard", "random"] = option(
         "Which two of the views train: none (there are two), hard (highest loss, Eq. 10) or random.", "none"
     )
     selection_resolution: Count = option("Side in pixels at which the pairs are compared, r_sel.", 64)
+    selection_tokens: Part = option("Share of a ViT's patch tokens in the selection pass.", 1.0)
     selection_render: Literal["direct", "downsample"] = option(
         "How small views are made: direct (rendered at r_sel) or downsample (from full size, as in Algorithm 1).",
         "direct",
@@ -121,6 +135,7 @@ class ViewArguments:
         self._check_resolutions()
         self._check_selection()
         self._check_magnitudes()
+        self._check_tokens()
         self._check_compiled()
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             smallest, largest = getattr(self, name)
@@ -137,6 +152,22 @@ class ViewArguments:
                 f"{magnitudes} with hue {self.jitter[3]}; hue x magnitude / {STANDARD_MAGNITUDE:g} must be at most "
                 f"0.5: lower max_magnitude or the hue of jitter"
             )
+
+    def _check_tokens(self) -> None:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens:g}, above max_tokens {self.max_tokens:g}; lower it to that"
+            )
+        if self.selection_tokens < 1 and not self.needs_selection_pass:
+            raise ValueError(
+                f"selection_tokens is {self.selection_tokens:g} with selection: {self.selection}, which has no "
+                f"selection pass; set selection: hard, or leave selection_tokens out"
+            )
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether some pass sees fewer patch tokens than there are."""
+        return min(self.min_tokens, self.selection_tokens, self.teacher_tokens) < 1
 
     def _check_compiled(self) -> None:
         needed = {"view_executor": "fused", "augmentation": "simclr", "jitter_order": "fixed"}

@@ -19,6 +19,7 @@ from hf_essl.schedules import CURVES, F1CLR
 from hf_essl.views.crops import describe_center_crop
 
 logger = logging.getLogger(__name__)
+TOKENS = "Token curriculum"
 
 
 class Result(NamedTuple):
@@ -76,11 +77,13 @@ def read_evaluations(run: Path, backbone: Path) -> list[Metrics]:
 
 
 def strategies(recipe: Recipe) -> dict[str, bool]:
-    """The paper's three strategies, and whether the recipe uses them."""
+    """The paper's three strategies, and whether the recipe uses them; and the token curriculum, if it does."""
+    tokens = {TOKENS: True} if recipe.views.min_tokens < 1 else {}
     return {
         F1CLR.title: CURVES.get(recipe.training.lr_schedule) is F1CLR,
         "Super Progressive Learning": recipe.views.resolution_schedule == "super_progressive",
         "Hard Augment": recipe.views.selection == "hard",
+        **tokens,
     }
 
 

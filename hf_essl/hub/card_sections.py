@@ -10,7 +10,7 @@ from hf_essl.common import markdown, table
 from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
-from hf_essl.hub.card_facts import Result, strategies
+from hf_essl.hub.card_facts import TOKENS, Result, strategies
 from hf_essl.methods import METHODS, sources
 from hf_essl.methods.sources import read_config
 from hf_essl.recipe import Recipe
@@ -169,7 +169,7 @@ def _is_no_better(metrics: Metrics, key: str) -> bool:
 def _strategies(recipe: Recipe) -> str:
     """The paper's three strategies, whether the run used them, and their schedules."""
     views, training = recipe.views, recipe.training
-    (f1_clr, cycles), (progressive, grows), (hard_augment, selects) = strategies(recipe).items()
+    (f1_clr, cycles), (progressive, grows), (hard_augment, selects), *_ = strategies(recipe).items()
     curve, strengthens = CURVES[training.lr_schedule], views.min_magnitude != views.max_magnitude
     warmup = f"the first {100 * warmup_fraction(training):.3g} % of the run"
     fixed = training.constant_momentum
@@ -184,6 +184,8 @@ def _strategies(recipe: Recipe) -> str:
         (f"{progressive}: augmentation magnitude", strengthens, magnitude),
         (hard_augment, selects, _selection(recipe)),
     ]
+    if views.drops_tokens:
+        rows.append((f"{TOKENS}: share of patch tokens", views.min_tokens < 1, _tokens(recipe)))
     if views.extra_targets:
         rows.append(("Extra targets", True, "the small views that were not chosen are targets too"))
     return table(("strategy", "used", "schedule"), [(name, "yes" if on else "no", how) for name, on, how in rows])
@@ -201,6 +203,16 @@ def _resolutions(recipe: Recipe, warmup: str) -> str:
     )
 
 
+def _tokens(recipe: Recipe) -> str:
+    """What the student sees of a view's patch tokens; evaluation sees all."""
+    views = recipe.views
+    shares, stages = f"{views.min_tokens:.3g} of all throughout", f"{views.token_stages} stages of equal length"
+    if views.min_tokens < views.max_tokens:
+        shares = f"{views.min_tokens:.3g} to {views.max_tokens:.3g} of all, {stages}"
+    teacher = f"; the teacher sees {views.teacher_tokens:.3g} of all" if views.teacher_tokens < 1 else ""
+    return f"{shares}{teacher}; the others are dropped, except in evaluations"
+
+
 def _selection(recipe: Recipe) -> str:
     views = recipe.views
     if views.selection == "none":
@@ -208,8 +220,9 @@ def _selection(recipe: Recipe) -> str:
     if views.selection == "random":
         return f"two of {views.num_views} views (m), chosen at random"
     score = SCORES[views.selection_score]
+    tokens = f" with {views.selection_tokens:.3g} of the patch tokens" if views.selection_tokens < 1 else ""
     pair = f"the pair with the {score} of {views.num_views} views (m)"
-    return f"{pair}, compared at {views.selection_resolution} px (r_sel)"
+    return f"{pair}, compared at {views.selection_resolution} px (r_sel){tokens}"
 
 
 def _cost(metrics: Metrics) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from hf_essl.hub.export import export_backbone
 from hf_essl.hub.hub_errors import HubUnreachable
 from hf_essl.hub.push import Files, backbone_files, commit, open_repository, push_backbone, repository_name, ssl_files
 from hf_essl.methods import method_name
+from hf_essl.methods.tokens import patch_count
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, RunFacts, collect_metrics
 from hf_essl.reporting.neighbors import draw_before_and_after
@@ -177,7 +179,9 @@ class HubTrainer(BaseTrainer):
             if not self.is_world_process_zero():
                 return metrics, []
             pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
-            written = write_report(self.args.folder, recipe, metrics, self.train_dataset, self.curriculum, pairs)
+            patches = partial(patch_count, self.model.backbone)
+            facts = recipe, metrics, self.train_dataset, self.curriculum, pairs, patches
+            written = write_report(self.args.folder, *facts)
             if pictures := self._draw_neighbors():
                 written.append(pictures)
             written.append(self.export_backbone(self.args.folder / "backbone"))

@@ -23,6 +23,8 @@ from hf_essl.methods.backbone import build_backbone, check_backbone, check_resol
 from hf_essl.methods.checkpointing import checkpoint_activations
 from hf_essl.methods.pretrained import PretrainedMethod
 from hf_essl.methods.sources import OWN
+from hf_essl.methods.teacher import MomentumTeacher
+from hf_essl.methods.tokens import install_token_dropout, keep_tokens
 
 Pair = tuple[Tensor, Tensor]
 
@@ -52,6 +54,7 @@ class SSLModel(nn.Module, PretrainedMethod):
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
+        install_token_dropout(backbone)  # before a method copies it for its teacher
         self.backbone = backbone
         self.num_features = feature_size(backbone)
         data = resolve_model_data_config(backbone)
@@ -121,6 +124,16 @@ class SSLModel(nn.Module, PretrainedMethod):
         """The student's query and key of one view, B x 3 x r x r to B x D each; the selection pass calls it too."""
         raise TypeError(f"{type(self).__name__} must define embed(view)")
 
+    def embed_tokens(self, view: Tensor, kept: Tensor | None) -> Pair:
+        """`embed` with the patch tokens of `kept` alone, int64 B x K; None: all."""
+        with keep_tokens(self.backbone, kept):
+            return self.embed(view)
+
+    @property
+    def teachers(self) -> list[MomentumTeacher]:
+        """The momentum teachers of the method."""
+        return [module for module in self.children() if isinstance(module, MomentumTeacher)]
+
     def targets(self, views: Pair, keys: Pair) -> Pair:
         """The target keys of both views, B x D each; by default the student's keys without gradient."""
         return keys[0].detach(), keys[1].detach()
@@ -136,7 +149,14 @@ class SSLModel(nn.Module, PretrainedMethod):
         """
         return {}
 
-    def forward(self, first: Tensor, second: Tensor, extra: Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        extra: Tensor | None = None,
+        tokens: Tensor | None = None,
+        teacher_tokens: Tensor | None = None,
+    ) -> dict[str, Any]:
         """`loss` of each image, B; `embedding`, the first view's key without gradient, B x D; and `loss_components`.
 
         One call for both views, because two DDP forwards before a backward break BatchNorm; the backbone sees one
@@ -146,9 +166,13 @@ class SSLModel(nn.Module, PretrainedMethod):
             first, second: two views, B x 3 x r x r each.
             extra: keys of t more views (Table 9), B x t x D; the loss is the mean over the pair and, for each of
                 these keys, the loss with it as the target of both queries.
+            tokens: the patch tokens that the student sees of each view, int64 B x 2 x K; None: all.
+            teacher_tokens: those that a momentum teacher sees, 1 x K, the same of all images; None: all.
         """
-        (q1, k1), (q2, k2) = self.embed(first), self.embed(second)  # B x D each
-        queries, keys = (q1, q2), self.targets((first, second), (k1, k2))
+        kept = (None, None) if tokens is None else tokens.unbind(dim=1)
+        (q1, k1), (q2, k2) = self.embed_tokens(first, kept[0]), self.embed_tokens(second, kept[1])  # B x D each
+        with keep_tokens([teacher.backbone for teacher in self.teachers], teacher_tokens):
+            queries, keys = (q1, q2), self.targets((first, second), (k1, k2))
         losses = [self.loss(queries, keys)]
         with torch.no_grad():
             components = self.loss_components(queries, keys, losses[0])

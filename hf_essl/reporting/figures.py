@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -55,6 +55,7 @@ def draw_views(
     seed: int = 0,
     aspect: Tensor | None = None,
     chosen: Mapping[str, Pairs | None] | None = None,
+    patches: Callable[[int], int] | None = None,
 ) -> Path:
     """Draws augmented views at the start, the middle and the end of the curriculum, next to their originals.
 
@@ -63,15 +64,18 @@ def draw_views(
         columns: views of each image.
         aspect: N, width / height of the whole images; by default they are squares.
         chosen: by stage, the two views of each image that train, which are framed; see `shown_pairs`.
+        patches: the patch tokens of a view by its resolution; those that a ViT drops are gray.
     """
     figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * len(images) * 3 + 1.2), layout="constrained")
     stages = {"start": 0.0, "middle": 0.5, "end": 1.0}
     for axis, (name, progress) in zip(figure.subplots(3, 1), stages.items(), strict=True):
-        resolution, magnitude = curriculum.resolution(progress), curriculum.magnitude(progress)
-        axis.imshow(tile_views(images, args, resolution, magnitude, columns, seed, aspect))
+        size, magnitude = curriculum.size(progress), curriculum.magnitude(progress)
+        count = patches(size.resolution) if patches is not None and size.tokens < 1 else None
+        seen = (aspect, size.tokens, count)
+        axis.imshow(tile_views(images, args, size.resolution, magnitude, columns, seed, *seen))
         pairs = (chosen or {}).get(name) or []
         framed = f"\nframed: the pair that {PICKED_BY[name]} network picks" if pairs else ""
-        title = f"{name}: {resolution} px, magnitude {magnitude:.2f}; originals left{framed}"
+        title = f"{name}: {size}, magnitude {magnitude:.2f}; originals left{framed}"
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
         _frame(axis, pairs, tile_side(images))

@@ -1,5 +1,6 @@
 """A recipe's schedules in one picture, without training: the paper's Fig. 2 and Fig. 3."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_essl.data import load_images, sample_images
+from hf_essl.methods.tokens import patch_count
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, save_figure
 from hf_essl.schedules import CURVES, F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
@@ -30,7 +32,7 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One of the six plots; `steps` if its lines are step functions."""
+    """One of the plots; `steps` if its lines are step functions."""
 
     title: str
     ylabel: str
@@ -52,29 +54,37 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
     train = load_images(replace(recipe.data, cache="none"), "cpu").train
     images, aspect = sample_images(train)
     curriculum = Curriculum.from_args(recipe.views, recipe.training)
-    return draw_views(images, recipe.views, curriculum, path, aspect=aspect)
+    patches = partial(patch_count, recipe.meta_network()) if recipe.views.min_tokens < 1 else None
+    return draw_views(images, recipe.views, curriculum, path, aspect=aspect, patches=patches)
 
 
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:
-    """The data of the six panels: Fig. 2 (learning rate, momentum, lengths), then Fig. 3 (magnitude, resolutions)."""
-    magnitude = Curriculum.from_args(recipe.views, recipe.training).magnitude
-    linear = _by_progress("linear", magnitude, recipe.training.num_train_epochs, own=True)
+    """The data of the panels: Fig. 2 (learning rate, momentum, lengths), then Fig. 3 (magnitude, resolutions).
+
+    A curriculum of patch tokens has a seventh one.
+    """
+    curriculum, epochs = Curriculum.from_args(recipe.views, recipe.training), recipe.training.num_train_epochs
+    linear = _by_progress("linear", curriculum.magnitude, epochs, own=True)
+    tokens = _by_progress("share of all", curriculum.tokens, epochs, own=True)
     return (
         *_curve_panels(recipe),
         _lengths_panel(recipe),
         Panel("Augmentation magnitude", "magnitude", (linear,)),
         _resolution_panel(recipe, "super_progressive", "Super Progressive Learning"),
         _resolution_panel(recipe, "progressive", "Progressive Learning"),
+        *([Panel("Patch tokens", "share", (tokens,), steps=True)] if recipe.views.min_tokens < 1 else []),
     )
 
 
 def draw_preview(recipe: Recipe) -> Figure:
-    """The six panels as a matplotlib figure."""
-    figure = Figure(figsize=(13, 7))
+    """The panels as a matplotlib figure."""
+    panels = preview_panels(recipe)
+    columns = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(13 * columns / 3, 7))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     figure.suptitle(_headline(recipe), fontsize=13)
-    for axis, panel in zip(figure.subplots(2, 3).flat, preview_panels(recipe), strict=True):
-        _draw(axis, panel)
+    for number, panel in enumerate(panels, 1):
+        _draw(figure.add_subplot(2, columns, number), panel)
     return figure
 
 

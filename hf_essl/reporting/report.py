@@ -1,7 +1,8 @@
 """The report of a finished run: the files in its folder, and the table on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_essl.data import ImageDataset, sample_images
 from hf_essl.recipe import Recipe
@@ -45,19 +46,21 @@ def write_report(
     train: ImageDataset,
     curriculum: Curriculum,
     chosen: Mapping[str, Pairs | None] | None = None,
+    patches: Callable[[int], int] | None = None,
 ) -> list[Path]:
     """Writes curves.png and views.png into the folder of a run; returns their paths.
 
     Args:
-        chosen: the views that are framed, see `draw_views`.
+        chosen, patches: the views that are framed and the patch tokens, see `draw_views`.
     """
     title = f"{recipe.model.method} · {recipe.model.backbone} · {metrics['dataset']}"
     images, aspect = sample_images(train)
     columns = recipe.views.num_views if recipe.views.selection == "hard" else 6
     stages = stages_of(curriculum, metrics["steps"])
+    views: dict[str, Any] = {"columns": columns, "aspect": aspect, "chosen": chosen, "patches": patches}
     return [
         draw_curves(metrics["history"], folder / "curves.png", title, stages, start_of(metrics)),
-        draw_views(images, recipe.views, curriculum, folder / "views.png", columns, aspect=aspect, chosen=chosen),
+        draw_views(images, recipe.views, curriculum, folder / "views.png", **views),
     ]
 
 

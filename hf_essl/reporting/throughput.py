@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from hf_essl.common import table, write_text
 from hf_essl.reporting.figures import BLUE, GREY, PALETTE, RED, save_figure
+from hf_essl.schedules import Size
 
 PARTS = ("decode", "views", "selection", "forward", "backward", "optimizer")
 """Parts of a step, timed one after the other; a GPU overlaps them, so their sum is more than a step. `views` are both
@@ -20,18 +21,24 @@ STYLES: dict[str, Literal["-", ":"]] = {"whole": "-", "limit": ":"}
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """One resolution of a recipe.
+    """One resolution of a recipe, with one share of the patch tokens.
 
     Args:
-        share: of the run's steps at this resolution.
+        tokens: the share that a ViT sees; 1 without a curriculum of tokens.
+        share: of the run's steps.
         seconds: per step, by name: each of `PARTS` (no selection if the recipe has none); `kornia`, the views by
             kornia's executor; `whole`, the training as it runs; `bare`, forward, backward and optimizer on existing
             views; `limit`, the same plus the selection among existing small views: all the work of the network.
     """
 
     resolution: int
+    tokens: float
     share: float
     seconds: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return str(Size(self.resolution, self.tokens))
 
     @property
     def of_limit(self) -> float:
@@ -103,7 +110,7 @@ def speed_table(found: Benchmark) -> str:
     for stage in found.stages:
         speeds = found.images_per_second(stage)
         cells = [f"{speeds[name]:,.0f}" for name in titles]
-        rows.append([str(stage.resolution), f"{stage.share:.0%}", *cells, f"{stage.of_limit:.2f}"])
+        rows.append([stage.name.removesuffix(" px"), f"{stage.share:.0%}", *cells, f"{stage.of_limit:.2f}"])
     rows.append(["run", "", *[""] * len(titles), f"{found.of_limit:.2f}"])
     return table(["px", "share of steps", *titles.values(), "of limit"], rows)
 
@@ -116,7 +123,7 @@ def draw_speeds(found: Benchmark) -> Figure:
     _draw_rates(rates, found)
     _draw_times(times, found)
     for axis in (rates, times):
-        axis.set_xticks(range(len(found.stages)), [f"{stage.resolution} px" for stage in found.stages])
+        axis.set_xticks(range(len(found.stages)), [stage.name for stage in found.stages])
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
         axis.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)

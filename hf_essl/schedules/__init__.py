@@ -1,7 +1,7 @@
-"""Learning rate, momentum, resolution and augmentation magnitude over a run (Sec. 3.1, 3.2)."""
+"""Learning rate, momentum, resolution, augmentation magnitude and tokens over a run (Sec. 3.1, 3.2)."""
 
 from hf_essl.schedules.callback import SuperProgressiveCallback
-from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule
+from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule, Size, TokenSchedule
 from hf_essl.schedules.curves import (
     CURVES,
     F1CLR,

@@ -1,4 +1,4 @@
-"""The only writer of the views' resolution and magnitude."""
+"""The only writer of the views' resolution, magnitude and share of patch tokens."""
 
 from transformers import TrainerCallback
 
@@ -7,9 +7,9 @@ from hf_essl.views import Views
 
 
 class SuperProgressiveCallback(TrainerCallback):
-    """Sets `views.resolution` and `views.magnitude` before every optimizer step (Sec. 3.2, Algorithm 1).
+    """Sets resolution, magnitude and tokens of the views before every optimizer step (Sec. 3.2, Algorithm 1).
 
-    Both are functions of `global_step / max_steps`, so the callback has no state and a resumed run needs none. (On
+    All are functions of `global_step / max_steps`, so the callback has no state and a resumed run needs none. (On
     resume, Trainer rebuilds a callback that has state, and its reference to the views would be lost.)
     """
 
@@ -18,5 +18,5 @@ class SuperProgressiveCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         progress = state.global_step / state.max_steps
-        self.views.resolution = self.curriculum.resolution(progress)
+        self.views.resolution, self.views.tokens = self.curriculum.size(progress)
         self.views.magnitude = self.curriculum.magnitude(progress)

@@ -6,11 +6,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from itertools import accumulate, groupby
 
-from hf_essl.schedules import Curriculum
+from hf_essl.schedules import Curriculum, Size
 
-KEPT = 100  # latest steps at one resolution, whose mean is its speed
-WARMUP = 2  # steps at a resolution that do not count if there are others
-FIXED = 0.2  # share of a step's time that does not shrink with its FLOPs, until two resolutions are measured
+KEPT = 100  # latest steps at one size, whose mean is its speed
+WARMUP = 2  # steps at a size that do not count if there are others
+FIXED = 0.2  # share of a step's time that does not shrink with its FLOPs, until two sizes are measured
 
 
 class Eta:
@@ -18,18 +18,18 @@ class Eta:
 
     Args:
         curriculum: of the run.
-        flops: of a step at a resolution, in any unit.
+        flops: of a step at a size, in any unit.
         total: steps of the run.
     """
 
-    def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], total: int):
-        self.sizes = [curriculum.resolution(step / total) for step in range(total)]
+    def __init__(self, curriculum: Curriculum, flops: Callable[[Size], float], total: int):
+        self.sizes = [curriculum.size(step / total) for step in range(total)]
         lengths = [(size, len(list(steps))) for size, steps in groupby(self.sizes)]
         ends = list(accumulate(length for _, length in lengths))
         self.stages = [(size, end - length, end) for (size, length), end in zip(lengths, ends, strict=True)]
         self.flops = flops
-        self.seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self.count: dict[int, int] = defaultdict(int)
+        self.seconds: dict[Size, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.count: dict[Size, int] = defaultdict(int)
 
     def add(self, step: int, seconds: float) -> None:
         """Counts the step with this number, from 0."""
@@ -45,18 +45,18 @@ class Eta:
             return None
         return sum(max(end - max(start, step), 0) * self.step_seconds(size) for size, start, end in self.stages)
 
-    def step_seconds(self, size: int) -> float:
-        """Measured; else on the line through the two measured resolutions that are nearest, in FLOPs.
+    def step_seconds(self, size: Size) -> float:
+        """Measured; else on the line through the two measured sizes that are nearest, in FLOPs.
 
-        With one measured resolution, `FIXED` of its step's time is the same at all sizes.
+        With one measured size, `FIXED` of its step's time is the same at all sizes.
         """
-        known = sorted(self.seconds, key=lambda other: (abs(other - size), other))[:2]
+        known = sorted(self.seconds, key=lambda other: (abs(self.flops(other) - self.flops(size)), other))[:2]
         times = [statistics.fmean(self.seconds[other]) for other in known]
         if known[0] == size:
             return times[0]
         flops, nearest = self.flops(size), self.flops(known[0])
-        if len(known) == 2 and times[0] != times[1]:
-            slope = (times[1] - times[0]) / (self.flops(known[1]) - nearest)
+        if len(known) == 2 and times[0] != times[1] and (farther := self.flops(known[1])) != nearest:
+            slope = (times[1] - times[0]) / (farther - nearest)
             if slope > 0 and (predicted := times[0] + slope * (flops - nearest)) > 0:
                 return predicted
         return times[0] * (FIXED + (1 - FIXED) * flops / nearest)

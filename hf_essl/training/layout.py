@@ -18,16 +18,20 @@ from hf_essl.methods import SSLModel
 from hf_essl.methods.backbone import check_resolutions
 from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.methods.teacher import MomentumTeacher
-from hf_essl.schedules import Curriculum
+from hf_essl.methods.tokens import keep_tokens, patch_count
+from hf_essl.recipe import check_token_views
+from hf_essl.schedules import Curriculum, Size
 from hf_essl.selection import frozen_running_stats
+from hf_essl.views.tokens import kept_count
 
 logger = logging.getLogger(__name__)
 
 
 def check_network(model: SSLModel, views: ViewArguments, args: SSLTrainingArguments) -> None:
-    """Raises ValueError for a backbone that does not accept a resolution of the run, or cannot checkpoint as asked."""
+    """Raises ValueError for a backbone that does not accept a resolution, or cannot checkpoint or drop tokens."""
     if not set(views.resolutions) <= set(model.resolutions):
         check_resolutions(model.backbone, views.resolutions)
+    check_token_views(model.backbone, type(model), views)
     if args.checkpoints_activations:
         check_checkpointing(model.backbone, args.checkpointing_options, args.torch_compile)
 
@@ -70,7 +74,8 @@ def disable_malloc_trim() -> bool:
 def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
     """Compiles the backbone of the student and of its teacher in place, if `torch_compile` is set.
 
-    There is one graph per resolution. Heads, loss and views stay eager, and parameters keep their names under DDP.
+    There is one graph per size of the curriculum. Heads, loss and views stay eager, and parameters keep their names
+    under DDP.
     """
     if not args.torch_compile:
         return
@@ -80,7 +85,7 @@ def compile_backbones(model: SSLModel, args: SSLTrainingArguments) -> None:
 
 
 def warm_up_backbones(model: SSLModel, batch: int, curriculum: Curriculum, views_args: ViewArguments) -> None:
-    """Runs the backbones once at each resolution, forward and backward, so that no step has to compile one.
+    """Runs the backbones once at each size, forward and backward, so that no step has to compile one.
 
     It leaves no gradients, statistics or random draws behind. Call it before DDP wraps the model, under the autocast
     of training. The selection pass has graphs of its own.
@@ -89,23 +94,29 @@ def warm_up_backbones(model: SSLModel, batch: int, curriculum: Curriculum, views
         batch: images per view.
     """
 
-    def views(resolution: int) -> Tensor:
-        return torch.zeros(batch, 3, resolution, resolution, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
 
-    teachers = [m for m in model.modules() if isinstance(m, MomentumTeacher)]
+    def run(backbone: nn.Module, size: Size) -> Tensor:
+        kept = None
+        if size.tokens < 1:
+            count = kept_count(patch_count(model.backbone, size.resolution), size.tokens)
+            kept = torch.arange(count, device=device).repeat(batch if backbone is model.backbone else 1, 1)
+        with keep_tokens(backbone, kept):
+            return backbone(torch.zeros(batch, 3, size.resolution, size.resolution, device=device))
+
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     training = model.training
     model.train()
     with torch.random.fork_rng():
-        for resolution in curriculum.resolution.shares():
-            logger.info("compiling at %d px", resolution)
-            model.backbone(views(resolution)).float().sum().backward()
+        for size in curriculum.shares():
+            logger.info("compiling at %s", size)
+            run(model.backbone, size).float().sum().backward()
             with torch.no_grad():
-                for teacher in teachers:
-                    teacher.backbone(views(resolution))
+                for teacher in model.teachers:
+                    run(teacher.backbone, Size(size.resolution, views_args.teacher_tokens))
         if views_args.needs_selection_pass:
             with torch.no_grad(), frozen_running_stats(model):
-                model.backbone(views(views_args.selection_resolution))
+                run(model.backbone, Size(views_args.selection_resolution, views_args.selection_tokens))
     model.train(training)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from hf_essl.schedules import Curriculum
+from hf_essl.schedules import Curriculum, Size
 from hf_essl.training.clock import Clock
 from hf_essl.training.eta import Eta, Pauses, duration, times_left
 
@@ -20,6 +20,7 @@ FIELDS = (
     ("learning_rate", "lr {:.4f}"),
     ("momentum", "mom {:.3f}"),
     ("magnitude", "mag {:.2f}"),
+    ("tokens", "tokens {:.0%}"),
     ("embedding_std", "std {:.4f}"),
     ("petaflops", "{:.3g} pF"),
 )
@@ -36,7 +37,7 @@ class ProgressBarCallback(TrainerCallback):
         evaluate_every: epochs between two evaluations; 0: only at the start and the end.
     """
 
-    def __init__(self, curriculum: Curriculum, flops: Callable[[int], float], clock: Clock, evaluate_every: int):
+    def __init__(self, curriculum: Curriculum, flops: Callable[[Size], float], clock: Clock, evaluate_every: int):
         self.curriculum, self.flops, self.clock, self.evaluate_every = curriculum, flops, clock, evaluate_every
         self.last: float | None = None  # on the clock, at the end of the step before
         self.bar: tqdm | None = None

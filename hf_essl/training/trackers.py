@@ -24,7 +24,9 @@ from hf_essl.compat import tracker_callbacks
 from hf_essl.config.redact import without_paths
 from hf_essl.methods import method_name
 from hf_essl.methods.distributed import mean_over_processes
+from hf_essl.methods.tokens import patch_count
 from hf_essl.recipe import flat_fields, name_dataset
+from hf_essl.schedules import Size
 from hf_essl.training.energy import EnergyCallback
 from hf_essl.training.layout import unsharded
 from hf_essl.views.tiles import tile_views
@@ -201,25 +203,27 @@ OURS: dict[type, Callable[[Any, Any], TrainerCallback]] = {  # from the run and 
 
 
 class ViewPicturesCallback(TrainerCallback):
-    """Sends the trackers views of a step's own images: at the first step, and when the resolution changes."""
+    """Sends the trackers views of a step's own images: at the first step, and when resolution or tokens change."""
 
     def __init__(self, run: Any):
         self.run = run
-        self._shown: int | None = None
+        self._shown: Size | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._shown = None
 
     def on_step_end(self, args, state, control, **kwargs):
         views, images = self.run.views, self.run.step_log.images
-        if not state.is_world_process_zero or views.resolution == self._shown or images is None:
+        size = Size(views.resolution, views.tokens)
+        if not state.is_world_process_zero or size == self._shown or images is None:
             return
-        self._shown = views.resolution
+        self._shown = size
         with self.run.clock.paused():
             rows, aspect = (part[:PICTURED_IMAGES].cpu() for part in (images, self.run.step_log.aspects))
-            strength = views.resolution, views.magnitude
-            picture = tile_views(rows, views.args, *strength, seed=args.seed, aspect=aspect)
-            caption = f"{views.resolution} px, magnitude {views.magnitude:.2f}"
+            patches = patch_count(self.run.model.backbone, size.resolution) if size.tokens < 1 else None
+            seen = {"seed": args.seed, "aspect": aspect, "tokens": size.tokens, "patches": patches}
+            picture = tile_views(rows, views.args, size.resolution, views.magnitude, **seen)
+            caption = f"{size}, magnitude {views.magnitude:.2f}"
             for callback in self.run.callback_handler.callbacks:
                 show_picture(callback, picture, caption, state.global_step)
 

@@ -28,6 +28,7 @@ class ViewParams:
     operations: Tensor  # N x n, int64: indices into `randaugment.OPERATIONS`, in order; n = 0 for SimCLR's chain
     strengths: Tensor  # N x n in [-1, 1]: the strengths of these operations, as shares of their ranges
     order: Tensor  # N x 4, int64: columns of `jitter` in the order of their operations
+    tokens: Tensor  # N, int64: seeds of the patch tokens that a ViT keeps, see `kept_tokens`
 
     @staticmethod
     def neutral(count: int, **changes: Tensor) -> "ViewParams":
@@ -43,6 +44,7 @@ class ViewParams:
             "operations": torch.empty(count, 0, dtype=torch.int64),
             "strengths": torch.empty(count, 0),
             "order": JITTER_ORDER.repeat(count, 1),
+            "tokens": torch.zeros(count, dtype=torch.int64),
         }
         return ViewParams(**{**fields, **changes})
 

@@ -1,6 +1,7 @@
 """Samples the parameters of views with kornia's generators, on the host: SimCLR's chain or RandAugment."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from kornia.augmentation.random_generator import ColorJitterGenerator, PlainUniformGenerator
@@ -11,6 +12,7 @@ from hf_essl.config.views import STANDARD_MAGNITUDE
 from hf_essl.views.crops import sample_boxes
 from hf_essl.views.params import NEUTRAL_JITTER, ViewParams
 from hf_essl.views.randaugment import sample_operations
+from hf_essl.views.tokens import BITS
 
 
 def sample_params(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: Sequence[int] = (0,)) -> ViewParams:
@@ -24,6 +26,13 @@ def sample_params(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: 
 
     Returns the parameters of kinds x N views, those of the first kind first.
     """
+    params = _sample_augmentations(args, aspect, magnitude, kinds)
+    if args.drops_tokens:
+        params = replace(params, tokens=torch.randint(2**BITS, (len(params),)))
+    return params
+
+
+def _sample_augmentations(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: Sequence[int]) -> ViewParams:
     count, aspect = len(aspect), aspect.repeat(len(kinds))
     views = len(aspect)
     if args.augmentation == "randaugment":

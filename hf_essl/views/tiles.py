@@ -1,5 +1,7 @@
 """Augmented views next to their originals, as one picture."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from hf_essl.config import ViewArguments
 from hf_essl.views.views import Views
 
 PADDING = 4  # pixels between tiles
+DROPPED = 0.5  # brightness of a dropped patch
 
 
 def tile_views(
@@ -20,6 +23,8 @@ def tile_views(
     columns: int = 6,
     seed: int = 0,
     aspect: Tensor | None = None,
+    tokens: float = 1.0,
+    patches: int | None = None,
 ) -> np.ndarray:
     """Tiles augmented views at one resolution and magnitude next to their originals: uint8 H x W x 3.
 
@@ -28,17 +33,29 @@ def tile_views(
         columns: views of each image, alternating between the first and the second kind.
         seed: of the views, the same as in the first plan of `HardAugment`; torch's global random state is not used.
         aspect: N, width / height of the whole images; by default they are squares.
+        tokens: share of the patch tokens that a ViT keeps; the patches of the others are gray.
+        patches: of a view, all of them; None for a network without patches.
     """
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
     aspect = torch.ones(len(images)) if aspect is None else aspect
     params = views.sample_all(images, [column % 2 for column in range(columns)], aspect)
     rendered = views.render_all(images, params)
+    if patches is not None and (kept := views.kept_tokens(params, patches, images.device, tokens)) is not None:
+        rendered = without_patches(rendered, kept.transpose(0, 1), patches)
     side = tile_side(images)
     tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in rendered]
     tiles.insert(0, torch.stack([unsquashed(*image, side) for image in zip(images, aspect.tolist(), strict=True)]))
     grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=PADDING, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def without_patches(views: Tensor, kept: Tensor, patches: int) -> Tensor:
+    """Views in gray where a patch was dropped: m x N x 3 x r x r, the kept ones m x N x K of a square of `patches`."""
+    shown = torch.zeros(*kept.shape[:2], patches).scatter_(2, kept, 1.0)
+    side = math.isqrt(patches)
+    mask = F.interpolate(shown.unflatten(2, (side, side)), size=views.shape[-2:], mode="nearest")[:, :, None]
+    return views * mask + DROPPED * (1 - mask)
 
 
 def tile_side(images: Tensor) -> int:

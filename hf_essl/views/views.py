@@ -1,4 +1,4 @@
-"""`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change during training."""
+"""`Views`: augmented views of a batch on its device, at a resolution and a magnitude that change in training."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,14 @@ from hf_essl.views.fused import render_fused
 from hf_essl.views.params import ViewParams
 from hf_essl.views.render import render_kornia
 from hf_essl.views.sampler import sample_params
+from hf_essl.views.tokens import kept_tokens
 
 
 class Views:
-    """Samples and renders augmented views; owns the current resolution and the current magnitude.
+    """Samples and renders augmented views; owns the current resolution, magnitude and share of patch tokens.
 
-    `resolution` (pixels) and `magnitude` may be set at any time, and nothing is rebuilt. During training only
-    `SuperProgressiveCallback` sets them.
+    `resolution` (pixels), `magnitude` and `tokens` may be set at any time, and nothing is rebuilt. During training
+    only `SuperProgressiveCallback` sets them.
 
     Args:
         args: the augmentation chain and its probabilities.
@@ -50,6 +51,7 @@ class Views:
         _check_statistics(mean, std)
         self.resolution = self.args.resolution
         self.magnitude = self.args.min_magnitude
+        self.tokens = self.args.min_tokens
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32) for x in (mean, std))
         self.seed(seed)
 
@@ -116,6 +118,21 @@ class Views:
         with torch.autocast(images.device.type, enabled=False):
             views = execute(images, ViewParams.concatenate(candidates), size or self.resolution, mean, std)
         return views.unflatten(0, (len(candidates), len(images)))
+
+    def kept_tokens(
+        self, candidates: Sequence[ViewParams], patches: int, device: torch.device, share: float | None = None
+    ) -> Tensor | None:
+        """The patch tokens that a ViT keeps of m views of each image, int64 N x m x K on `device`; None for all.
+
+        Args:
+            patches: L, those of a view; see `patch_count`.
+            share: of them; by default the current one.
+        """
+        share = self.tokens if share is None else share
+        if share >= 1:
+            return None
+        seeds = torch.stack([params.tokens for params in candidates], dim=1).to(device, non_blocking=True)  # N x m
+        return kept_tokens(seeds.flatten(), patches, share).unflatten(0, seeds.shape)
 
     def _executor(self, device: torch.device) -> Callable[..., Tensor]:
         if self.args.augmentation == "randaugment" or self.args.view_executor == "kornia":

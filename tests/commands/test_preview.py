@@ -71,6 +71,13 @@ def test_the_figure_has_two_rows_of_three_labeled_panels(recipe):
         assert axis.get_xlabel() == "epoch" and axis.get_ylabel() and axis.get_title()
 
 
+def test_a_token_curriculum_has_a_seventh_panel(recipe):
+    figure = draw_preview(recipe("--min_tokens", "0.25"))
+    assert [axis.get_title() for axis in figure.axes][6:] == ["Patch tokens"]
+    (tokens,) = preview_panels(recipe("--min_tokens", "0.25"))[6].series
+    assert [_at(tokens, e) for e in (60, 180, 300, 420)] == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_the_command_writes_one_png_and_prints_its_path(recipe, tmp_path, capsys):
     recipe()
     target = tmp_path / "new" / "p.png"

@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.training.layout import unsharded
+from hf_essl.views.tokens import kept_tokens
 
 IMAGES, STEPS = 16, 5
-KINDS = ("ddp", "fsdp", "recomputed")  # the last is DDP with activation checkpointing
+KINDS = ("ddp", "fsdp", "recomputed", "tokens")  # DDP with activation checkpointing; with dropped tokens of a ViT
 
 
 def freeze_batchnorm(model):
@@ -36,10 +37,12 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
-def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = None) -> dict:
+def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = None, tokens: bool = False) -> dict:
     """Losses, first gradients and final state of five steps of SGD on this rank's share of the images."""
     torch.manual_seed(0)
-    model = SSLModel.from_timm("test_convnext", method, method_args=METHODS[method].small_args).train()
+    network, settings = ("test_vit", {"backbone_args": {"patch_size": 8}}) if tokens else ("test_convnext", {})
+    settings |= {"method_args": METHODS[method].small_args, "resolutions": (32,)}
+    model = SSLModel.from_timm(network, method, **settings).train()
     freeze_batchnorm(model)
     wrapped = wrap(model, kind)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
@@ -51,7 +54,8 @@ def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = Non
         model.before_step(step / STEPS, step)
         with unsharded(model), torch.no_grad():
             chosen.append(model.embed(first[share])[1])  # as the selection pass does, outside the wrapped forward
-        loss = wrapped(first[share], second[share])["loss"]
+        kept = kept_tokens(torch.arange(2 * IMAGES) + 100 * step, 16, 0.5).view(IMAGES, 2, 8) if tokens else None
+        loss = wrapped(first[share], second[share], tokens=kept if kept is None else kept[share])["loss"]
         loss.mean().backward()
         losses.append(loss.detach())
         if not gradients:
@@ -68,7 +72,7 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     for kind in KINDS:
-        found = {method: train(method, rank, processes, kind) for method in METHODS}
+        found = {method: train(method, rank, processes, kind, kind == "tokens") for method in METHODS}
         torch.save({"world_size": processes, "methods": found}, folder / f"{kind}{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,5 +1,7 @@
 """One process x 16 images equals two processes x 8: losses, gradients, and after five steps the whole state."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -20,15 +22,25 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def ranks(folder, request):
-    ranks = [torch.load(folder / f"{request.param}{rank}.pt") for rank in (0, 1)]
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, kind):
+    ranks = [torch.load(folder / f"{kind}{rank}.pt") for rank in (0, 1)]
     assert [rank["world_size"] for rank in ranks] == [2, 2]
     return [rank["methods"] for rank in ranks]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {method: train(method) for method in METHODS}
+@cache
+def one_process(tokens):
+    return {method: train(method, tokens=tokens) for method in METHODS}
+
+
+@pytest.fixture
+def alone(kind):
+    return one_process(kind == "tokens")
 
 
 @pytest.mark.slow

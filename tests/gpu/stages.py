@@ -193,7 +193,7 @@ def _speeds(setting: Setting, path: Path, fields: dict[str, Any]) -> dict[str, A
     stages = {}
     for stage in speeds.stages:
         rates, seconds = speeds.images_per_second(stage), stage.seconds
-        flops = counter.step(stage.resolution).total * rates["whole"]
+        flops = counter.step(stage.resolution, stage.tokens).total * rates["whole"]
         stages[f"{stage.resolution} px"] = {
             "images/s": rates["whole"],
             "of the bare network": stage.of_limit,

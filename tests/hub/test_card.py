@@ -211,6 +211,16 @@ def test_the_strategies_and_their_schedules(run):
     assert "with the plain recipe of `hf_essl`" in text and "f1-clr" not in text
 
 
+def test_a_token_curriculum(run):
+    change_recipe(run, min_tokens=0.25, selection_tokens=0.5)
+    text = card_of_run(run).read_text()
+    shown = rows(text, "Strategies")
+    shares = "0.25 to 1 of all, 4 stages of equal length; the others are dropped, except in evaluations"
+    assert shown["Token curriculum: share of patch tokens"] == ["yes", shares]
+    assert shown["Hard Augment"][1].endswith("compared at 16 px (r_sel) with 0.5 of the patch tokens")
+    assert "Hard Augment and Token curriculum of `hf_essl`" in text
+
+
 def test_the_optimizer_and_the_score_of_the_pairs(run):
     assert "| Optimizer | sgd, weight decay 0.0005 |" in card_of_run(run).read_text()
     change_recipe(run, optim="lars", decay_norm_and_bias=False, selection_score="projection_cosine")

@@ -28,6 +28,27 @@ def test_views_show_start_middle_and_end_of_the_curriculum(drawn, tmp_path):
         assert (axis.images[0].get_array() == expected).all()
 
 
+def test_views_gray_out_the_patches_that_are_dropped(drawn, tmp_path):
+    """A quarter of 16 patches of 8 px at the start and all at the end."""
+    images, _ = sample_images(patches("train", 32), 2)
+    args = ViewArguments(resolution=32, min_tokens=0.25, token_stages=2)
+    draw_views(
+        images, args, Curriculum.with_warmup(args, 0.0), tmp_path / "v.png", 3, patches=lambda side: side**2 // 64
+    )
+    start, _, end = drawn[0].axes
+    assert start.get_title().startswith("start: 32 px, 25 % of the tokens, magnitude")
+    assert end.get_title().startswith("end: 32 px, magnitude")
+    tile = (end.images[0].get_array().shape[1] - 4) // 4 - 4  # side of a tile: an original and three views in a row
+    views = [(4 + row * (tile + 4), 4 + column * (tile + 4)) for row in range(2) for column in range(1, 4)]
+    for axis, kept in ((start, 4), (end, 16)):
+        pixels = axis.images[0].get_array()
+        side = tile // 4
+        for top, left in views:
+            cells = [(top + side * i, left + side * j) for i in range(4) for j in range(4)]
+            gray = [(pixels[y : y + side, x : x + side] == 128).all() for y, x in cells]
+            assert gray.count(False) == kept
+
+
 def test_curves_show_the_history(drawn, tmp_path):
     history = [
         {"step": 0, "eval_knn_accuracy": 70.0, "eval_retrieval": 12.0, "eval_rankme": 30.0},

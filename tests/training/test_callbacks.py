@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from hf_essl.schedules import SuperProgressiveCallback
+from hf_essl.schedules import SuperProgressiveCallback, TokenSchedule
 from hf_essl.schedules.curriculum import Curriculum, MagnitudeSchedule, ResolutionSchedule
 from hf_essl.training import clock as clock_module
 from hf_essl.training.callbacks import ClockCallback
@@ -70,7 +70,7 @@ def curriculum(*stages):
 
 def test_the_eta_by_hand():
     """10 steps at 32, 64 and 96 px each; a step at 32 px takes 1 s, and 64 px costs 4, 96 px 9 times as much."""
-    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size.resolution / 32) ** 2, 30)
     assert eta.remaining(0) is None
     for step in range(10):
         eta.add(step, 5.0 if step < 2 else 1.0)  # the first two warm up
@@ -83,8 +83,20 @@ def test_the_eta_by_hand():
     assert eta.remaining(25) == pytest.approx(50) and eta.remaining(30) == 0
 
 
+def test_the_eta_knows_the_tokens():
+    """10 steps at half of the tokens, then 10 with all of them, twice as expensive."""
+    tokens = Curriculum(ResolutionSchedule((32,), 0.0, 32), MagnitudeSchedule(4, 6), TokenSchedule(0.5, 1.0, 2))
+    eta = Eta(tokens, lambda size: size.tokens, 20)
+    for step in range(10):
+        eta.add(step, 1.0)
+    assert eta.remaining(10) == pytest.approx(10 * (0.2 + 0.8 * 2))
+    for step in range(10, 15):
+        eta.add(step, 1.5)
+    assert eta.remaining(15) == pytest.approx(7.5)
+
+
 def test_a_slow_machine_at_small_images_gives_no_negative_eta():
-    eta = Eta(curriculum(32, 64, 96), lambda size: (size / 32) ** 2, 30)
+    eta = Eta(curriculum(32, 64, 96), lambda size: (size.resolution / 32) ** 2, 30)
     for step in range(20):
         eta.add(step, 9.0 if step < 10 else 4.0)
     assert eta.remaining(20) == pytest.approx(10 * 4.0 * (0.2 + 0.8 * 9 / 4))
