@@ -23,6 +23,7 @@ from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, conv
 from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
+from hf_essl.methods.base import check_networks
 from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
 from hf_essl.views.randaugment import check_operations
@@ -69,6 +70,7 @@ class Recipe:
         """
         model, training = self.model, self.training
         check_backbone(model.backbone, model.pretrained)
+        check_networks(model.method, model.method_args)
         arguments = accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
         if training.checkpoints_activations:
             network = meta_backbone(model.backbone, arguments)

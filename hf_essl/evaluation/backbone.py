@@ -1,8 +1,7 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,15 +151,6 @@ def run_recipe(folder: Path) -> dict[str, Any]:
     with _explained(f"recipe {path} cannot be read", yaml.YAMLError, UnicodeDecodeError):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     return recipe if isinstance(recipe, dict) else {}
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of a state dict; the order and the device do not matter."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)  # bfloat16 too
-    return digest.hexdigest()
 
 
 def _picture(image: Any) -> Image.Image:

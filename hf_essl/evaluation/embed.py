@@ -24,7 +24,8 @@ from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.data import NO_LABEL, ImageDataset, image_count
 from hf_essl.data.load import load_all_splits
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.evaluation.features import extract_features
 from hf_essl.evaluation.patches import PatchFeatures
 from hf_essl.views.crops import canvas_size

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
-from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import find_backbone, load_backbone, run_recipe
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from safetensors.torch import load_file
 
 from hf_essl.config.training import WHOLE_SQUARE
-from hf_essl.evaluation.backbone import fingerprint
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.evaluation.retrieval import RETRIEVAL_IMAGES
 from hf_essl.recipe import Recipe
