@@ -156,9 +156,12 @@ def estimate_cost(
     unselected_share = sum(n * (r / r_max) ** 2 for r, n in steps_at.items()) / steps
     # two views x (forward + backward as one forward) x two operations per MAC
     paper_plain = 8 * model.cost_factor() * counter.backbone_macs(r_max) * steps * peta_images
-    frozen_plain = (0.0 if model.has_teacher else plain_step.teacher) * steps * peta_images
-    frozen = frozen_plain * (1 + view_args.num_views / 2 if view_args.needs_selection_pass else 1)
-    paper_total = paper_plain * paper_share + frozen
+    frozen_plain = 0.0 if model.has_teacher else plain_step.teacher * steps * peta_images
+    paper_total = paper_plain * paper_share
+    if frozen_plain:
+        small_views = view_args.num_views / 2 if view_args.needs_selection_pass else 0
+        selection = small_views * counter.step(view_args.selection_resolution).teacher * steps * peta_images
+        paper_total += counted[2] + selection
     return Cost(
         steps=steps,
         images_per_step=images_per_step,

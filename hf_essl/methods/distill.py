@@ -1,6 +1,6 @@
-"""Distillation: the student's projected features follow those of a frozen teacher (Hinton et al. 2015, without logits)."""
+"""Distillation: the student's projected features follow those of a frozen teacher (Hinton et al. 2015, no logits)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,13 +15,14 @@ class Distill(SSLModel):
     """L = 1 - [cos(z1, t1) + cos(z2, t2)] / 2, with t the teacher's features of the same view.
 
     The teacher sees each view at its own resolution and with its own normalization. It is no part of checkpoints and
-    exports, which hold only the hash of its weights. Hard Augment needs its features of all small views, and so costs
-    a forward pass of the teacher for each.
+    exports, which hold only the hash of its weights. Hard Augment compares the losses of the small views, and so
+    needs the teacher's features of them all.
 
     Args:
         teacher: any backbone: a timm model, hf-hub:, torchvision:, transformers:, or the folder of an exported
             backbone or of a finished run.
-        teacher_resolution: in pixels; by default that of the teacher's configuration.
+        teacher_resolution: in pixels; by default that of the teacher's configuration. `view` leaves each view at the
+            size that it has for the student, so that curriculum and selection save as much of the teacher's cost.
         teacher_pretrained: False for a teacher with random weights, the same ones each time.
         projector_hidden: hidden size of the projector, whose output has the size of the teacher's features.
     """
@@ -48,7 +49,7 @@ class Distill(SSLModel):
         self,
         backbone: nn.Module,
         teacher: str,
-        teacher_resolution: Count | None = None,
+        teacher_resolution: Count | Literal["view"] | None = None,
         teacher_pretrained: bool = True,
         projector_hidden: Count = 2048,
     ):

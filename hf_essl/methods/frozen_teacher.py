@@ -1,14 +1,14 @@
 """The frozen teacher of a distillation: any network, with its own weights, resolution and normalization."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.backbone import feature_size, fingerprint, load_network, own_size
+from hf_essl.methods.backbone import check_resolutions, feature_size, fingerprint, load_network, own_size
 
 
 class FrozenTeacher(nn.Module):
@@ -18,7 +18,7 @@ class FrozenTeacher(nn.Module):
 
     Args:
         backbone: B x 3 x r x r to B x D.
-        resolution: r in pixels, to which the views are resized.
+        resolution: r in pixels, to which the views are resized; None leaves them as they are.
         mean, std: per channel, with which the views are normalized; the network gets them with its own.
     """
 
@@ -26,7 +26,7 @@ class FrozenTeacher(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: nn.Module, resolution: int, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, backbone: nn.Module, resolution: int | None, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.backbone, self.resolution, self.num_features = backbone, resolution, feature_size(backbone)
         own = resolve_model_data_config(backbone)
@@ -41,22 +41,30 @@ class FrozenTeacher(nn.Module):
 
     @classmethod
     def load(
-        cls, name: str, pretrained: bool, resolution: int | None, mean: Sequence[float], std: Sequence[float]
+        cls,
+        name: str,
+        pretrained: bool,
+        resolution: int | Literal["view"] | None,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> Self:
         """The teacher of a name; see `hf_essl.methods.sources`.
 
         Args:
             pretrained: False for random weights, the same ones each time.
-            resolution: by default the network's own.
+            resolution: in pixels; None for the network's own, view for that of each view.
 
         Raises ValueError for a network or a resolution that cannot work, and for weights that cannot be loaded.
         """
         on_meta = torch.empty(0).is_meta  # a device context, in which nothing is loaded
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            sizes = () if resolution is None else (resolution,)
+            sizes = (resolution,) if isinstance(resolution, int) else ()
             backbone = load_network(name, pretrained and not on_meta, resolutions=sizes)
-        return cls(backbone, resolution or own_size(backbone), mean, std)
+        own = own_size(backbone)
+        if resolution == "view":
+            _check_any_size(name, backbone, own)
+        return cls(backbone, None if resolution == "view" else resolution or own, mean, std)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
@@ -65,10 +73,19 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, view: Tensor) -> Tensor:
         """Features of normalized views of any size: B x 3 x s x s to float32 B x D."""
-        size = (self.resolution, self.resolution)
-        if view.shape[-2:] != size:
-            view = F.interpolate(view.float(), size=size, mode="bilinear", antialias=True)
+        size = self.resolution or view.shape[-1]
+        if view.shape[-1] != size:
+            view = F.interpolate(view.float(), size=(size, size), mode="bilinear", antialias=True)
         return self.backbone(view * self.scale + self.shift).float()
+
+
+def _check_any_size(name: str, backbone: nn.Module, own: int) -> None:
+    try:
+        check_resolutions(backbone, (own, own // 2))
+    except ValueError:
+        raise ValueError(
+            f"teacher_resolution is view, but {name} accepts only its own {own} px; leave teacher_resolution out"
+        ) from None
 
 
 def _digest(backbone: nn.Module) -> Tensor:

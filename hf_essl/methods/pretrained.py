@@ -88,4 +88,6 @@ def _check_public(argument: str, name: str) -> None:
     """Raises ValueError for a network that is only a folder here; its weights are not saved."""
     folder = Path(find_source(name)[1].removeprefix("local-dir:")).expanduser()
     if folder.is_dir():
-        raise ValueError(f"{argument} is {name}, a folder of this machine; push it, and train with its Hub id to save it")
+        raise ValueError(
+            f"{argument} is {name}, a folder of this machine; push it, and train with its Hub id to save it"
+        )

@@ -58,8 +58,8 @@ class TimmSource:
         architecture, _, tag = name.partition(".")
         if "/" in name:
             raise ValueError(
-                f"backbone is {name!r}, where no {CONFIG} is; give the folder of an exported backbone or of a finished "
-                f"run, or hf-hub:ORG/NAME"
+                f"backbone is {name!r}, where no {CONFIG} is; give the folder of a finished run or of an exported "
+                f"backbone, or hf-hub:ORG/NAME"
             )
         if not timm.is_model(architecture):
             near = nearest(name, timm.list_models(), 3)
