@@ -8,7 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.methods.backbone import check_resolutions, feature_size, fingerprint, load_network, own_size
+from hf_essl.methods.backbone import accepted_arguments, feature_size, fingerprint, load_network, meta_backbone
 
 
 class FrozenTeacher(nn.Module):
@@ -57,14 +57,12 @@ class FrozenTeacher(nn.Module):
         Raises ValueError for a network or a resolution that cannot work, and for weights that cannot be loaded.
         """
         on_meta = torch.empty(0).is_meta  # a device context, in which nothing is loaded
+        own: int = resolve_model_data_config(meta_backbone(name, {}))["input_size"][-1]
+        sizes = (own,) if resolution is None else _any_size(name, own) if resolution == "view" else (resolution,)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            sizes = (resolution,) if isinstance(resolution, int) else ()
             backbone = load_network(name, pretrained and not on_meta, resolutions=sizes)
-        own = own_size(backbone)
-        if resolution == "view":
-            _check_any_size(name, backbone, own)
-        return cls(backbone, None if resolution == "view" else resolution or own, mean, std)
+        return cls(backbone, None if resolution == "view" else sizes[0], mean, std)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
@@ -79,13 +77,16 @@ class FrozenTeacher(nn.Module):
         return self.backbone(view * self.scale + self.shift).float()
 
 
-def _check_any_size(name: str, backbone: nn.Module, own: int) -> None:
+def _any_size(name: str, own: int) -> tuple[int, ...]:
+    """Its own size and half of it. Raises ValueError for a network that does not accept both."""
+    sizes = (own, own // 2)
     try:
-        check_resolutions(backbone, (own, own // 2))
+        accepted_arguments(name, {}, sizes)
     except ValueError:
         raise ValueError(
             f"teacher_resolution is view, but {name} accepts only its own {own} px; leave teacher_resolution out"
         ) from None
+    return sizes
 
 
 def _digest(backbone: nn.Module) -> Tensor:
