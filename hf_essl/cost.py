@@ -2,8 +2,9 @@
 
 paper:    two operations per multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, and a
           backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. This is within
-          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. A ViT that keeps a share
-          of its patch tokens is scaled with this share too, which the paper does not have.
+          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. The paper has neither of
+          these: a ViT that keeps a share of its patch tokens is scaled with this share too, and a frozen teacher adds
+          its own forward passes at its own resolution.
 counted:  operations in convolutions and matrix products by torch's `FlopCounterMode`, heads and loss included, with
           the real backward pass, about twice the forward pass.
 """
@@ -174,16 +175,22 @@ def estimate_cost(
     unselected_share = sum(n * unselected[size] for size, n in steps_at.items()) / steps
     # two views x (forward + backward as one forward) x two operations per MAC
     paper_plain = 8 * model.cost_factor() * counter.backbone_macs(r_max) * steps * peta_images
+    frozen_plain = 0.0 if model.has_teacher else plain_step.teacher * steps * peta_images
+    paper_total = paper_plain * paper_share
+    if frozen_plain:
+        small_views = view_args.num_views / 2 if view_args.needs_selection_pass else 0
+        selection = small_views * counter.step(view_args.selection_resolution).teacher * steps * peta_images
+        paper_total += counted[2] + selection
     return Cost(
         steps=steps,
         images_per_step=images_per_step,
-        paper_petaflops=paper_plain * paper_share,
+        paper_petaflops=paper_total,
         counted_petaflops=sum(counted),
         counted_forward_petaflops=counted[0],
         counted_backward_petaflops=counted[1],
         counted_teacher_petaflops=counted[2],
         counted_selection_petaflops=counted[3],
-        paper_speedup=1 / paper_share,
+        paper_speedup=(paper_plain + frozen_plain) / paper_total,
         counted_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(counted),
         paper_selection_overhead=100 * (paper_share / unselected_share - 1),
     )

@@ -24,6 +24,7 @@ from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, conv
 from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
+from hf_essl.methods.base import check_networks
 from hf_essl.methods.checkpointing import check_checkpointing
 from hf_essl.methods.tokens import check_tokens, install_token_dropout
 from hf_essl.schedules import CURVES, Curriculum, check_schedule
@@ -71,6 +72,7 @@ class Recipe:
         """
         model, training = self.model, self.training
         check_backbone(model.backbone, model.pretrained)
+        check_networks(model.method, model.method_args)
         accepted_arguments(model.backbone, model.backbone_args, self.views.resolutions)
         if self.views.drops_tokens:
             check_token_views(self.meta_network(), METHODS[model.method], self.views)

@@ -160,7 +160,9 @@ def test_count_is_within_1_percent_of_a_real_step_of_each_method(method, extra_t
             views.render(images, chosen.first, size)
     step = counted(method)[1].under(args).step(64)
     assert 16 * step.total == pytest.approx(real.get_total_flops() - rendering.get_total_flops(), rel=0.01)
-    assert (step.teacher > 0) == model.has_teacher
+    assert (step.teacher > 0) == hasattr(model, "teacher")
+    if method == "distill":
+        return  # its teacher is another network, at its own resolution: tests/methods/test_distill.py
     assert step.teacher == pytest.approx(step.forward, rel=0.02) if model.has_teacher else not step.teacher
 
 

@@ -2,6 +2,7 @@
 
 from hf_essl.commands.parser import Parser, output_file, whole
 from hf_essl.evaluation.backbone import PREFIXES
+from hf_essl.evaluation.pooling import POOLS
 
 NAMED = 10  # unreadable images that are named
 
@@ -26,6 +27,7 @@ def run(argv: list[str]) -> None:
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=whole(1), metavar="PX", help="side of the images [the backbone's own]")
     add("--crop_pct", type=float, metavar="X", help="center crop, as a share of the short side [the backbone's own]")
+    add("--pool", choices=tuple(POOLS), help="features of a ViT: class token, mean of the patches, both [its own]")
     add("--image_size", type=whole(1), metavar="PX", help="side of the decoded images [that of the backbone's run]")
     add("--dataset_config", metavar="NAME", help="configuration (subset) of a Hub dataset")
     add("--image_column", default="image", metavar="NAME", help="column of the images [image]")

@@ -14,6 +14,7 @@ from hf_essl.config import DataArguments
 from hf_essl.config.fields import check_field, default_of, fields_of, hints_of, kinds
 from hf_essl.evaluation.backbone import PREFIXES
 from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
+from hf_essl.evaluation.pooling import POOLS
 from hf_essl.evaluation.protocols import PROTOCOLS
 
 DATA = [name for name in fields_of(DataArguments) if name != "streaming"]  # evaluation needs a length
@@ -54,6 +55,7 @@ def _parser() -> Parser:
         "center crop of the images, as a share of the short side; 1: the whole center square [the backbone's own]"
     )
     add("--crop_pct", type=float, metavar="X", help=crop_help)
+    add("--pool", choices=tuple(POOLS), help="features of a ViT: class token, mean of the patches, both [its own]")
     sizes = ", ".join(f"{name} {protocol.batch_size}" for name, protocol in PROTOCOLS.items())
     add("--batch_size", type=int, metavar="N", help=f"images per batch [{sizes}]")
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")

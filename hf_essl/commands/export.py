@@ -5,6 +5,7 @@ from hf_essl.commands.parser import Parser, output_folder
 
 def run(argv: list[str]) -> None:
     from hf_essl.evaluation.backbone import PREFIXES
+    from hf_essl.evaluation.pooling import POOLS
     from hf_essl.hub.formats import FORMATS, export
 
     formats = "\n".join(f"  {name:<12}{format.description}" for name, format in FORMATS.items())
@@ -22,6 +23,7 @@ def run(argv: list[str]) -> None:
     add("--backbone", metavar="NAME", help="timm's name, for a checkpoint without the recipe.yaml of its run")
     add("--resolution", type=int, metavar="PX", help="side of the images [the backbone's own]")
     add("--crop_pct", type=float, metavar="X", help="center crop, as a share of the short side [the backbone's own]")
+    add("--pool", choices=tuple(POOLS), help="features of a ViT: class token, mean of the patches, both [its own]")
     add("--patches", action="store_true", help="a graph that returns the features of the patches, B x N x D")
     add("--overwrite", action="store_true", help="replace the file")
     done = export(**vars(parser.parse_args(argv)))

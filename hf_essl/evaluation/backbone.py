@@ -1,8 +1,7 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from hf_essl.config import ViewArguments
 from hf_essl.config.fields import Count, Part, checked, fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
+from hf_essl.evaluation.pooling import PooledFeatures
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
 from hf_essl.methods.pretrained import LIBRARY
@@ -42,6 +42,7 @@ class LoadedBackbone(NamedTuple):
     mean, std: per channel, for the normalization of pixels in [0, 1].
     crop_pct: side of the center crop of test images, as a share of the short side.
     interpolation: of the resize, by timm's name.
+    pool: one of `POOLS`; None for the network's own pooling.
 
         loaded = load_backbone("user/name")
         features = loaded.backbone(loaded.preprocess(["cat.jpg", "dog.jpg"]))  # 2 x D
@@ -53,6 +54,22 @@ class LoadedBackbone(NamedTuple):
     std: tuple[float, ...]
     crop_pct: float = EVAL_CROP_PCT
     interpolation: str = INTERPOLATION
+    pool: str | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that was trained, without another pooling."""
+        return self.backbone.backbone if isinstance(self.backbone, PooledFeatures) else self.backbone
+
+    def pooled(self, pool: str | None = None, layers: int = 1) -> "LoadedBackbone":
+        """The same network with another pooling; None keeps this one's, see `PooledFeatures`.
+
+        Raises ValueError for a network without these tokens.
+        """
+        pool = pool or self.pool or ("cls" if layers > 1 else None)
+        if pool is None:
+            return self
+        return self._replace(backbone=PooledFeatures(self.network, pool, layers).eval(), pool=pool)
 
     def preprocess(self, images: Iterable[Any]) -> Tensor:
         """Images as `backbone` expects them, N x 3 x r x r: the short side resized, center-cropped and normalized.
@@ -83,6 +100,7 @@ def load_backbone(
     backbone: str | nn.Module | None = None,
     resolution: Count | None = None,
     crop_pct: Part | None = None,
+    pool: str | None = None,
 ) -> LoadedBackbone:
     """Loads a backbone with its test resolution, crop and normalization; nothing is unpickled.
 
@@ -96,9 +114,11 @@ def load_backbone(
         crop_pct: side of the center crop of test images, as a share of the short side, in (0, 1]; by default what the
             backbone was made with: `eval_crop_pct` of its run (1, the whole center square, in runs from before this
             setting), or `crop_pct` of an exported configuration. A checkpoint without a recipe gets 0.875.
+        pool: features of a ViT: its class token (cls), the mean of its patches (mean), or both (cls_mean); by default
+            as the backbone was exported, or the network's own.
 
     Raises ValueError for a source that does not exist, cannot be downloaded or contains no backbone, for weights that
-    are not safetensors or do not fit, for a missing teacher, and for a resolution or a crop_pct that does not work.
+    are not safetensors or do not fit, for a missing teacher, and for a resolution, crop_pct or pool that cannot work.
     """
     if which not in PREFIXES:
         raise ValueError(unknown("which", which, PREFIXES))
@@ -108,11 +128,12 @@ def load_backbone(
             loaded = _exported(folder, which, backbone if isinstance(backbone, nn.Module) else None)
     else:
         loaded = _from_checkpoint(folder, which, backbone)
+    loaded = loaded.pooled(pool)
     if crop_pct is not None:
         loaded = loaded._replace(crop_pct=crop_pct)
     if resolution is None:
         return loaded
-    problem = f"resolution is {resolution}, which this {type(loaded.backbone).__name__} does not accept"
+    problem = f"resolution is {resolution}, which this {type(loaded.network).__name__} does not accept"
     with _explained(problem, AssertionError, RuntimeError), torch.inference_mode():
         loaded.backbone(torch.zeros(1, 3, resolution, resolution))
     return loaded._replace(resolution=resolution)
@@ -149,15 +170,6 @@ def run_recipe(folder: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of a state dict; the order and the device do not matter."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)  # bfloat16 too
-    return digest.hexdigest()
-
-
 def _picture(image: Any) -> Image.Image:
     """The whole image in its own size, RGB."""
     with _explained(f"image {image_path(image) or ''} cannot be read", Exception):  # PIL raises errors of many types
@@ -186,7 +198,7 @@ def _exported(folder: Path, which: str, module: nn.Module | None) -> LoadedBackb
     name = config.get("architecture") or config.get("model_type")
     with _explained(f"the weights in {folder} do not fit {name}", RuntimeError, SafetensorError, OSError):
         model = build_backbone(str(folder), pretrained=True)
-    return _loaded(model)
+    return _loaded(model).pooled(config.get("pool"))
 
 
 def _loaded_method(method: SSLModel) -> LoadedBackbone:

@@ -24,9 +24,10 @@ from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.data import NO_LABEL, ImageDataset, image_count
 from hf_essl.data.load import load_all_splits
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.features import extract_features
-from hf_essl.evaluation.patches import PatchFeatures
+from hf_essl.evaluation.patches import PatchFeatures, check_pool
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.views.crops import canvas_size
 
 PART, PATCH_PART = 2048, 256  # images of a part: at most as many are computed again after an interruption
@@ -56,6 +57,7 @@ def embed(
     backbone: str | None = None,
     resolution: int | None = None,
     crop_pct: float | None = None,
+    pool: str | None = None,
     image_size: int | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -67,7 +69,7 @@ def embed(
     Memory does not grow with the number of images. The same call continues an interrupted one.
 
     Args:
-        source, which, backbone, resolution, crop_pct: see `load_backbone`.
+        source, which, backbone, resolution, crop_pct, pool: see `load_backbone`.
         data: the dataset, with all of its splits.
         output: the parquet file.
         image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
@@ -77,12 +79,13 @@ def embed(
     Raises ValueError in one line, for a file that exists, and for an interrupted embedding with other settings.
     """
     start, output, folder = time.perf_counter(), Path(output), find_backbone(source)
-    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    check_pool(pool, patches)
+    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
     size = image_size or max(run_recipe(folder).get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     splits = load_all_splits(replace(data, image_size=size, cache="none"))
     settings = _settings(loaded, which, size, data, splits)
     if patches:
-        network = PatchFeatures(loaded.backbone, loaded.resolution)
+        network = PatchFeatures(loaded.network, loaded.resolution)
         loaded = loaded._replace(backbone=nn.Sequential(network, nn.Flatten()))
         settings |= {"patches": network.grid, "part": PATCH_PART}
     parts = output.with_name(f"{output.name}.parts")
@@ -97,10 +100,11 @@ def _settings(
 ) -> dict[str, Any]:
     """What must be equal for two parts to belong together; the dataset is also how the file's images are found."""
     return {
-        "backbone": fingerprint(loaded.backbone.state_dict()),
+        "backbone": fingerprint(loaded.network.state_dict()),
         "which": which,
         "resolution": loaded.resolution,
         "crop_pct": loaded.crop_pct,
+        "pool": loaded.pool,
         "image_size": size,
         "part": PART,
         "dataset": data.dataset,

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
-from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.views.crops import canvas_size, describe_center_crop
 
 
@@ -28,6 +29,7 @@ def evaluate_backbone(
     backbone: str | None = None,
     resolution: int | None = None,
     crop_pct: float | None = None,
+    pool: str | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     num_workers: int = 0,
@@ -38,7 +40,7 @@ def evaluate_backbone(
     """Top-1 accuracy, in percent, of a trained backbone on a labeled dataset; call it on all processes.
 
     Args:
-        source, which, backbone, resolution, crop_pct: see `load_backbone`.
+        source, which, backbone, resolution, crop_pct, pool: see `load_backbone`.
         data: the dataset. Its max_train_samples images are chosen at random; its image_size is ignored.
         protocol: one of `PROTOCOLS`.
         settings: of the protocol, such as {"k": 20}.
@@ -59,14 +61,14 @@ def evaluate_backbone(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it is a number of images, such as 256")
     folder = find_backbone(source)
-    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
     recipe = run_recipe(folder)
     if image_size is None:
         image_size = max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
     images = load_images(replace(data, image_size=image_size, max_train_samples=None), accelerator.device)
     train, test = labeled_splits(images, data.dataset)
-    weights = fingerprint(loaded.backbone.state_dict())  # before fine-tuning changes them
+    weights = fingerprint(loaded.network.state_dict())  # before fine-tuning changes them
     task = Task(
         loaded,
         train,
@@ -105,6 +107,7 @@ def _facts(task: Task, image_size: int) -> dict[str, Any]:
     return {
         "resolution": task.loaded.resolution,
         "crop_pct": task.loaded.crop_pct,
+        "pool": task.loaded.pool,
         "image_size": image_size,
         "dataset": task.train.name,
         "train_images": task.train_images,

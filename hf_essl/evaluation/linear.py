@@ -1,7 +1,7 @@
 """The `linear` protocol: a linear classifier on frozen features, as papers cite it or on cached features."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_essl.config.fields import Count, Positive, option
@@ -33,10 +33,17 @@ class LinearSettings:
     augment: bool = option(
         "SimSiam's protocol to the letter, which papers cite: new crops and flips of every image in each epoch.", False
     )
+    layers: Count = option(
+        "Class tokens of a ViT's last N blocks, concatenated, as DINO's protocol does; --pool cls_mean adds the mean "
+        "of the patches.",
+        1,
+    )
 
 
 def evaluate_linear(task: Task, settings: LinearSettings) -> dict[str, Any]:
     """SimSiam's linear evaluation with `augment`, otherwise the quick probe on cached features."""
+    if settings.layers > 1:
+        task = replace(task, loaded=task.loaded.pooled(layers=settings.layers))
     evaluate = _cited if settings.augment else _cached
     classifier, facts = evaluate(task, settings)
     features, labels = task.test_features()

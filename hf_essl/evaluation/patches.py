@@ -48,3 +48,9 @@ def _layout(backbone: nn.Module, features: Tensor) -> str:
     if features.ndim == 3:
         return "tokens"
     return "NHWC" if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+
+
+def check_pool(pool: str | None, patches: bool) -> None:
+    """Raises ValueError if features of patches should be pooled too."""
+    if patches and pool is not None:
+        raise ValueError(f"pool is {pool}, but --patches asks for the features before pooling; leave out one of them")

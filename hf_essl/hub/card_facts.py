@@ -9,9 +9,10 @@ from typing import NamedTuple
 from safetensors.torch import load_file
 
 from hf_essl.config.training import WHOLE_SQUARE
-from hf_essl.evaluation.backbone import fingerprint
+from hf_essl.evaluation.pooling import POOLS
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.evaluation.retrieval import RETRIEVAL_IMAGES
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.metrics import Metrics, show
 from hf_essl.run_folder import WEIGHTS
@@ -91,8 +92,9 @@ def _evaluated(facts: Metrics) -> Result:
     protocol = PROTOCOLS[facts["protocol"]]
     own = {key.replace("_", " "): facts.get(key) for key in protocol.settings}
     settings = ", ".join(f"{key} = {value}" for key, value in own.items() if value not in (None, False))
+    pool = f"{POOLS[facts['pool']]} of the ViT, " if facts.get("pool") in POOLS else ""
     images = _images(facts.get("train_images"), facts.get("eval_images"))
-    how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, {_crop(facts, facts['resolution'])}{images}"
+    how = f"`hf-essl evaluate` on {facts['dataset']}: {settings}, {pool}{_crop(facts, facts['resolution'])}{images}"
     title = facts.get("title", protocol.title)
     return Result(title, facts["accuracy"], f"{facts['accuracy']:.1f} %", how, facts["dataset"])
 

@@ -124,6 +124,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         epochs += f" (set by max_steps: {training.max_steps}; the recipe has {training.num_train_epochs:g} epochs)"
     rows: list[tuple[str, str | None]] = [
         ("Method", method),
+        *[(name.capitalize(), f"`{value}`") for name, value in _networks(recipe).items()],
         ("Backbone", f"`{metrics['backbone']}`"),
         ("Parameters", show(metrics, "parameters")),
         ("Features", f"{features} per image" if features else None),
@@ -141,6 +142,12 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
         ("Changed on resume", "; ".join(str(change) for change in recipe.changes) or None),
     ]
     return table(("what", "value"), rows)
+
+
+def _networks(recipe: Recipe) -> dict[str, str]:
+    """The further networks of the method, such as a teacher to distill, by the argument that names them."""
+    method, shown = METHODS.get(recipe.model.method), recipe.redacted().model.method_args
+    return {name: shown[name] for name in (method.network_args if method else ()) if name in shown}
 
 
 def is_local(metrics: Metrics) -> bool:

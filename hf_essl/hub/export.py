@@ -13,6 +13,7 @@ from torch import nn
 
 from hf_essl.config.fields import Count, Part, checked
 from hf_essl.config.training import EVAL_CROP_PCT
+from hf_essl.evaluation.pooling import PooledFeatures
 from hf_essl.methods.backbone import feature_size, storable
 from hf_essl.methods.transformers_backbone import TransformersBackbone
 from hf_essl.run_folder import CONFIG, WEIGHTS
@@ -33,6 +34,7 @@ def export_backbone(
     crop_pct: Part = EVAL_CROP_PCT,
     interpolation: Interpolation = INTERPOLATION,
     tag: str = "hf_essl",
+    pool: str | None = None,
 ) -> Path:
     """Exports `model.backbone` (or a bare backbone) as `config.json` and `model.safetensors`.
 
@@ -47,6 +49,7 @@ def export_backbone(
         crop_pct: side of their center crop, as a share of the short side.
         interpolation: of the resize, by timm's name.
         tag: name of the pretraining in the configuration.
+        pool: with which `load_backbone` reads it again, see there; timm and transformers know only the network's own.
 
     Returns the folder. `load_backbone` reads it, and so does the library of the network: for timm's
     `timm.create_model("local-dir:FOLDER", pretrained=True)`, for transformers' `AutoModel.from_pretrained(FOLDER)`.
@@ -56,6 +59,8 @@ def export_backbone(
     data = _preprocessing(backbone) | {"crop_pct": crop_pct, "interpolation": interpolation}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         _writer(backbone)(backbone, Path(scratch), data, input_size, tag)
+        if pool is not None:
+            _record_pool(backbone, pool, Path(scratch) / CONFIG)
         target.mkdir(exist_ok=True)
         for file in Path(scratch).iterdir():
             os.replace(file, target / file.name)
@@ -93,6 +98,11 @@ def _write_weights(backbone: Any, folder: Path, data: dict[str, Any], input_size
     config = {**config, "num_features": feature_size(backbone), "pretrained_cfg": preprocessing}
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(storable(backbone.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _record_pool(backbone: nn.Module, pool: str, path: Path) -> None:
+    facts = {"pool": pool, "num_features": feature_size(PooledFeatures(backbone, pool))}
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts, indent=2))
 
 
 def _preprocessing(backbone: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_essl.common import one_line, unknown
 from hf_essl.evaluation.backbone import LoadedBackbone, load_backbone
-from hf_essl.evaluation.patches import PatchFeatures
+from hf_essl.evaluation.patches import PatchFeatures, check_pool
 from hf_essl.hub.export import export_backbone
 from hf_essl.run_folder import WEIGHTS
 
@@ -65,13 +65,14 @@ def export(
     backbone: str | None = None,
     resolution: int | None = None,
     crop_pct: float | None = None,
+    pool: str | None = None,
     patches: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Writes a backbone and its preprocessing into a folder; each file is moved there after the check.
 
     Args:
-        source, which, backbone, resolution, crop_pct: see `load_backbone`.
+        source, which, backbone, resolution, crop_pct, pool: see `load_backbone`.
         format: one of `FORMATS`.
         output: the folder.
         patches: the graph returns the features of the patches, B x N x D (see `PatchFeatures`).
@@ -86,11 +87,12 @@ def export(
     _check_packages(format)
     if (output / chosen.file).exists() and not overwrite:
         raise ValueError(f"output {output / chosen.file} exists; choose another --output, or replace it: --overwrite")
-    loaded = load_backbone(source, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct)
+    check_pool(pool, patches)
+    loaded = load_backbone(source, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
     if patches and not chosen.is_graph:
         raise ValueError(f"patches is given with format {format}, which holds the whole network; leave out --patches")
     if patches:
-        loaded = loaded._replace(backbone=PatchFeatures(loaded.backbone, loaded.resolution))
+        loaded = loaded._replace(backbone=PatchFeatures(loaded.network, loaded.resolution), pool=None)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as name:
         scratch = Path(name) / "files"
@@ -150,11 +152,12 @@ def _largest_difference(loaded: LoadedBackbone, network: Network) -> tuple[float
 
 def _write_safetensors(loaded: LoadedBackbone, folder: Path) -> None:
     export_backbone(
-        loaded.backbone,
+        loaded.network,
         folder,
         input_size=loaded.resolution,
         crop_pct=loaded.crop_pct,
         interpolation=loaded.interpolation,  # type: ignore[arg-type]  # that of its configuration
+        pool=loaded.pool,
     )
 
 
@@ -209,6 +212,7 @@ def _write_preprocessing(loaded: LoadedBackbone, folder: Path) -> None:
         "std": list(loaded.std),
         "crop_pct": loaded.crop_pct,
     }
+    facts |= {} if loaded.pool is None else {"pool": loaded.pool}
     (folder / PREPROCESSING).write_text(json.dumps(facts, indent=2))
 
 

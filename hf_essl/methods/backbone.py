@@ -4,6 +4,7 @@ Many transformers accept only the image size that they were built for. `build_ba
 them accept other sizes, as far as they have such arguments. All checks run on the meta device, in about a second.
 """
 
+import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -42,6 +44,16 @@ def build_backbone(
     return source.create(own_name, pretrained, arguments)
 
 
+def load_network(
+    name: str, pretrained: bool = False, backbone_args: dict | None = None, resolutions: Iterable[int] = ()
+) -> nn.Module:
+    """`build_backbone`; weights that cannot be loaded raise ValueError too."""
+    try:
+        return build_backbone(name, pretrained, backbone_args, resolutions)
+    except (OSError, RuntimeError, HfHubHTTPError) as error:
+        raise ValueError(f"the weights of {name} cannot be loaded: {one_line(error)}") from error
+
+
 def accepted_arguments(name: str, backbone_args: dict, resolutions: Iterable[int] = ()) -> dict[str, Any]:
     """The arguments of its library with which a model accepts all `resolutions`; those given win.
 
@@ -62,7 +74,7 @@ def _arguments(name: str, backbone_args: dict, sizes: tuple[int, ...]) -> dict[s
     for sizing in (*_sizing(name), *built_for):
         arguments = {**sizing, **backbone_args}
         network = _built(name, arguments)
-        if network is not None and all(_accepts(network, size) for size in sizes or (_own_size(network),)):
+        if network is not None and all(_accepts(network, size) for size in sizes or (own_size(network),)):
             return arguments
     raise ValueError(_refusal(name, backbone_args, sizes, plain))
 
@@ -119,6 +131,15 @@ def storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes of a state dict; the order and the device do not matter."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)  # bfloat16 too
+    return digest.hexdigest()
+
+
 def feature_size(backbone: nn.Module) -> int:
     """D of a backbone, B x 3 x r x r to B x D, measured by a pass on the meta device; the backbone does not change.
 
@@ -126,7 +147,7 @@ def feature_size(backbone: nn.Module) -> int:
 
     Raises ValueError if it returns anything but one vector per image.
     """
-    network, size = meta_copy(backbone), _own_size(backbone)
+    network, size = meta_copy(backbone), own_size(backbone)
     try:
         features = _features(network, size)
     except Exception as error:
@@ -148,7 +169,7 @@ def freeze_unused(backbone: nn.Module) -> None:
     """
     network = meta_copy(backbone).train()
     with isolated(), torch.enable_grad():
-        network(meta_views(_own_size(backbone))).sum().backward()
+        network(meta_views(own_size(backbone))).sum().backward()
     for parameter, twin in zip(backbone.parameters(), network.parameters(), strict=True):
         if twin.grad is None:
             parameter.requires_grad_(False)
@@ -171,7 +192,7 @@ def _accepts(network: nn.Module, size: int) -> bool:
         return False
 
 
-def _own_size(backbone: nn.Module) -> int:
+def own_size(backbone: nn.Module) -> int:
     """The side in pixels that a network was built for, or that timm recommends for it."""
     return image_size_at_build(backbone) or resolve_model_data_config(backbone)["input_size"][-1]
 
@@ -228,7 +249,7 @@ def _parameters(name: str) -> Iterator[str]:
 
 def _refusal(name: str, backbone_args: dict, sizes: Sequence[int], plain: nn.Module) -> str:
     """Which sizes a network does not accept, which it accepts, and what to set."""
-    own = _own_size(plain)
+    own = own_size(plain)
     networks = [net for sizing in _sizing(name) if (net := _built(name, {**sizing, **backbone_args})) is not None]
     tried = sorted({*sizes, own, *range(32, 257, 32)})
     flexible = max(([size for size in tried if _accepts(net, size)] for net in networks), key=len)

@@ -2,7 +2,7 @@
 
 To add a method, write one file with a subclass of `SSLModel` and add one line to `hf_essl.methods.METHODS`. The class
 declares `title`, `description`, `citation` and `small_args`, and defines `projector`, `embed` and `loss`. It may also
-override `targets`, `loss_components`, `before_step` and `after_step`.
+override `targets`, `embedding`, `loss_components`, `before_step` and `after_step`.
 """
 
 import inspect
@@ -11,15 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_essl.common import one_line, unknown
+from hf_essl.common import unknown
 from hf_essl.config import ModelArguments
 from hf_essl.config.fields import check_arguments_of
-from hf_essl.methods.backbone import build_backbone, check_backbone, check_resolutions, feature_size, freeze_unused
+from hf_essl.methods.backbone import check_backbone, check_resolutions, feature_size, freeze_unused, load_network
 from hf_essl.methods.checkpointing import checkpoint_activations
 from hf_essl.methods.pretrained import PretrainedMethod
 from hf_essl.methods.sources import OWN
@@ -39,6 +38,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     description: ClassVar[str]  # one line for help and README: the loss and the paper
     citation: ClassVar[str] = ""  # BibTeX of the paper
     small_args: ClassVar[dict[str, Any]] = {}  # `method_args` with heads small enough for tests
+    network_args: ClassVar[tuple[str, ...]] = ()  # those of `method_args` that name further networks
     has_teacher = False  # whether a momentum teacher also runs forward on both views
     fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
     uses_negatives = False  # whether the loss compares the images of a batch with each other
@@ -90,11 +90,9 @@ class SSLModel(nn.Module, PretrainedMethod):
         config = ModelArguments(backbone, method, backbone_args or {}, method_args or {}, pretrained)
         check_method(method, config.method_args)
         check_backbone(backbone, pretrained)
+        check_networks(method, config.method_args)
         sizes = tuple(resolutions)
-        try:
-            network = build_backbone(backbone, pretrained, config.backbone_args, sizes)
-        except (OSError, RuntimeError, HfHubHTTPError) as error:
-            raise ValueError(f"the weights of {backbone} cannot be loaded: {one_line(error)}") from error
+        network = load_network(backbone, pretrained, config.backbone_args, sizes)
         return _with_method(network, config, sizes)
 
     @staticmethod
@@ -115,6 +113,7 @@ class SSLModel(nn.Module, PretrainedMethod):
         name = f"{OWN}{type(network).__module__}.{type(network).__qualname__}"
         config = ModelArguments(name, method, {}, method_args or {})
         check_method(method, config.method_args)
+        check_networks(method, config.method_args)
         sizes = tuple(resolutions)
         if sizes:
             check_resolutions(network, sizes)
@@ -142,6 +141,10 @@ class SSLModel(nn.Module, PretrainedMethod):
         """The loss of each image, B, from queries and target keys, B x D per view. It changes no state."""
         raise TypeError(f"{type(self).__name__} must define loss(queries, keys)")
 
+    def embedding(self, queries: Pair, keys: Pair) -> Tensor:
+        """What the alarms watch for a collapse, B x D: the first view's key. Called without gradient."""
+        return keys[0]
+
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         """The parts of `losses`, B, by name: scalars on the device that sum to its mean, logged as `loss_<name>`.
 
@@ -157,7 +160,7 @@ class SSLModel(nn.Module, PretrainedMethod):
         tokens: Tensor | None = None,
         teacher_tokens: Tensor | None = None,
     ) -> dict[str, Any]:
-        """`loss` of each image, B; `embedding`, the first view's key without gradient, B x D; and `loss_components`.
+        """`loss` of each image, B; `embedding`, B x D without gradient; and `loss_components`.
 
         One call for both views, because two DDP forwards before a backward break BatchNorm; the backbone sees one
         view per batch.
@@ -176,8 +179,9 @@ class SSLModel(nn.Module, PretrainedMethod):
         losses = [self.loss(queries, keys)]
         with torch.no_grad():
             components = self.loss_components(queries, keys, losses[0])
+            embedding = self.embedding((q1, q2), (k1, k2)).detach()
         losses += [self.loss(queries, (key, key)) for key in (() if extra is None else extra.unbind(dim=1))]
-        return {"loss": torch.stack(losses).mean(dim=0), "embedding": k1.detach(), "loss_components": components}
+        return {"loss": torch.stack(losses).mean(dim=0), "embedding": embedding, "loss_components": components}
 
     def loss_at_collapse(self, images: int) -> float | None:
         """The loss if all images map to one point, for a batch of `images` over all processes; None if unknown."""
@@ -244,7 +248,11 @@ def check_method(name: str, arguments: dict) -> None:
     """Raises ValueError for an unknown method, or for an argument that the method does not accept."""
     if name not in METHODS:
         raise ValueError(unknown("method", name, METHODS))
-    known = list(inspect.signature(METHODS[name].__init__).parameters)[2:]
+    parameters = dict(list(inspect.signature(METHODS[name].__init__).parameters.items())[2:])
+    known = list(parameters)
+    for argument, parameter in parameters.items():
+        if parameter.default is parameter.empty and argument not in arguments:
+            raise ValueError(f"method is {name}, which needs {argument}; set method_args: {{{argument}: …}}")
     for argument in arguments:
         if argument not in known:
             raise ValueError(
@@ -254,6 +262,15 @@ def check_method(name: str, arguments: dict) -> None:
         check_arguments_of(METHODS[name].__init__, arguments)
     except ValueError as error:
         raise ValueError(f"method_args of {name}: {error}") from None
+
+
+def check_networks(name: str, arguments: dict) -> None:
+    """Raises ValueError for a network in a method's arguments that does not exist; nothing is loaded."""
+    for argument in METHODS[name].network_args:
+        try:
+            check_backbone(arguments[argument], arguments.get(f"{argument}_pretrained", True))
+        except ValueError as error:
+            raise ValueError(f"method_args contains {argument}: {arguments[argument]}; {error}") from None
 
 
 def method_name(model: SSLModel) -> str:

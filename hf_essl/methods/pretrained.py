@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ class PretrainedMethod(ModelHubMixin, library_name=LIBRARY, tags=["self-supervis
     """
 
     config: Any
+    network_args: ClassVar[tuple[str, ...]]
     resolutions: tuple[int, ...]
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -32,6 +33,8 @@ class PretrainedMethod(ModelHubMixin, library_name=LIBRARY, tags=["self-supervis
             raise ValueError("the model was built by hand, so it cannot be saved to be built again; use from_timm")
         facts = {"library": LIBRARY, **{name: getattr(self.config, name) for name in FIELDS}}
         facts["backbone"] = _portable(facts["backbone"])
+        for argument in self.network_args:
+            _check_public(argument, facts["method_args"][argument])
         facts["resolutions"] = list(self.resolutions)
         state = storable({name: value.detach().cpu() for name, value in self.state_dict().items()})  # type: ignore[attr-defined]
         (save_directory / CONFIG).write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -79,3 +82,12 @@ def _portable(backbone: str) -> str:
     if architecture is None:
         raise ValueError(f"backbone is {backbone}, a folder of this machine; use the Hub id of the model to save it")
     return f"torchvision:{architecture}" if source is SOURCES["torchvision"] else architecture
+
+
+def _check_public(argument: str, name: str) -> None:
+    """Raises ValueError for a network that is only a folder here; its weights are not saved."""
+    folder = Path(find_source(name)[1].removeprefix("local-dir:")).expanduser()
+    if folder.is_dir():
+        raise ValueError(
+            f"{argument} is {name}, a folder of this machine; push it, and train with its Hub id to save it"
+        )

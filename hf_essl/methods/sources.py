@@ -1,6 +1,7 @@
 """Where a backbone comes from: timm, transformers, torchvision, or a folder with an exported one.
 
-A name without a prefix is timm's, or a folder with a `config.json`, whose content says which library reads it:
+A name without a prefix is timm's, or a folder with a `config.json`, whose content says which library reads it; in the
+folder of a finished run, that is `backbone/`:
 
     resnet50   hf-hub:timm/resnet18.a1_in1k   runs/quickstart/backbone   torchvision:resnet18   transformers:ORG/NAME
 
@@ -55,6 +56,11 @@ class TimmSource:
         elif ":" in name:
             return  # the Hub is asked when the network is built
         architecture, _, tag = name.partition(".")
+        if "/" in name:
+            raise ValueError(
+                f"backbone is {name!r}, where no {CONFIG} is; give the folder of a finished run or of an exported "
+                f"backbone, or hf-hub:ORG/NAME"
+            )
         if not timm.is_model(architecture):
             near = nearest(name, timm.list_models(), 3)
             hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
@@ -90,6 +96,8 @@ def find_source(backbone: str) -> tuple[Source, str]:
     if colon and prefix in SOURCES:
         return SOURCES[prefix], name
     folder = Path(backbone.removeprefix("local-dir:")).expanduser()
+    if not (folder / CONFIG).is_file():
+        folder = folder / "backbone"  # of a run
     if not (folder / CONFIG).is_file():
         return SOURCES["timm"], backbone
     library = library_of(read_config(folder))

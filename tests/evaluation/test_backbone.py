@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hf_essl import export_backbone
-from hf_essl.evaluation.backbone import find_backbone, fingerprint, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import find_backbone, load_backbone, run_recipe
 from hf_essl.methods import METHODS, SSLModel
+from hf_essl.methods.backbone import fingerprint
 
 IMAGES = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 

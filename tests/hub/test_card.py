@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torchvision import transforms
 
 from hf_essl.cli import main
-from hf_essl.evaluation.backbone import fingerprint
 from hf_essl.hub.card import card_of_run, card_on_hub, write_card
 from hf_essl.hub.trainer import CardCallback
+from hf_essl.methods.backbone import fingerprint
 from hf_essl.recipe import Recipe, load_recipe, read_recipe
 from hf_essl.reporting.metrics import read_metrics
 from tests.helpers import small_trainer
