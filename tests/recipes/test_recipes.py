@@ -123,12 +123,8 @@ PAPER_COLUMNS = {  # headings that the paper prints; the last three sweeps are n
     "one_cycle": ["Schedule", "num_train_epochs", "kNN-Acc. (%)", *FIVE],
     "progressive_without_warmup": ["Curriculum", "kNN-Acc. (%)", *FIVE],
 }
-LINEAR = {
-    "augment": True,
-    "epochs": None,
-    "learning_rate": 0.8,
-    "layers": None,
-}  # appendix B: LARS at 0.8, 90 epochs by default
+# appendix B: LARS at 0.8, 90 epochs by default
+LINEAR = {"augment": True, "epochs": None, "learning_rate": 0.8, "layers": None}
 METRICS = {"table1_backbones": LINEAR, "table4_schedules": LINEAR, "table11_randaugment": "online_probe"}
 
 
