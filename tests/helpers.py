@@ -1,9 +1,15 @@
 """A run small enough for a test: 96 patches of 32 px, a network of 0.4 M parameters, every strategy switched on."""
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
+import timm
 import torch
 
+from hf_essl import export_backbone
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.cost import FlopCounter
 from hf_essl.data import CachedImages
@@ -42,6 +48,15 @@ COUNTERS: dict[str, FlopCounter] = {}
 @cache
 def _patches(split: str) -> CachedImages:
     return photo_patches(split, 32)
+
+
+@contextlib.contextmanager
+def quickstart_teacher() -> Iterator[None]:
+    """The current folder has an untrained backbone where recipes/quickstart/distill.yaml looks for its teacher."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        network = timm.create_model("test_resnet", num_classes=0)
+        export_backbone(network, Path("runs/quickstart/backbone"), input_size=96)
+        yield
 
 
 def patches(split: str, count: int) -> CachedImages:

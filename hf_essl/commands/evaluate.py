@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
         **options,
     )
     if PartialState().is_main_process:
-        settings = ", ".join(f"{name} {facts[name]}" for name in protocol.settings)
+        settings = ", ".join(f"{name} {facts[name]}" for name in protocol.settings if facts[name] is not None)
         print(f"{facts['title']} {facts['accuracy']:.2f} % ({settings})")
         if output:
             print(f"wrote {write_text(Path(output), json.dumps(facts, indent=2))}")

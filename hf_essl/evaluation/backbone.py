@@ -61,15 +61,15 @@ class LoadedBackbone(NamedTuple):
         """The network that was trained, without another pooling."""
         return self.backbone.backbone if isinstance(self.backbone, PooledFeatures) else self.backbone
 
-    def pooled(self, pool: str | None = None, layers: int = 1) -> "LoadedBackbone":
+    def pooled(self, pool: str | None = None, layers: int | None = None) -> "LoadedBackbone":
         """The same network with another pooling; None keeps this one's, see `PooledFeatures`.
 
         Raises ValueError for a network without these tokens.
         """
-        pool = pool or self.pool or ("cls" if layers > 1 else None)
+        pool = pool or self.pool or (None if layers is None else "cls")
         if pool is None:
             return self
-        return self._replace(backbone=PooledFeatures(self.network, pool, layers).eval(), pool=pool)
+        return self._replace(backbone=PooledFeatures(self.network, pool, layers or 1).eval(), pool=pool)
 
     def preprocess(self, images: Iterable[Any]) -> Tensor:
         """Images as `backbone` expects them, N x 3 x r x r: the short side resized, center-cropped and normalized.

@@ -33,16 +33,15 @@ class LinearSettings:
     augment: bool = option(
         "SimSiam's protocol to the letter, which papers cite: new crops and flips of every image in each epoch.", False
     )
-    layers: Count = option(
+    layers: Count | None = option(
         "Class tokens of a ViT's last N blocks, concatenated, as DINO's protocol does; --pool cls_mean adds the mean "
-        "of the patches.",
-        1,
+        "of the patches."
     )
 
 
 def evaluate_linear(task: Task, settings: LinearSettings) -> dict[str, Any]:
     """SimSiam's linear evaluation with `augment`, otherwise the quick probe on cached features."""
-    if settings.layers > 1:
+    if settings.layers is not None:
         task = replace(task, loaded=task.loaded.pooled(layers=settings.layers))
     evaluate = _cited if settings.augment else _cached
     classifier, facts = evaluate(task, settings)

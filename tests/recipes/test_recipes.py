@@ -19,6 +19,7 @@ from hf_essl.methods import METHODS, SSLModel
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
 from hf_essl.sweep import load_sweep, run_sweep
+from tests.helpers import quickstart_teacher
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("accelerate", "ablations")  # launch configurations, and files of several runs each
@@ -46,7 +47,7 @@ def test_recipe_is_parsed_and_built(path):
     """On the meta device: the network and heads that it names, without memory."""
     recipe = load_recipe(path, ["--use_cpu"])
     args = recipe.model
-    with torch.device("meta"):
+    with quickstart_teacher(), torch.device("meta"):
         model = SSLModel.from_timm(
             args.backbone, args.method, backbone_args=args.backbone_args, method_args=args.method_args
         )
@@ -122,7 +123,8 @@ PAPER_COLUMNS = {  # headings that the paper prints; the last three sweeps are n
     "one_cycle": ["Schedule", "num_train_epochs", "kNN-Acc. (%)", *FIVE],
     "progressive_without_warmup": ["Curriculum", "kNN-Acc. (%)", *FIVE],
 }
-LINEAR = {"augment": True, "epochs": None, "learning_rate": 0.8}  # appendix B: LARS at 0.8, 90 epochs by default
+# appendix B: LARS at 0.8, 90 epochs by default
+LINEAR = {"augment": True, "epochs": None, "learning_rate": 0.8, "layers": None}
 METRICS = {"table1_backbones": LINEAR, "table4_schedules": LINEAR, "table11_randaugment": "online_probe"}
 
 
