@@ -58,7 +58,9 @@ def test_a_larger_share_keeps_the_tokens_of_a_smaller_one():
 
 def test_views_sample_a_seed_per_view_and_other_views_stay_as_they_were():
     images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    plain, dropping = (Views(ViewArguments(resolution=16, resolution_step=16, min_tokens=share), seed=5) for share in (1.0, 0.5))
+    plain, dropping = (
+        Views(ViewArguments(resolution=16, resolution_step=16, min_tokens=share), seed=5) for share in (1.0, 0.5)
+    )
     (first, second), others = dropping.sample_all(images, (0, 1)), plain.sample_all(images, (0, 1))
     assert len(torch.cat([first.tokens, second.tokens]).unique()) == 16
     assert all(torch.equal(ours.box, theirs.box) for ours, theirs in zip((first, second), others, strict=True))
