@@ -13,7 +13,7 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,9 +118,9 @@ class FlopCounter:
         kept, teacher_kept = self._kept(resolution, tokens), self._kept(resolution, teacher_tokens)
         seen = {"tokens": None if kept is None else torch.stack([kept, kept], dim=1), "teacher_tokens": teacher_kept}
         with isolated(), torch.enable_grad():
-            with FlopCounterMode(display=False) as forward:
+            with _count() as forward:
                 loss = self._model(*views, **seen)["loss"].mean()
-            with FlopCounterMode(display=False) as backward:
+            with _count() as backward:
                 loss.backward()
             self._model.zero_grad(set_to_none=True)
         teacher = sum(forward.get_flop_counts().get(f"{type(self._model).__name__}.teacher", {}).values()) / BATCH
@@ -130,7 +130,7 @@ class FlopCounter:
     def _count_forward(self, part: str, resolution: int, tokens: float) -> float:
         """Operations of one view in `backbone` or `embed`, without gradient."""
         kept = self._kept(resolution, tokens)
-        counter = FlopCounterMode(display=False)
+        counter = _count()
         with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept), counter:
             getattr(self._model, part)(meta_views(resolution))
         return counter.get_total_flops() / BATCH
@@ -141,6 +141,20 @@ class FlopCounter:
             return None
         count = kept_count(patch_count(self._model.backbone, resolution), share)
         return torch.empty(BATCH, count, dtype=torch.int64, device="meta")
+
+
+def _count() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(
+    grad: list[int], images: list[int], weight: list[int], *others: Any, out_shape: Any = None
+) -> int:
+    """Both gradients cost as much as the forward pass; torch counts the weights' once more for each group."""
+    transposed, output_mask = others[4], others[7]
+    places = images if transposed else grad
+    forward = 2 * images[0] * math.prod(places[2:]) * math.prod(weight)
+    return forward * sum(output_mask[:2])
 
 
 @checked

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_essl.config import ViewArguments
-from hf_essl.cost import FlopCounter, estimate_cost, steps_per_epoch
+from hf_essl.cost import FlopCounter, _count, estimate_cost, steps_per_epoch
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.schedules import Curriculum
 from hf_essl.selection import HardAugment
@@ -283,3 +283,18 @@ def test_the_cost_of_a_run_with_tokens_by_hand():
     assert few.teacher == all_tokens.teacher and few.total < 0.6 * all_tokens.total
     less = FlopCounter.of(model, ViewArguments(resolution=32, teacher_tokens=0.5)).step(32)
     assert less.forward == all_tokens.forward and 0.4 < less.teacher / all_tokens.teacher < 0.6
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_in_groups_by_hand(kind, groups):
+    """Of a 3 x 3 convolution with 8 channels, 2 images of 6 x 6: a gradient costs as much as the forward pass."""
+    layer = kind(8, 8, 3, padding=1, groups=groups)
+    images = torch.zeros(2, 8, 6, 6, requires_grad=True)
+    output = layer(images)
+    with _count() as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 2 * 36 * 9 * 8 * 8 // groups)
+    with _count() as counter:
+        layer(images.detach()).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 2 * 36 * 9 * 8 * 8 // groups)  # forward, and the weights' gradient

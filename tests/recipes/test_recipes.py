@@ -32,6 +32,13 @@ STAND_IN = """
     --total_batch_size none --per_device_train_batch_size 2 --max_steps 2 --save_strategy steps --save_steps 1
     --logging_steps 1 --measure_speedup false --use_cpu true --disable_tqdm true --dataloader_num_workers 0
 """.split()
+
+
+def stand_in(name):
+    """The words that replace a backbone by a tiny one of its kind."""
+    return ["--backbone", "test_vit" if "vit" in name else "test_resnet"]
+
+
 FILES = (
     "metrics.json",
     "curves.png",
@@ -76,8 +83,9 @@ def test_the_header_names_the_evaluation_of_the_papers_figure(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_recipe_trains_resumes_and_exports(path, tmp_path):
     """Two steps of the recipe on a tiny network and stand-in images."""
-    overrides = [*STAND_IN, "--output_dir", str(tmp_path), "--backbone", "test_resnet"]
-    heads = METHODS[load_recipe(path, ["--use_cpu"]).model.method].small_args
+    model = load_recipe(path, ["--use_cpu"]).model
+    overrides = [*STAND_IN, "--output_dir", str(tmp_path), *stand_in(model.backbone)]
+    heads = METHODS[model.method].small_args
     heads = heads | ({"queue_length": 4} if "queue_length" in heads else {})  # 8 images are fewer than 40 keys
     overrides += ["--method_args", json.dumps(heads)]
     recipe = load_recipe(path, overrides)
@@ -99,7 +107,7 @@ def test_recipe_trains_resumes_and_exports(path, tmp_path):
     backbone = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True).eval()
     trained = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
     assert all(torch.equal(value, trained[name]) for name, value in backbone.state_dict().items())
-    assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, backbone.num_features)
+    assert backbone(torch.zeros(1, 3, *[recipe.views.resolution] * 2)).shape == (1, backbone.num_features)
 
     again = load_recipe(tmp_path / "recipe.yaml")
     assert again.views == recipe.views and again.training.learning_rate == recipe.training.learning_rate
@@ -167,7 +175,8 @@ def test_every_efficient_recipe_has_a_counterpart_of_the_same_network_and_images
 @pytest.mark.parametrize("path", [*SWEEPS, *PROOF], ids=lambda path: path.stem)
 def test_a_cell_of_each_sweep_trains_and_resumes(path, tmp_path):
     """All cells are checked when the file is read; the last one runs, on a small network, and gets its metric."""
-    overrides = [*STAND_IN, "--output_dir", str(tmp_path), "--backbone", "test_resnet"]
+    overrides = [*STAND_IN, "--output_dir", str(tmp_path)]
+    overrides += stand_in(load_sweep(path, overrides).cells[0].recipe.model.backbone)
     sweep = load_sweep(path, overrides)
     cells = sweep.cells
     assert len(cells) > 1 and len({cell.name for cell in cells}) == len(cells)
