@@ -65,6 +65,8 @@ class PooledFeatures(nn.Module):
 def _check_tokens(backbone: Any, pool: str) -> None:
     name = type(backbone).__name__
     if not hasattr(backbone, "forward_features") or not hasattr(backbone, "num_prefix_tokens"):
-        raise ValueError(f"pool is {pool}, but {name} has no tokens and its own pooling; leave out --pool")
+        raise ValueError(
+            f"pool is {pool}, but {name} has no tokens and its own pooling; leave out --pool and --layers"
+        )
     if "cls" in pool and getattr(backbone, "cls_token", None) is None:
         raise ValueError(f"pool is {pool}, but this {name} has no class token; set --pool mean, or leave it out")

@@ -45,6 +45,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
     clears_gradients = False  # whether `after_backward` sets gradients to None, which fused SGD does not support
+    lowest_rank = 0.75  # of the features' RankMe at random initialization, which training raises; below it, an alarm
     collapse_hint = "lower learning_rate"  # what to try first if the embedding collapses
     minimized_by_collapse = False  # whether a collapsed network has the lowest possible loss
     config: ModelArguments | None = None  # of `from_timm` or `from_module`; None for a model built by hand

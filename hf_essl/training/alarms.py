@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 GRACE = 0.1  # first share of the run, in which a small spread or a loss near its trivial value is not yet a collapse
 PATIENCE = 3  # consecutive logs that must show a collapse; a single one may be chance
 NARROW_SPREAD, LOST_SPREAD = 0.05, 0.02  # std times sqrt(D), 1 on the whole sphere: below it, a warning, a lost run
-LOWEST_RANK = 0.75  # of the RankMe at random initialization, which training raises
+LOWEST_RANK_PRETRAINED = 0.5  # of the RankMe at the start; from random weights see `SSLModel.lowest_rank`
 FAR = 4  # times the loss of a collapsed network: a temperature that is too small, or steps that are too large
 FLAT = (
     1 / 3
@@ -65,7 +65,8 @@ def find_trouble(history: list[dict], max_steps: int, model: SSLModel, images: i
     late = [entry for entry in steps[-PATIENCE:] if entry["step"] > GRACE * max_steps]
     if len(late) == PATIENCE:
         trouble |= _find_collapse(late, model, images) | _find_flattening(steps[0], late, model, images)
-    lowest = 0.5 if model.config is not None and model.config.pretrained else LOWEST_RANK
+    is_pretrained = model.config is not None and model.config.pretrained
+    lowest = min(LOWEST_RANK_PRETRAINED, model.lowest_rank) if is_pretrained else model.lowest_rank
     if len(evaluations) > 1 and evaluations[-1]["eval_rankme"] < lowest * evaluations[0]["eval_rankme"]:
         first, last = evaluations[0]["eval_rankme"], evaluations[-1]["eval_rankme"]
         fell = f"RankMe fell from {first:.1f} to {last:.1f}"

@@ -87,9 +87,9 @@ def test_interrupted_and_resumed_equals_never_interrupted(tmp_path):
 )
 def test_a_mistake_is_one_line_before_any_model_is_built(words, message, tmp_path, capsys, monkeypatch):
     from hf_essl import cli
-    from hf_essl.methods import base
+    from hf_essl.methods import backbone
 
-    monkeypatch.setattr(base, "build_backbone", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(backbone, "build_backbone", lambda *_: pytest.fail("a model was built"))
     code = cli.main(["pretrain", str(ROOT / "recipes" / "quickstart.yaml"), "--output_dir", str(tmp_path), *words])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2

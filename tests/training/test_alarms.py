@@ -99,6 +99,15 @@ def test_simsiam_without_what_prevents_its_collapse_is_told(sabotage):
     assert "the embedding's effective rank fell from" in line and "fix_predictor_lr" in line
 
 
+def test_a_student_may_have_the_lower_rank_of_its_teacher():
+    """The quickstart's student falls from 16.2 to 8.2, and ends at the teacher's accuracy."""
+    history = [{"step": 0, "eval_rankme": 16.2}, {"step": 50, "eval_rankme": 8.2}]
+    assert "rank" in find_trouble(history, 100, model(), 16, False)
+    assert find_trouble(history, 100, model("distill"), 16, False) == {}
+    history[-1]["eval_rankme"] = 3.0
+    assert "another teacher" in find_trouble(history, 100, model("distill"), 16, False)["rank"]
+
+
 def test_causes_are_named():
     messages = find_trouble(log([math.nan], [0.9]), 100, model(), 16, fp16=True)
     assert messages["not finite"] == "the loss is nan; lower learning_rate (now 0.1), or use bf16 instead of fp16"

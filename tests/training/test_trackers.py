@@ -22,7 +22,7 @@ from transformers.integrations import integration_utils
 
 from hf_essl.config import DataArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.methods import SimSiam
-from hf_essl.methods.base import build_backbone
+from hf_essl.methods.backbone import build_backbone
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.callbacks import LogOftenCallback
