@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_essl.manifest import damage, has_manifest, is_begun
+from hf_essl.manifest import MANIFEST, damage, has_manifest, is_begun
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Files of an exported backbone."""
@@ -13,6 +13,7 @@ PREPROCESSOR = "preprocessor_config.json"  # another one, of a transformers mode
 RECIPE = "recipe.yaml"
 METRICS = "metrics.json"  # the last file of a report
 STATE = "trainer_state.json"
+RUN_STATE = "run_state.json"  # not in checkpoints from before manifests
 PARTS = ("model.safetensors", "optimizer.*", "scheduler.*")  # *.safetensors; .pt of earlier versions, .bin of FSDP
 PICKLE = ".metadata"  # of torch.distributed.checkpoint, which unpickles it
 
@@ -27,7 +28,13 @@ class Whole(NamedTuple):
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, the latest first."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 for a folder with another name."""
+    name, _, step = checkpoint.name.rpartition("-")
+    return int(step) if name == "checkpoint" and step.isdecimal() else -1
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str:
@@ -95,6 +102,8 @@ def what_is_wrong(folder: Path) -> str | None:
             return why
     elif is_begun(folder):
         return "it was not saved to its end"
+    elif must_have_manifest(folder):
+        return f"its {MANIFEST} is missing"
     if read_state(folder) is None:
         return f"its {STATE} is missing or damaged"
     if has_weights_only(folder):
@@ -106,6 +115,14 @@ def what_is_wrong(folder: Path) -> str | None:
         if not found or any(path.is_file() and not path.stat().st_size for path in found):
             return f"{part.replace('*', 'safetensors')} is missing or empty"
     return None
+
+
+def must_have_manifest(folder: Path) -> bool:
+    """Whether the version that saved a checkpoint wrote manifests: by its own files, or by those of an earlier one."""
+    if (folder / RUN_STATE).exists() or (folder / "optimizer.safetensors").exists():
+        return True
+    siblings = checkpoints(folder.parent)
+    return folder in siblings and any(map(has_manifest, siblings[siblings.index(folder) + 1 :]))
 
 
 def read_state(folder: Path) -> dict | None:

@@ -34,7 +34,7 @@ from hf_essl.training.base_trainer import is_finite
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
 from hf_essl.training.check_arguments import check_arguments
 from hf_essl.training.check_images import accumulation_lines, check_images
-from hf_essl.training.checkpoints import checkpoint_bytes
+from hf_essl.training.checkpoints import checkpoint_bytes, set_aside
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
     check_network,
@@ -234,6 +234,8 @@ class SSLTrainer(TrialTrainer):
         if self.is_world_process_zero():
             need = 2 * checkpoint_bytes(self.model, self.args)
             check_space(self.args.folder, need, "two checkpoints")
+            if checkpoint is not None:
+                set_aside(self.args.folder, Path(checkpoint))
         self.step_log.clear()
         if checkpoint is None:
             self.run_state.pairs_at_start = self.shown_pairs(0.0)

@@ -33,7 +33,7 @@ WRITERS = {  # what a save calls, in its order
     "torch.save": (torch, "save"),
     "trainer state": (TrainerState, "save_to_json"),
     "manifest": (base_trainer, "write_manifest"),
-    "rotation": (base_trainer, "rotate_checkpoints"),
+    "rotation": (base_trainer, "rotate"),
 }
 MOMENTS = [
     *(("step", number) for number in (1, 5, 7, 10, 11)),

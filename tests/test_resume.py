@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from hf_essl.config.resume import IMAGES, changes_since, resume_rules
 from hf_essl.config.values import GROUPS, all_fields
-from hf_essl.run_folder import last_complete_checkpoint, what_is_wrong
+from hf_essl.run_folder import checkpoints, last_complete_checkpoint, what_is_wrong
+from hf_essl.training.checkpoints import rotate
 from hf_essl.training.run_state import RunState
 from tests.helpers import small_trainer
 from tests.test_trainer import StopAfter
@@ -127,14 +129,39 @@ def test_any_content_of_the_json_files(run, text):
     assert last_complete_checkpoint(run).endswith("checkpoint-12")
 
 
+def make_old(checkpoint):
+    """As of a version from before manifests: torch's files, and no state of the run."""
+    trainer = small_trainer(checkpoint.parent, **SAVING)
+    trainer.create_optimizer_and_scheduler(12)
+    trainer._load_optimizer_and_scheduler(str(checkpoint))
+    trainer._load_rng_state(str(checkpoint))
+    Trainer._save_optimizer_and_scheduler(trainer, str(checkpoint))
+    Trainer._save_rng_state(trainer, str(checkpoint))
+    new = ("optimizer.safetensors", "scheduler.safetensors", "rng_state.safetensors")
+    for name in ("manifest.json", "run_state.json", *new):
+        (checkpoint / name).unlink()
+
+
 def test_a_checkpoint_from_before_manifests_loads_with_a_warning(run, caplog):
-    for name in ("manifest.json", "run_state.json"):
-        (run / "checkpoint-8" / name).unlink()
+    for step in (4, 8):
+        make_old(run / f"checkpoint-{step}")
+    weights = load_file(run / "checkpoint-12" / "model.safetensors")
     trainer = resume(run, "checkpoint-8")
     assert trainer.state.global_step == 12 and "checkpoint-8 has no manifest" in caplog.text
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     (run / "checkpoint-8" / "trainer_state.json").write_text("[]")
     with pytest.raises(ValueError, match=r"its trainer_state.json is missing or damaged"):
         resume(run, "checkpoint-8")
+
+
+def test_a_manifest_that_was_deleted_is_damage(run):
+    (run / "checkpoint-12" / "manifest.json").unlink()
+    assert what_is_wrong(run / "checkpoint-12") == "its manifest.json is missing"
+    assert last_complete_checkpoint(run).endswith("checkpoint-8")
+    make_old(run / "checkpoint-8")
+    assert what_is_wrong(run / "checkpoint-8") == "its manifest.json is missing", "checkpoint-4 has one"
+    make_old(run / "checkpoint-4")
+    assert what_is_wrong(run / "checkpoint-8") is None
 
 
 def test_a_save_that_was_cut_short_is_not_an_old_checkpoint(run):
@@ -179,8 +206,8 @@ def test_what_must_not_change_is_one_line(run, settings, message):
 
 
 def test_another_network_in_an_old_checkpoint_is_one_line(run):
-    for name in ("manifest.json", "run_state.json"):
-        (run / "checkpoint-12" / name).unlink()
+    for step in (4, 8, 12):
+        make_old(run / f"checkpoint-{step}")
     with pytest.raises(ValueError, match=r"checkpoint-12 holds another network: .* is .* there and .* here; resume"):
         resume(run, method="byol")
 
@@ -213,3 +240,44 @@ def test_clock_and_images_are_those_of_the_whole_run(tmp_path):
     now = resumed.current_state()
     assert now.images_seen == 12 * 16 and now.seconds > past.seconds
     assert now.pairs_at_start == past.pairs_at_start and len(past.pairs_at_start) > 0
+
+
+def test_resuming_an_earlier_checkpoint_loses_none_and_mixes_none(run, caplog):
+    later = {step: (run / f"checkpoint-{step}" / "model.safetensors").read_bytes() for step in (8, 12)}
+    resume(run, "checkpoint-4", learning_rate=0.02, save_total_limit=1)
+    assert "checkpoint-12 is now abandoned-checkpoint-12, checkpoint-8 is now abandoned-checkpoint-8" in caplog.text
+    for step, weights in later.items():
+        assert (run / f"abandoned-checkpoint-{step}" / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-12"], "the limit deletes those of this training"
+    assert (run / "checkpoint-12" / "model.safetensors").read_bytes() != later[12]
+
+
+def test_resuming_a_checkpoint_of_another_folder_keeps_what_is_there(run, saved, tmp_path):
+    other = shutil.copytree(run / "checkpoint-4", tmp_path / "elsewhere" / "checkpoint-4")
+    trainer = small_trainer(run, **SAVING)
+    trainer.train(resume_from_checkpoint=str(other))
+    assert sorted(p.name for p in run.glob("abandoned-*")) == [f"abandoned-checkpoint-{n}" for n in (12, 4, 8)]
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-12", "checkpoint-8"] and other.exists()
+    resume(run, "checkpoint-8")
+    assert (run / "abandoned1-checkpoint-12").exists() and (run / "abandoned-checkpoint-12").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "newest", "best", "limit", "left"),
+    [
+        ((4, 8, 12), 12, None, 2, (12, 8)),
+        ((4, 8, 12), 12, 4, 2, (12, 4)),
+        ((4, 8, 12), 12, 4, 1, (12, 4)),
+        ((4, 8, 12), 12, 12, 1, (12,)),
+        ((4, 8, 12), 12, None, None, (12, 8, 4)),
+        ((4, 8, 12, 16), 8, None, 2, (8, 4)),  # 12 and 16 are damaged: a whole one would have been renamed
+        ((4, 8, 12, 16), 8, None, 3, (16, 8, 4)),
+        ((8, 10, 9), 9, 8, 2, (9, 8)),
+    ],
+)
+def test_rotation(tmp_path, steps, newest, best, limit, left):
+    for step in steps:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    paths = [None if step is None else tmp_path / f"checkpoint-{step}" for step in (newest, best)]
+    rotate(tmp_path, paths[0], limit, paths[1] and str(paths[1]))
+    assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path)] == list(left)

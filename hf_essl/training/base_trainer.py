@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import rotate_checkpoints
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
 from hf_essl.config import SSLTrainingArguments
@@ -25,7 +24,7 @@ from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.recipe import flat_fields, name_dataset
 from hf_essl.schedules import CurveScheduler, curve_from_args
-from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, saving
+from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, rotate, saving
 from hf_essl.training.clock import Clock
 from hf_essl.training.optimizer import averaged_weights, build_optimizer
 from hf_essl.training.plain_state import explained, read_state, write_state
@@ -148,7 +147,7 @@ class BaseTrainer(SafeCheckpointTrainer):
         finally:
             self.args.save_total_limit = limit
         if writes:
-            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate(run, folder, limit, self.state.best_model_checkpoint)
 
     def settings(self) -> dict[str, Any]:
         """The fields of the run, flat, as its checkpoints keep them."""

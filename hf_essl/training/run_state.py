@@ -12,9 +12,7 @@ from torch import nn
 from hf_essl.common import write_text
 from hf_essl.config.resume import Change, changes_since
 from hf_essl.methods.backbone import storable
-from hf_essl.run_folder import WEIGHTS, read_state
-
-FILE = "run_state.json"
+from hf_essl.run_folder import RUN_STATE, WEIGHTS, read_state
 
 
 @dataclass
@@ -42,7 +40,7 @@ class RunState:
     def read(cls, checkpoint: Path) -> Self:
         """The state in a whole checkpoint. Raises ValueError for a file that is none."""
         state = read_state(checkpoint) or {"global_step": 0, "log_history": []}
-        path = checkpoint / FILE
+        path = checkpoint / RUN_STATE
         if not path.exists():
             return cls._from_log(state)
         try:
@@ -60,7 +58,7 @@ class RunState:
         return cls(step=state["global_step"], seconds=log.get("train_seconds", 0.0), energy=energy)
 
     def write(self, checkpoint: Path) -> None:
-        write_text(checkpoint / FILE, json.dumps(asdict(self), default=str))
+        write_text(checkpoint / RUN_STATE, json.dumps(asdict(self), default=str))
 
     def resume_with(self, settings: dict[str, Any], checkpoint: Path) -> None:
         """Goes on with these settings, and keeps what they change. Raises ValueError for what must not change."""

@@ -31,7 +31,14 @@ def saved(tmp_path_factory):
     Trainer._save_optimizer_and_scheduler(trainer, str(old))
     Trainer._save_rng_state(trainer, str(old))
     torch.save(dict(trainer.online_probe.state_dict()), old / "online_probe.pt")
-    for name in (OPTIMIZER, SCHEDULER, "rng_state.safetensors", "online_probe.safetensors", "manifest.json"):
+    for name in (
+        OPTIMIZER,
+        SCHEDULER,
+        "rng_state.safetensors",
+        "online_probe.safetensors",
+        "manifest.json",
+        "run_state.json",
+    ):
         (old / name).unlink()
     assert set(OLD) <= {path.name for path in old.iterdir()}
     return folder
