@@ -172,7 +172,7 @@ def pairs_at_equal_accuracy(groups: Sequence[Group]) -> list[tuple[Arm, Arm]]:
     """The pairs of recipes whose runs can be compared at equal accuracy: both measured at two lengths or more."""
     score = score_of(groups)
     pairs = pair_arms(arms_of(groups))
-    return [pair for pair in pairs if all(len(arm.points("petaflops", score)) > 1 for arm in pair)]
+    return [pair for pair in pairs if _is_measured(pair, "petaflops", score)]
 
 
 def equal_accuracy_table(pairs: Sequence[tuple[Arm, Arm]], score: str) -> str:
@@ -194,13 +194,18 @@ def _ratio_of(plain: Arm, other: Arm, cost: str, score: str, length: int) -> Rat
 
 
 def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str | Path) -> Path:
-    """Accuracy over petaFLOPs and over seconds, with the fitted curves and the ratio at the best common accuracy."""
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    for axis, (cost, title) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
+    """Accuracy over petaFLOPs and over seconds, with the fitted curves and the ratio at the best common accuracy.
+
+    A cost that was measured for no pair has no panel.
+    """
+    costs = {cost: title for cost, title in COSTS.items() if any(_is_measured(pair, cost, score) for pair in pairs)}
+    figure = Figure(figsize=(2.5 + 4 * len(costs), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axis, (cost, title) in zip(axes, costs.items(), strict=True):
         for number, pair in enumerate(pairs):
-            curves = [arm.points(cost, score) for arm in pair]
-            if min(map(len, curves)) < 2:
+            if not _is_measured(pair, cost, score):
                 continue
+            curves = [arm.points(cost, score) for arm in pair]
             style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
             for arm, points, is_plain in zip(pair, curves, (True, False), strict=True):
                 _draw_curve(axis, arm.name, points, style, is_plain)
@@ -215,6 +220,10 @@ def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str 
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside right upper", fontsize=9)
     return save_figure(figure, path)
+
+
+def _is_measured(pair: tuple[Arm, Arm], cost: str, score: str) -> bool:
+    return all(len(arm.points(cost, score)) > 1 for arm in pair)
 
 
 def _draw_curve(axis: Axes, name: str, points: Sequence[np.ndarray], style: dict, is_plain: bool) -> None:
