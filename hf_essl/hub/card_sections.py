@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_essl.common import markdown, table
+from hf_essl.config.redact import without_paths
 from hf_essl.config.resume import Change
 from hf_essl.data.builtin import DATASETS
 from hf_essl.evaluation.protocols import PROTOCOLS
@@ -146,7 +147,7 @@ def _training(method: str, folder: Path, metrics: Metrics, recipe: Recipe) -> st
 
 def _networks(recipe: Recipe) -> dict[str, str]:
     """The further networks of the method, such as a teacher to distill, by the argument that names them."""
-    method, shown = METHODS.get(recipe.model.method), recipe.redacted().model.method_args
+    method, shown = METHODS.get(recipe.model.method), without_paths(recipe.model.method_args)
     return {name: shown[name] for name in (method.network_args if method else ()) if name in shown}
 
 
