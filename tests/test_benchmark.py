@@ -122,10 +122,10 @@ def test_each_stage_trains_at_its_resolution_with_fresh_weights(recipe, monkeypa
     seen = []
     forward = SimSiam.forward
 
-    def noting(self, first, second, extra=None):
+    def noting(self, first, second, **others):
         if first.device.type == "cpu":  # the FLOPs are counted without a device
             seen.append((first.shape[-1], id(self)))
-        return forward(self, first, second, extra)
+        return forward(self, first, second, **others)
 
     monkeypatch.setattr(SimSiam, "forward", noting)
     benchmark(load_recipe(recipe), steps=2, rounds=2)
