@@ -20,13 +20,13 @@ _held: dict[tuple[int, Path], int] = {}  # by process and folder: how often this
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the folder of a run; the process that holds it may enter again.
+def run_lock(folder: Path, name: str = "output_dir") -> Iterator[None]:
+    """Holds the folder of a run, or another one; the process that holds it may enter again.
 
     It is a POSIX record lock: unlike flock, forked workers of a loader do not inherit it.
 
     Raises:
-        ValueError: if another process holds it, with its number and host.
+        ValueError: if another process holds it, with its number and host, and `name`, the option to change.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = (os.getpid(), folder.resolve())
@@ -39,7 +39,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, folder)
+        _acquire(descriptor, folder, name)
         _held[key] = 1
         yield
     finally:
@@ -47,16 +47,15 @@ def run_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)  # releases it
 
 
-def _acquire(descriptor: int, folder: Path) -> None:
+def _acquire(descriptor: int, folder: Path, name: str) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise ValueError(
-            f"output_dir {folder} is in use by {_holder(descriptor)}; wait for it, stop it, or choose another "
-            f"--output_dir"
+            f"{name} {folder} is in use by {_holder(descriptor)}; wait for it, stop it, or choose another --{name}"
         ) from None
     except OSError as error:  # a file system without locks
-        logger.warning("output_dir %s cannot be locked (%s); run nothing else in it", folder, error.strerror)
+        logger.warning("%s %s cannot be locked (%s); run nothing else in it", name, folder, error.strerror)
         return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)

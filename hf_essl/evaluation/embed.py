@@ -28,6 +28,7 @@ from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_back
 from hf_essl.evaluation.features import extract_features
 from hf_essl.evaluation.patches import PatchFeatures, check_pool
 from hf_essl.methods.backbone import fingerprint
+from hf_essl.run_lock import run_lock
 from hf_essl.views.crops import canvas_size
 
 PART, PATCH_PART = 2048, 256  # images of a part: at most as many are computed again after an interruption
@@ -76,7 +77,8 @@ def embed(
         patches: an embedding is N x D, the features of the image's patches, row by row (see `PatchFeatures`).
         overwrite: start over, also if the file exists or an interrupted embedding had other settings.
 
-    Raises ValueError in one line, for a file that exists, and for an interrupted embedding with other settings.
+    Raises ValueError in one line, for a file that exists, for an interrupted embedding with other settings, and while
+    another process writes the same file.
     """
     start, output, folder = time.perf_counter(), Path(output), find_backbone(source)
     check_pool(pool, patches)
@@ -89,9 +91,12 @@ def embed(
         loaded = loaded._replace(backbone=nn.Sequential(network, nn.Flatten()))
         settings |= {"patches": network.grid, "part": PATCH_PART}
     parts = output.with_name(f"{output.name}.parts")
-    _prepare(output, parts, settings, overwrite)
-    computed = _write_parts(loaded, splits, parts, settings, batch_size, num_workers)
-    rows, dimensions, unreadable = _join(parts, output)
+    if output.exists() and not overwrite:
+        raise ValueError(f"output {output} exists; choose another --output, or replace it with --overwrite")
+    with run_lock(parts, "output"):
+        _prepare(parts, settings, overwrite)
+        computed = _write_parts(loaded, splits, parts, settings, batch_size, num_workers)
+        rows, dimensions, unreadable = _join(parts, output)
     return Embedded(output, rows, dimensions, unreadable, time.perf_counter() - start, computed)
 
 
@@ -129,13 +134,12 @@ def _label_digest(images: ImageDataset) -> str | None:
     return hashlib.sha256(repr(images.classes).encode() + images.labels.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _prepare(output: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """An empty folder for the parts, or that of an interrupted embedding with the same settings."""
-    if output.exists() and not overwrite:
-        raise ValueError(f"output {output} exists; choose another --output, or replace it with --overwrite")
+def _prepare(parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Leaves no parts in their folder, or those of an interrupted embedding with the same settings."""
     manifest = parts / MANIFEST
-    if parts.exists() and overwrite:
-        shutil.rmtree(parts)
+    if overwrite:
+        for file in (manifest, *parts.glob("part-*.parquet")):
+            file.unlink(missing_ok=True)
     if manifest.exists():
         begun = json.loads(manifest.read_text())
         for name, value in settings.items():

@@ -167,6 +167,25 @@ def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypa
     assert embed(backbone, data, output, overwrite=True).computed == 12
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_embedding_into_the_same_file_is_refused(backbone, folder, tmp_path, overwrite):
+    output = tmp_path / "f.parquet"
+    code = (
+        "import pathlib, sys\nfrom hf_essl.run_lock import run_lock\n"
+        f"with run_lock(pathlib.Path({str(output) + '.parts'!r}), 'output'):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"parts is in use by process {holder.pid} on .*another --output$"):
+            embed(backbone, DataArguments(dataset=str(folder)), output, overwrite=overwrite)
+    finally:
+        holder.communicate()
+    assert embed(backbone, DataArguments(dataset=str(folder)), output, overwrite=overwrite).rows == 12
+    assert not output.with_name("f.parquet.parts").exists()
+
+
 def test_unreadable_images_from_before_an_interruption_are_named(backbone, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     (folder / "test" / "cat" / "00.png").write_bytes(b"no image")

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
+from hf_essl.evaluation import metrics
 from hf_essl.evaluation.knn import KNNAccuracy
 from hf_essl.evaluation.metrics import Accuracy, feature_std, rankme
 
@@ -115,3 +116,19 @@ def test_features_that_cannot_be_measured():
             measure(torch.ones(2, 8, 3))
     with pytest.raises(ValueError, match="not finite; the model has diverged"):
         rankme(torch.full((4, 8), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_many_rows_in_blocks_equal_all_at_once(dtype, monkeypatch):
+    torch.manual_seed(0)
+    few, lost = torch.randn(700, 5) @ torch.randn(5, 24), torch.ones(700, 24) + 1e-3 * torch.randn(700, 24)
+    for features in (torch.randn(700, 24) + 1, few, lost):
+        features = features.to(dtype)
+        whole = rankme(features), feature_std(features)
+        monkeypatch.setattr(metrics, "BLOCK", 64)
+        assert rankme(features) == pytest.approx(whole[0], rel=1e-3)
+        assert feature_std(features).item() == pytest.approx(whole[1].item(), rel=1e-4)
+        monkeypatch.undo()
+    monkeypatch.setattr(metrics, "BLOCK", 64)
+    with pytest.raises(ValueError, match="not finite"):
+        rankme(torch.cat([features, features[:1] * torch.nan]))
