@@ -2,9 +2,10 @@
 
 paper:    two operations per multiply-accumulate (MAC) of the backbone's forward pass at r_max, scaled with r^2, and a
           backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. This is within
-          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. The paper has neither of
-          these: a ViT that keeps a share of its patch tokens is scaled with this share too, and a frozen teacher adds
-          its own forward passes at its own resolution.
+          1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. The paper has none of
+          these: a ViT that keeps a share of its patch tokens is scaled with this share too, a frozen teacher adds its
+          own forward passes at its own resolution, and a local view of s pixels, which no teacher sees, adds 4 MACs,
+          scaled with s^2.
 counted:  operations in convolutions and matrix products by torch's `FlopCounterMode`, heads and loss included, with
           the real backward pass, about twice the forward pass.
 """
@@ -37,17 +38,19 @@ class StepFlops(NamedTuple):
     backward: float
     teacher: float
     selection: float
+    local: float = 0.0  # local views, forward and backward
 
     @property
     def total(self) -> float:
-        return self.forward + self.backward + self.teacher + self.selection
+        return sum(self)
 
 
 @dataclass(frozen=True)
 class Cost:
     """Cost of a run in petaFLOPs, in both conventions, and its speed-up over the plain recipe at the same steps.
 
-    The plain recipe uses r_max throughout, two views and no selection. Fewer steps multiply the speed-up.
+    The plain recipe uses r_max throughout, two views (and its local views) and no selection. Fewer steps multiply the
+    speed-up.
     """
 
     steps: int
@@ -58,6 +61,7 @@ class Cost:
     counted_backward_petaflops: float
     counted_teacher_petaflops: float
     counted_selection_petaflops: float
+    counted_local_petaflops: float
     paper_speedup: float
     counted_speedup: float
     paper_selection_overhead: float  # additional cost of the selection pass in percent (Table 8)
@@ -101,9 +105,15 @@ class FlopCounter:
         return other
 
     def step(self, resolution: int, tokens: float = 1.0) -> StepFlops:
-        """Operations per image of a step with views of `resolution` pixels and this share of their patch tokens."""
+        """Operations per image of a step with views of `resolution` pixels and this share of their patch tokens.
+
+        The local views beside them keep all tokens.
+        """
         args = self.view_args
         step = self._step(resolution, tokens, args.teacher_tokens)
+        if args.local_views:
+            local = args.local_views, args.local_size(resolution)
+            step = step._replace(local=self._step(resolution, tokens, args.teacher_tokens, *local).total - step.total)
         if not args.needs_selection_pass:
             return step
         small_view = self._forward("embed", args.selection_resolution, args.selection_tokens)
@@ -113,10 +123,14 @@ class FlopCounter:
         """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels, with all tokens."""
         return self._forward("backbone", resolution, 1.0) / 2
 
-    def _count_step(self, resolution: int, tokens: float, teacher_tokens: float) -> StepFlops:
+    def _count_step(
+        self, resolution: int, tokens: float, teacher_tokens: float, local_views: int = 0, local_size: int = 0
+    ) -> StepFlops:
         views = [meta_views(resolution), meta_views(resolution)]
         kept, teacher_kept = self._kept(resolution, tokens), self._kept(resolution, teacher_tokens)
         seen = {"tokens": None if kept is None else torch.stack([kept, kept], dim=1), "teacher_tokens": teacher_kept}
+        if local_views:
+            seen["local"] = torch.stack([meta_views(local_size)] * local_views)
         with isolated(), torch.enable_grad():
             with _count() as forward:
                 loss = self._model(*views, **seen)["loss"].mean()
@@ -181,16 +195,21 @@ def estimate_cost(
     counter = (counter or FlopCounter(model)).under(view_args)
     steps_at = curriculum.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
-    counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in range(4)]
+    counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in range(5)]
     plain_step = counter.step(r_max)
-    # the mean cost of a step relative to the plain recipe's, with and without the selection pass
-    unselected = {size: _paper_share(size, view_args, model.cost_factor() - 1) for size in steps_at}
+    # the mean cost of a step relative to the plain recipe's pair, with and without the selection pass
+    factor = model.cost_factor()
+    unselected = {
+        size: _paper_share(size, view_args, factor - 1) + _paper_local(size.resolution, view_args, factor)
+        for size in steps_at
+    }
     paper_share = sum(n * (unselected[size] + _paper_selection(view_args)) for size, n in steps_at.items()) / steps
     unselected_share = sum(n * unselected[size] for size, n in steps_at.items()) / steps
     # two views x (forward + backward as one forward) x two operations per MAC
-    paper_plain = 8 * model.cost_factor() * counter.backbone_macs(r_max) * steps * peta_images
+    paper_pair = 8 * factor * counter.backbone_macs(r_max) * steps * peta_images
+    paper_plain = paper_pair * (1 + _paper_local(r_max, view_args, factor))
     frozen_plain = 0.0 if model.has_teacher else plain_step.teacher * steps * peta_images
-    paper_total = paper_plain * paper_share
+    paper_total = paper_pair * paper_share
     if frozen_plain:
         small_views = view_args.num_views / 2 if view_args.needs_selection_pass else 0
         selection = small_views * counter.step(view_args.selection_resolution).teacher * steps * peta_images
@@ -204,6 +223,7 @@ def estimate_cost(
         counted_backward_petaflops=counted[1],
         counted_teacher_petaflops=counted[2],
         counted_selection_petaflops=counted[3],
+        counted_local_petaflops=counted[4],
         paper_speedup=(paper_plain + frozen_plain) / paper_total,
         counted_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(counted),
         paper_selection_overhead=100 * (paper_share / unselected_share - 1),
@@ -211,12 +231,19 @@ def estimate_cost(
 
 
 def _paper_share(size: Size, args: ViewArguments, teacher: float) -> float:
-    """Cost of a step relative to a plain step at r_max: quadratic in the resolution, linear in the tokens.
+    """Cost of a step's pair relative to a plain one at r_max: quadratic in the resolution, linear in the tokens.
 
     `teacher` is the cost of its forward passes relative to the student's step: 0 without one.
     """
     tokens = (size.tokens + teacher * args.teacher_tokens) / (1 + teacher)
     return tokens * (size.resolution / args.resolution) ** 2
+
+
+def _paper_local(resolution: int, args: ViewArguments, factor: float) -> float:
+    """Cost of the local views in the same unit: half a pair of their size each, without the teacher in `factor`."""
+    if not args.local_views:
+        return 0.0
+    return args.local_views / 2 * (args.local_size(resolution) / args.resolution) ** 2 / factor
 
 
 def _paper_selection(args: ViewArguments) -> float:

@@ -14,7 +14,7 @@ from hf_essl.config.fields import Count, NonNegativeInt, Positive, checked
 from hf_essl.data import image_count, sample_images
 from hf_essl.methods import SSLModel
 from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
-from hf_essl.selection import frozen_running_stats
+from hf_essl.selection import frozen_running_stats, plain_views
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.optimizer import build_optimizer
 from hf_essl.training.step import endless, run_step
@@ -93,8 +93,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = trainer.feed(next(loader))
-        first, second = trainer.views(batch["image"], aspect=batch["aspect"])
-        views = {"first": first, "second": second}
+        views = plain_views(trainer.views, batch["image"], aspect=batch["aspect"])
         loss = run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
         if not math.isfinite(loss.item()):
             break

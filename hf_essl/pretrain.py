@@ -20,6 +20,7 @@ from hf_essl.reporting.reached import finished_baseline
 from hf_essl.reporting.report import result_table
 from hf_essl.run_folder import METRICS, RECIPE, checkpoints, is_trained
 from hf_essl.run_lock import run_lock
+from hf_essl.selection import plain_views
 from hf_essl.storage import check_writable, storage_errors
 from hf_essl.trainer import SSLTrainer
 from hf_essl.training.checkpoints import find_checkpoint
@@ -172,20 +173,23 @@ def describe_run(trainer: SSLTrainer, recipe: Recipe, cost: Cost) -> str:
     """What is about to run, in a few lines."""
     millions = sum(p.numel() for p in trainer.model.backbone.parameters()) / 1e6
     processes = f" in {trainer.args.world_size} processes" if trainer.args.world_size > 1 else ""
+    views = recipe.views
+    local = f", with {views.local_views} local views of {views.local_resolution} px," if views.local_views else ""
     trained, judged = image_count(trainer.train_dataset), image_count(trainer.eval_dataset)
     return (
         f"{recipe.model.method} on {recipe.model.backbone} ({millions:.1f} M parameters)\n"
         f"{trainer.train_dataset.name}: {f'{trained:,}' if trained else 'streamed'} training images, "
         f"{f'{judged:,} to evaluate on' if judged else 'none to evaluate on'}\n"
-        f"{describe_crops(recipe.views, recipe.data.image_size, getattr(trainer.train_dataset, 'aspects', None))}\n"
-        f"{cost.steps:,} steps of {cost.images_per_step} images{processes}: {cost.counted_petaflops:.4g} petaFLOPs, "
+        f"{describe_crops(views, recipe.data.image_size, getattr(trainer.train_dataset, 'aspects', None))}\n"
+        f"{cost.steps:,} steps of {cost.images_per_step} images{local}{processes}: "
+        f"{cost.counted_petaflops:.4g} petaFLOPs, "
         f"{cost.counted_speedup:.2f} x less than the plain recipe at equal epochs\n"
         f"into {recipe.training.output_dir}"
     )
 
 
 def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> float:
-    """Median seconds of a step of the plain recipe: full size, two views, no selection.
+    """Median seconds of a step of the plain recipe: full size, two views and its local ones, no selection.
 
     Loading, views, forward, backward and optimizer are timed on a copy of the model, so the run does not change. Only
     for a single process, since the copy exchanges no gradients.
@@ -198,9 +202,8 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     for _ in range(warmup + steps):
         start = time.perf_counter()
         batch = trainer.feed(next(loader))
-        first, second = trainer.views(batch["image"], trainer.views.args.resolution, batch["aspect"])
-        views, autocast = {"first": first, "second": second}, trainer.accelerator.autocast
-        run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=autocast)
+        views = plain_views(trainer.views, batch["image"], trainer.views.args.resolution, batch["aspect"])
+        run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

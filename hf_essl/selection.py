@@ -18,7 +18,7 @@ from hf_essl.config import ViewArguments, cpu_has_bf16
 from hf_essl.methods import Pair, SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.methods.tokens import patch_count
-from hf_essl.views import ViewParams, Views
+from hf_essl.views import LOCAL, ViewParams, Views
 from hf_essl.views.tokens import kept_tokens
 
 
@@ -27,6 +27,7 @@ class Plan(NamedTuple):
 
     candidates: list[ViewParams]
     small: Iterable[Tensor] | None  # at r_sel, N x 3 x r_sel x r_sel each; None without a selection pass
+    local: tuple[ViewParams, ...] = ()  # the local views, which are not compared
 
 
 class Comparison(NamedTuple):
@@ -44,6 +45,20 @@ class Selection(NamedTuple):
     pair: Tensor | None = None  # N, int64: indices into `HardAugment.pairs`; None without a choice
     scores: Tensor | None = None  # N x pairs, of the comparison
     extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
+    local: tuple[ViewParams, ...] = ()  # the local views, whatever the pair
+
+    def render(self, views: Views, images: Tensor, size: int | None = None) -> dict[str, Tensor]:
+        """What the model's forward takes: the pair, N x 3 x r x r each, and n local views, n x N x 3 x s x s.
+
+        Args:
+            size: r in pixels; by default the current resolution.
+        """
+        first, second = views.render_all(images, [self.first, self.second], size)
+        rendered = {"first": first, "second": second}
+        if self.local:
+            local_size = views.args.local_size(size or views.resolution)
+            rendered["local"] = views.render_all(images, self.local, local_size)
+        return rendered if self.extra is None else {**rendered, "extra": self.extra}
 
     def scalars(self) -> dict[str, Tensor]:
         """Mean scores and the share of images that do not train on the first pair; {} without scores."""
@@ -89,10 +104,11 @@ class HardAugment:
         return self.pair(plan, self.compare(model, plan))
 
     def plan(self, images: Tensor, aspect: Tensor | None = None) -> Plan:
-        """Samples m views of each image and, for a selection pass, renders them at r_sel."""
-        candidates = self.views.sample_all(images, self.kinds, aspect)
+        """Samples m views of each image and its local views; for a selection pass, renders the m views at r_sel."""
+        sampled = self.views.sample_all(images, [*self.kinds, *[LOCAL] * self.args.local_views], aspect)
+        candidates, local = sampled[: len(self.kinds)], tuple(sampled[len(self.kinds) :])
         small = self._render_small(images, candidates) if self.args.needs_selection_pass else None
-        return Plan(candidates, small)
+        return Plan(candidates, small, local)
 
     def _render_small(self, images: Tensor, candidates: list[ViewParams]) -> Iterable[Tensor]:
         size = self.args.selection_resolution
@@ -122,7 +138,7 @@ class HardAugment:
         """Chooses the hardest pair of each image, or a random one without scores."""
         candidates = plan.candidates
         if self.args.selection == "none":
-            return Selection(candidates[0], candidates[1])
+            return Selection(candidates[0], candidates[1], local=plan.local)
         keys, scores = comparison or (None, None)
         if scores is None:
             with self.views.random_stream():
@@ -132,7 +148,7 @@ class HardAugment:
         chosen = torch.tensor(self.pairs)[pair]  # N x 2
         first, second = (ViewParams.gather(candidates, side) for side in chosen.unbind(dim=1))
         extra = keys_not_chosen(keys, chosen) if keys is not None and self.args.extra_targets else None
-        return Selection(first, second, pair, scores, extra)
+        return Selection(first, second, pair, scores, extra, plan.local)
 
     def _kept(self, model: SSLModel, plan: Plan) -> Sequence[Tensor | None]:
         """The patch tokens of each of the m small views, N x K; None for all."""
@@ -166,6 +182,12 @@ def seen_tokens(views: Views, model: SSLModel, chosen: Selection, seed: int) -> 
         "teacher_tokens": teacher if args.teacher_tokens < 1 else None,
     }
     return {name: kept for name, kept in found.items() if kept is not None}
+
+
+def plain_views(views: Views, images: Tensor, size: int | None = None, aspect: Tensor | None = None):
+    """What the model's forward takes in the plain recipe: two views and the local ones, without a selection."""
+    first, second, *local = views.sample_all(images, [0, 1, *[LOCAL] * views.args.local_views], aspect)
+    return Selection(first, second, local=tuple(local)).render(views, images, size)
 
 
 def shown_pairs(

@@ -161,7 +161,7 @@ class SSLTrainer(TrialTrainer):
     # ---- a training step ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """Makes the two views of the batch on the device and trains on them; labels reach only the online probe.
+        """Makes the views of the batch on the device and trains on them; labels reach only the online probe.
 
         Views are made here, in float32, outside autocast, DDP and compile.
         """
@@ -184,12 +184,9 @@ class SSLTrainer(TrialTrainer):
             return self.hard_augment(self.accelerator.unwrap_model(self.model), images, aspect)
 
     def render(self, images: Tensor, chosen: Selection) -> dict[str, Tensor]:
-        """What the model's forward takes: two float32 views at the current resolution, N x 3 x r x r each."""
-        first, second = self.views.render_all(images, [chosen.first, chosen.second])
+        """What the model's forward takes: float32 views at the current resolution, see `Selection.render`."""
         seed = (self.args.seed * 1_000_003 + self.state.global_step) % 2**32
-        tokens = seen_tokens(self.views, self.model, chosen, seed)
-        views = {"first": first, "second": second, **tokens}
-        return views if chosen.extra is None else {**views, "extra": chosen.extra}
+        return chosen.render(self.views, images) | seen_tokens(self.views, self.model, chosen, seed)
 
     def _seed_views(self) -> None:
         """Each process and optimizer step has its own stream, so a resumed run makes the same views."""
@@ -199,7 +196,7 @@ class SSLTrainer(TrialTrainer):
             self.step_log.step, self.step_log.momentum = step, momentum_of(self.optimizer)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean loss of the images, from one forward pass of both views."""
+        """The mean loss of the images, from one forward pass of all views."""
         if self.online_probe is None:
             outputs = model(**inputs)
         else:

@@ -298,3 +298,32 @@ def test_a_convolution_in_groups_by_hand(kind, groups):
     with _count() as counter:
         layer(images.detach()).sum().backward()
     assert counter.get_total_flops() == 2 * (2 * 2 * 36 * 9 * 8 * 8 // groups)  # forward, and the weights' gradient
+
+
+@pytest.mark.parametrize(("method", "factor"), [("simsiam", 1.0), ("dino", 1.5)])
+def test_local_views_in_the_papers_convention(method, factor):
+    """Two local views cost as much as a pair of their size without a teacher: 4 at half the side are half a pair."""
+    plain, multi = (
+        cost(ViewArguments(resolution=64, resolution_step=32, local_resolution=32, local_views=n), method=method)
+        for n in (0, 4)
+    )
+    assert multi.paper_petaflops / plain.paper_petaflops == pytest.approx((factor + 0.5) / factor)
+    assert multi.paper_speedup == multi.counted_speedup == 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_local_views_are_counted_as_a_step_makes_them(method):
+    """A real step on the CPU with two images, as many as the count has."""
+    args = ViewArguments(resolution=64, local_views=3, local_resolution=32)
+    model, views = build(method), [torch.randn(2, 3, 64, 64) for _ in range(2)]
+    totals = []
+    for local in (None, torch.randn(3, 2, 3, 32, 32)):
+        with FlopCounterMode(display=False) as counter:
+            model(*views, local=local)["loss"].mean().backward()
+        totals.append(counter.get_total_flops() / 2)
+    step = FlopCounter.of(model, args).step(64)
+    assert step.total == totals[1] and step.local == totals[1] - totals[0] > 0
+    got = cost(ViewArguments(resolution=64), method=method, steps=10, images=4)
+    with_local = cost(args, method=method, steps=10, images=4)
+    assert with_local.counted_local_petaflops == pytest.approx(10 * 4 * step.local / 1e15)
+    assert with_local.counted_teacher_petaflops == got.counted_teacher_petaflops

@@ -382,3 +382,49 @@ def test_a_batch_of_one_image_is_told_before_the_run(count, tmp_path):
     trainer = small_trainer(tmp_path, train=images, per_device_train_batch_size=1, knn_k=1, warmup_epochs=0.1)
     with pytest.raises(ValueError, match="per_device_train_batch_size is 1, and BatchNorm cannot normalize one image"):
         trainer.train()
+
+
+MULTI_CROP = {"local_views": 2, "local_resolution": 16}
+DINO = {"optim": "adamw_torch", "decay_norm_and_bias": False, "weight_decay": 0.04, "weight_decay_end": 0.4}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_with_local_views_and_a_scheduled_decay_is_the_same_bit_for_bit(tmp_path):
+    """Killed at step 5 of 12, in a stage at 16 px with local views of 8 px."""
+    settings = {"method": "dino", "views": MULTI_CROP, "learning_rate": 1e-3, "max_grad_norm": 3.0, **DINO}
+    whole = small_trainer(tmp_path / "whole", **settings)
+    sizes = set()
+    whole.model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[::3])))
+    whole.train()
+    assert sizes >= {(16, 16), (16, 24), (16, 32), (32, 8), (32, 12), (32, 16)}, "batch and side; 2 x 16 local views"
+    small_trainer(tmp_path / "cut", callbacks=[StopAfter(5)], **settings).train()
+    resumed = small_trainer(tmp_path / "cut", **settings)
+    torch.manual_seed(1234)
+    resumed.train(resume_from_checkpoint=True)
+    state = resumed.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.model.state_dict().items())
+    for ours, theirs in zip(resumed.optimizer.param_groups, whole.optimizer.param_groups, strict=True):
+        assert ours["weight_decay"] == theirs["weight_decay"]
+    decayed, undecayed = (group["weight_decay"] for group in whole.optimizer.param_groups)
+    assert (decayed, undecayed) == (pytest.approx(0.4), 0.0)
+    assert resumed.state.total_flos == whole.state.total_flos
+    assert any("loss_local_views" in entry for entry in whole.state.log_history)
+
+
+def test_another_final_decay_acts_from_the_resumed_step_on(tmp_path):
+    settings = {"learning_rate": 1e-3, "max_steps": 4, "warmup_epochs": 0.5, **DINO}
+    small_trainer(tmp_path, callbacks=[StopAfter(2)], **settings).train()
+    resumed, used = small_trainer(tmp_path, **{**settings, "weight_decay_end": 0.84}), []
+    resumed.add_callback(Decays(used))
+    resumed.train(resume_from_checkpoint=True)
+    assert used == pytest.approx([0.44, 0.44 + 0.4 * 2**-0.5])  # 0.44 - 0.4 cos(k pi / 4) for k = 2 and 3
+
+
+class Decays(TrainerCallback):
+    """Notes the weight decay that each step uses."""
+
+    def __init__(self, used):
+        self.used = used
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.used.append(optimizer.param_groups[0]["weight_decay"])

@@ -28,8 +28,8 @@ class SSLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
 
     resume_rules = INHERITED_RULES | on_resume(
-        acts="learning_rate weight_decay num_train_epochs max_grad_norm lr_schedule warmup_epochs one_cycle_fraction "
-        "momentum min_momentum max_momentum sync_batchnorm",
+        acts="learning_rate weight_decay weight_decay_end num_train_epochs max_grad_norm lr_schedule warmup_epochs "
+        "one_cycle_fraction momentum min_momentum max_momentum sync_batchnorm",
         fixed="decay_norm_and_bias optim fix_predictor_lr dataloader_drop_last eval_crop_pct knn_k knn_temperature "
         "online_probe",
         free="output_dir per_device_train_batch_size total_batch_size per_device_eval_batch_size "  # images_per_step
@@ -48,6 +48,10 @@ class SSLTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: Count = option("Per-device batch size in evaluation.", 256)
     learning_rate: Positive = option("Peak learning rate; it is not scaled with the batch size.", 0.05)
     weight_decay: NonNegative = option("Weight decay.", 5e-4)
+    weight_decay_end: NonNegative | None = option(
+        "Weight decay at the end of the run, which it reaches along a cosine: 0.4 from weight_decay: 0.04 in DINO; by "
+        "default weight_decay is constant."
+    )
     decay_norm_and_bias: bool = option(
         "Apply weight decay to all parameters, as published for SimSiam and MoCo; false excludes norms, biases, "
         "position embeddings and class tokens, as published for BYOL, SimCLR and DINO.",

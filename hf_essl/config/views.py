@@ -8,6 +8,7 @@ from pydantic import Field
 from hf_essl.config.fields import (
     Count,
     NonNegative,
+    NonNegativeInt,
     Part,
     PerView,
     Positive,
@@ -20,6 +21,7 @@ from hf_essl.config.fields import (
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 STANDARD_MAGNITUDE = 5.0  # the color jitter has the ranges of `ViewArguments.jitter` here (Sec. 4 of the paper)
 MAX_RANDAUGMENT = 30.0  # at which each operation of RandAugment reaches the end of its range (m of Table 11)
+Scale = Annotated[list[Part], Field(min_length=2, max_length=2)]
 
 
 @dataclass
@@ -28,9 +30,10 @@ class ViewArguments:
 
     resume_rules = on_resume(
         acts="min_magnitude max_magnitude selection_render selection_precision selection_score crop_scale crop_ratio "
-        "flip_p jitter jitter_order jitter_p grayscale_p blur_p blur_sigma solarize_p randaugment_ops",
+        "local_scale local_blur_p flip_p jitter jitter_order jitter_p grayscale_p blur_p blur_sigma solarize_p "
+        "randaugment_ops",
         fixed="resolution min_resolution resolution_schedule resolution_step num_views selection selection_resolution "
-        "augmentation extra_targets min_tokens max_tokens token_stages selection_tokens "
+        "augmentation extra_targets local_views local_resolution min_tokens max_tokens token_stages selection_tokens "
         "teacher_tokens",  # the cost of the whole run depends on them
         free="view_executor compile_views",
     )
@@ -92,7 +95,23 @@ class ViewArguments:
         False,
     )
 
-    crop_scale: Annotated[list[Part], Field(min_length=2, max_length=2)] = option(
+    local_views: NonNegativeInt = option(
+        "Local views per image beside the pair (multi-crop): small crops that the student alone sees, with the pair's "
+        "keys as their targets; DINO uses 6 to 10.",
+        0,
+    )
+    local_resolution: Count = option(
+        "Side in pixels of the local views at full resolution; a curriculum scales both, the local views to multiples "
+        "of half of resolution_step.",
+        96,
+    )
+    local_scale: Scale = option(
+        "Smallest and largest share of the image's area in a local view; by default those of DINO.",
+        factory=lambda: [0.05, 0.4],
+    )
+    local_blur_p: Probability = option("Probability of a Gaussian blur of a local view; none is solarized.", 0.5)
+
+    crop_scale: Scale = option(
         "Smallest and largest share of the image's area in a crop; by default those of SimSiam and MoCo v2. SimCLR's "
         "are 0.08 1.",
         factory=lambda: [0.2, 1.0],
@@ -134,10 +153,11 @@ class ViewArguments:
         check_fields(self)
         self._check_resolutions()
         self._check_selection()
+        self._check_local_views()
         self._check_magnitudes()
         self._check_tokens()
         self._check_compiled()
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        for name in ("crop_scale", "local_scale", "crop_ratio", "blur_sigma"):
             smallest, largest = getattr(self, name)
             if smallest > largest:
                 raise ValueError(f"{name} is {getattr(self, name)}; the smallest comes first: [{largest}, {smallest}]")
@@ -185,10 +205,21 @@ class ViewArguments:
             return (self.resolution,)
         return tuple(range(self.min_resolution, self.resolution + 1, self.resolution_step))
 
+    def local_size(self, resolution: int) -> int:
+        """Side in pixels of the local views beside a pair of `resolution`: the same share of `local_resolution`."""
+        step = self._local_step
+        return max(round(self.local_resolution * resolution / self.resolution / step), 1) * step
+
+    @property
+    def _local_step(self) -> int:
+        return max(self.resolution_step // 2, 1)
+
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Every resolution that the network sees: stages, selection pass, and `resolution` in the evaluation."""
+        """Every resolution that the network sees: stages, local views, selection pass, and `resolution`."""
         small = {self.selection_resolution} if self.needs_selection_pass else set()
+        if self.local_views:
+            small |= {self.local_size(stage) for stage in (*self.stages, self.resolution)}
         return tuple(sorted({*self.stages, self.resolution} | small))
 
     @property
@@ -230,4 +261,24 @@ class ViewArguments:
             raise ValueError(
                 f"selection_resolution is {self.selection_resolution}, above resolution {self.resolution}; lower it "
                 f"(the paper uses 64 for 224)"
+            )
+
+    def _check_local_views(self) -> None:
+        if not self.local_views:
+            return
+        if self.extra_targets:
+            raise ValueError(
+                f"extra_targets is true with local_views: {self.local_views}, which are two forms of multi-crop; set "
+                f"extra_targets: false or local_views: 0"
+            )
+        if self.local_resolution > self.resolution:
+            raise ValueError(
+                f"local_resolution is {self.local_resolution}, above resolution {self.resolution}; lower it (DINO "
+                f"uses 96 for 224)"
+            )
+        if self.local_size(self.resolution) != self.local_resolution:
+            below = max(self.local_resolution // self._local_step, 1) * self._local_step
+            raise ValueError(
+                f"local_resolution is {self.local_resolution}, not a multiple of half of resolution_step "
+                f"{self.resolution_step}; use {below} or {below + self._local_step}, or set another resolution_step"
             )

@@ -196,6 +196,8 @@ def _strategies(recipe: Recipe) -> str:
         rows.append((f"{TOKENS}: share of patch tokens", views.min_tokens < 1, _tokens(recipe)))
     if views.extra_targets:
         rows.append(("Extra targets", True, "the small views that were not chosen are targets too"))
+    if views.local_views:
+        rows.append(("Multi-crop", True, _local_views(recipe)))
     return table(("strategy", "used", "schedule"), [(name, "yes" if on else "no", how) for name, on, how in rows])
 
 
@@ -219,6 +221,14 @@ def _tokens(recipe: Recipe) -> str:
         shares = f"{views.min_tokens:.3g} to {views.max_tokens:.3g} of all, {stages}"
     teacher = f"; the teacher sees {views.teacher_tokens:.3g} of all" if views.teacher_tokens < 1 else ""
     return f"{shares}{teacher}; the others are dropped, except in evaluations"
+
+
+def _local_views(recipe: Recipe) -> str:
+    views = recipe.views
+    smallest, largest = views.local_size(min(views.stages)), views.local_resolution
+    size = f"{largest} px" if smallest == largest else f"{smallest} to {largest} px with the resolution"
+    low, high = views.local_scale
+    return f"{views.local_views} local views for the student, {size}, {low:g} to {high:g} of the image's area"
 
 
 def _selection(recipe: Recipe) -> str:
@@ -286,4 +296,6 @@ def _optimizer(recipe: Recipe) -> str:
     training = recipe.training
     name = getattr(training.optim, "value", training.optim)
     excluded = "" if training.decay_norm_and_bias else " (not on norms and biases)"
-    return f"{name}, weight decay {training.weight_decay:g}{excluded}"
+    end = training.weight_decay_end
+    course = f"{training.weight_decay:g}" + ("" if end is None else f" to {end:g} along a cosine")
+    return f"{name}, weight decay {course}{excluded}"

@@ -41,6 +41,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     network_args: ClassVar[tuple[str, ...]] = ()  # those of `method_args` that name further networks
     has_teacher = False  # whether a momentum teacher also runs forward on both views
     fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
+    pair_weight = 1.0  # of the pair's loss beside that of each local view, in the mean of a multi-crop step
     uses_negatives = False  # whether the loss compares the images of a batch with each other
     sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train
@@ -146,6 +147,17 @@ class SSLModel(nn.Module, PretrainedMethod):
         """What the alarms watch for a collapse, B x D: the first view's key. Called without gradient."""
         return keys[0]
 
+    def local_queries(self, views: Tensor) -> Tensor:
+        """The student's queries of local views, B x 3 x s x s to B x D."""
+        return self.embed(views)[0]
+
+    def local_loss(self, queries: Tensor, keys: Pair) -> Tensor:
+        """The loss of one local view, B, from its queries and the pair's target keys, B x D each.
+
+        By default `loss` with the local view in place of both: the mean over the two targets.
+        """
+        return self.loss((queries, queries), keys)
+
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         """The parts of `losses`, B, by name: scalars on the device that sum to its mean, logged as `loss_<name>`.
 
@@ -160,11 +172,12 @@ class SSLModel(nn.Module, PretrainedMethod):
         extra: Tensor | None = None,
         tokens: Tensor | None = None,
         teacher_tokens: Tensor | None = None,
+        local: Tensor | None = None,
     ) -> dict[str, Any]:
         """`loss` of each image, B; `embedding`, B x D without gradient; and `loss_components`.
 
-        One call for both views, because two DDP forwards before a backward break BatchNorm; the backbone sees one
-        view per batch.
+        One call for all views, because two DDP forwards before a backward break BatchNorm. The backbone sees the first
+        and the second view in a batch each, and all local views in one batch, as in DINO.
 
         Args:
             first, second: two views, B x 3 x r x r each.
@@ -172,6 +185,9 @@ class SSLModel(nn.Module, PretrainedMethod):
                 these keys, the loss with it as the target of both queries.
             tokens: the patch tokens that the student sees of each view, int64 B x 2 x K; None: all.
             teacher_tokens: those that a momentum teacher sees, 1 x K, the same of all images; None: all.
+            local: n local views (multi-crop), n x B x 3 x s x s, which only the student sees, with all tokens. The
+                loss is the mean over the pair, with `pair_weight`, and the `local_loss` of each. The components are
+                those of the pair, and the mean of the local views' losses.
         """
         kept = (None, None) if tokens is None else tokens.unbind(dim=1)
         (q1, k1), (q2, k2) = self.embed_tokens(first, kept[0]), self.embed_tokens(second, kept[1])  # B x D each
@@ -182,7 +198,17 @@ class SSLModel(nn.Module, PretrainedMethod):
             components = self.loss_components(queries, keys, losses[0])
             embedding = self.embedding((q1, q2), (k1, k2)).detach()
         losses += [self.loss(queries, (key, key)) for key in (() if extra is None else extra.unbind(dim=1))]
-        return {"loss": torch.stack(losses).mean(dim=0), "embedding": embedding, "loss_components": components}
+        loss = torch.stack(losses).mean(dim=0)
+        if local is not None:
+            from_local = self._local_losses(local, keys)  # n x B
+            loss = (self.pair_weight * loss + from_local.sum(dim=0)) / (self.pair_weight + len(local))
+            components["local_views"] = from_local.detach().mean()
+        return {"loss": loss, "embedding": embedding, "loss_components": components}
+
+    def _local_losses(self, local: Tensor, keys: Pair) -> Tensor:
+        """The losses of n local views, n x B x 3 x s x s to n x B."""
+        queries = self.local_queries(local.flatten(0, 1))  # nB x D
+        return torch.stack([self.local_loss(query, keys) for query in queries.unflatten(0, local.shape[:2])])
 
     def loss_at_collapse(self, images: int) -> float | None:
         """The loss if all images map to one point, for a batch of `images` over all processes; None if unknown."""

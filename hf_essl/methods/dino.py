@@ -1,5 +1,6 @@
-"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021), two global crops."""
+"""DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021)."""
 
+import itertools
 import math
 from typing import Any, ClassVar
 
@@ -16,6 +17,9 @@ from hf_essl.methods.teacher import MomentumTeacher, cosine_momentum
 class DINO(SSLModel):
     """Cross-entropy from the teacher's centered and sharpened softmax to the student's over K outputs (Eq. 3, Alg. 1).
 
+    With local views, the cross-entropy is the mean over all pairs of one of the teacher's two views and another view
+    of the student.
+
     Args:
         hidden: hidden size of the head.
         bottleneck: size before the last layer.
@@ -27,10 +31,15 @@ class DINO(SSLModel):
         momentum: tau of the teacher at the start of the run; it rises to 1 along a cosine.
         center_momentum: of the center's moving average.
         freeze_last_layer_epochs: epochs in which the student's last layer is not trained.
+        norm_last_layer: fix the norm of the last layer's vectors at 1, as published for ResNet-50 and ViT-B; false
+            trains them, as published for ViT-S.
+        head_std: standard deviation of the head's initial weights; by default 0.02, as published, at a width of 2,048,
+            and the same gain at other widths. A narrow head with 0.02 has a small output; normalization divides the
+            gradient by it, and the head collapses.
     """
 
     title = "DINO"
-    description = "cross-entropy to the centered softmax of a momentum teacher, two global crops (Caron et al. 2021)"
+    description = "cross-entropy to the centered softmax of a momentum teacher (Caron et al. 2021)"
     citation = r"""@inproceedings{caron2021emerging,
   title     = {Emerging Properties in Self-Supervised Vision Transformers},
   author    = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\'e}gou, Herv{\'e} and others},
@@ -58,6 +67,8 @@ class DINO(SSLModel):
         momentum: Probability = 0.996,
         center_momentum: Probability = 0.9,
         freeze_last_layer_epochs: NonNegative = 1,
+        norm_last_layer: bool = True,
+        head_std: Positive | None = None,
     ):
         super().__init__(backbone)
         self.student_temperature, self.center_momentum = student_temperature, center_momentum
@@ -65,8 +76,10 @@ class DINO(SSLModel):
         self.warmup_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_teacher_epochs
         self.base_momentum = self.momentum = momentum
         self.frozen_epochs, self.frozen = freeze_last_layer_epochs, freeze_last_layer_epochs > 0
-        layers = [_linear(self.num_features, hidden), nn.GELU(), _linear(hidden, hidden), nn.GELU()]
-        self.projector = nn.Sequential(*layers, _linear(hidden, bottleneck), Prototypes(bottleneck, output_dim))
+        sizes = (self.num_features, hidden, hidden, bottleneck)
+        first, second, third = (_linear(*pair, head_std) for pair in itertools.pairwise(sizes))
+        last = Prototypes(bottleneck, output_dim, norm_last_layer)
+        self.projector = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third, last)
         self.teacher = MomentumTeacher(self.backbone, self.projector)
         self.register_buffer("center", torch.zeros(1, output_dim))
         self._pending_means: list[Tensor] = []  # mean teacher outputs of this step, 1 x K each
@@ -118,22 +131,24 @@ class DINO(SSLModel):
 
 
 class Prototypes(nn.Module):
-    """The last layer, N x features to N x K: cosines with K vectors (a weight-normalized Linear of fixed gain 1)."""
+    """The last layer, N x features to N x K: cosines with K vectors (a weight-normalized Linear).
 
-    def __init__(self, features: int, prototypes: int):
+    Without `norm`, the cosines have trained gains, which start at 1.
+    """
+
+    def __init__(self, features: int, prototypes: int, norm: bool = True):
         super().__init__()
         self.weight = nn.Parameter(nn.Linear(features, prototypes, bias=False).weight.detach())
+        self.gain = None if norm else nn.Parameter(torch.ones(prototypes, 1))  # this shape decays, as published
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.weight, dim=-1))
+        vectors = F.normalize(self.weight, dim=-1)
+        return F.linear(F.normalize(x.float(), dim=-1), vectors if self.gain is None else self.gain * vectors)
 
 
-def _linear(fan_in: int, fan_out: int) -> nn.Linear:
-    """A Linear whose weights have std 0.02 at the published width of 2,048, and the same gain at any width.
-
-    With std 0.02, a narrow head has a small output; normalization divides the gradient by it, and the head collapses.
-    """
+def _linear(fan_in: int, fan_out: int, std: float | None) -> nn.Linear:
+    """A Linear whose weights have this std, or by default 0.02 at a width of 2,048 and the same gain at others."""
     layer = nn.Linear(fan_in, fan_out)
-    nn.init.trunc_normal_(layer.weight, std=0.02 * math.sqrt(2048 / fan_in))
+    nn.init.trunc_normal_(layer.weight, std=std or 0.02 * math.sqrt(2048 / fan_in))
     nn.init.zeros_(layer.bias)
     return layer

@@ -62,6 +62,9 @@ class Distill(SSLModel):
     def embed(self, view: Tensor) -> Pair:
         return self.projector(self.backbone(view)), self.teacher(view)  # B x D
 
+    def local_queries(self, views: Tensor) -> Tensor:
+        return self.projector(self.backbone(views))  # the teacher sees the pair only
+
     def loss(self, queries: Pair, keys: Pair) -> Tensor:
         (z1, z2), (t1, t2) = queries, keys  # B x D
         return 1 + (negative_cosine(z1, t1) + negative_cosine(z2, t2)) / 2  # B

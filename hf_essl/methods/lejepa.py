@@ -18,7 +18,7 @@ SEEDS = 2**40  # different seeds of the directions in a run
 class LeJEPA(SSLModel):
     """L = (1 - lambda) prediction + lambda SIGReg; there is no teacher, no predictor and no stopped gradient.
 
-    The prediction loss is the mean squared distance of an image's two views to their center. SIGReg compares the
+    The prediction loss is the mean squared distance of an image's views to the center of the pair. SIGReg compares the
     batch with an isotropic Gaussian along random directions, by the Epps-Pulley statistic (Sec. 4 of LeJEPA). The
     directions of an optimizer step follow from its place in the run: all processes and resumed runs draw the same.
 
@@ -34,6 +34,7 @@ class LeJEPA(SSLModel):
     """
 
     uses_negatives = True
+    pair_weight = 2.0  # the mean is over views
     title = "LeJEPA"
     description = "prediction loss and an isotropic Gaussian for all embeddings (Balestriero and LeCun 2025)"
     citation = r"""@article{balestriero2025lejepa,
@@ -83,6 +84,12 @@ class LeJEPA(SSLModel):
         with full_precision(queries[0]):
             regularizer = torch.stack([self.sigreg(query.float()) for query in queries]).mean()
             return (1 - self.sigreg_weight) * _prediction(queries, keys) + self.sigreg_weight * regularizer  # B
+
+    def local_loss(self, queries: Tensor, keys: Pair) -> Tensor:
+        with full_precision(queries):
+            center = (keys[0].float() + keys[1].float()) / 2
+            prediction = (queries.float() - center).square().mean(dim=-1)
+            return (1 - self.sigreg_weight) * prediction + self.sigreg_weight * self.sigreg(queries.float())  # B
 
     def loss_components(self, queries: Pair, keys: Pair, losses: Tensor) -> dict[str, Tensor]:
         with full_precision(queries[0]):

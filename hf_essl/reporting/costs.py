@@ -17,7 +17,7 @@ from hf_essl.reporting.metrics import petaflops_by_part
 from hf_essl.schedules import Curriculum
 
 PLAIN = "plain, equal epochs"
-"""The counterpart of a recipe without a baseline: itself at full resolution, with two views and no selection."""
+"""The counterpart of a recipe without a baseline: itself at full resolution and without a selection."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,14 @@ def cost_table(rows: Sequence[CostRow]) -> str:
     """A Markdown table in petaFLOPs: the paper's convention, then what torch counts, with its parts."""
     header = ["recipe", "epochs", "steps", "over", "paper: pF", "speed-up", "selection", "counted: pF", "speed-up"]
     lines = []
+    names = list(dict.fromkeys(name for row in rows for name in petaflops_by_part(row.cost)))
     for row in rows:
-        cost, parts = row.cost, petaflops_by_part(row.cost)
+        cost, parts = row.cost, dict.fromkeys(names, 0.0) | petaflops_by_part(row.cost)
         line = [row.name, f"{row.epochs:g}", f"{cost.steps:,}", row.over, _petaflops(cost.paper_petaflops)]
         line += [f"{row.paper_speedup:.2f} x", f"{cost.paper_selection_overhead:.1f} %"]
         line += [_petaflops(cost.counted_petaflops), f"{row.counted_speedup:.2f} x", *map(_petaflops, parts.values())]
         lines.append(line)
-    return table([*header, *parts], lines)
+    return table([*header, *names], lines)
 
 
 def _petaflops(value: float) -> str:

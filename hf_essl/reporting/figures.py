@@ -66,7 +66,8 @@ def draw_views(
         chosen: by stage, the two views of each image that train, which are framed; see `shown_pairs`.
         patches: the patch tokens of a view by its resolution; those that a ViT drops are gray.
     """
-    figure = Figure(figsize=(1.35 * (columns + 1), 1.35 * len(images) * 3 + 1.2), layout="constrained")
+    tiles = columns + args.local_views + 1
+    figure = Figure(figsize=(1.35 * tiles, 1.35 * len(images) * 3 + 1.2), layout="constrained")
     stages = {"start": 0.0, "middle": 0.5, "end": 1.0}
     for axis, (name, progress) in zip(figure.subplots(3, 1), stages.items(), strict=True):
         size, magnitude = curriculum.size(progress), curriculum.magnitude(progress)
@@ -75,7 +76,9 @@ def draw_views(
         axis.imshow(tile_views(images, args, size.resolution, magnitude, columns, seed, *seen))
         pairs = (chosen or {}).get(name) or []
         framed = f"\nframed: the pair that {PICKED_BY[name]} network picks" if pairs else ""
-        title = f"{name}: {size}, magnitude {magnitude:.2f}; originals left{framed}"
+        beside = args.local_size(size.resolution)
+        local = f", {beside} px for the last {args.local_views}" if args.local_views else ""
+        title = f"{name}: {size}{local}, magnitude {magnitude:.2f}; originals left{framed}"
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
         _frame(axis, pairs, tile_side(images))

@@ -132,11 +132,13 @@ def _utilization(flops_per_second: float | None, run: RunFacts) -> Metrics:
 
 def petaflops_by_part(cost: Cost) -> dict[str, float]:
     """The counted petaFLOPs of each part of the steps."""
+    local = cost.counted_local_petaflops
     return {
         "forward": cost.counted_forward_petaflops,
         "backward": cost.counted_backward_petaflops,
         "teacher": cost.counted_teacher_petaflops,
         "selection": cost.counted_selection_petaflops,
+        **({"local views": local} if local else {}),
     }
 
 

@@ -136,6 +136,10 @@ def _resolution_panel(recipe: Recipe, name: str, title: str) -> Panel:
         resolution = Curriculum.with_warmup(replace(views, **changed), _warmup_fraction(recipe)).resolution
         own = shown == views.resolution_schedule
         series.append(_by_progress(shown, resolution, recipe.training.num_train_epochs, own))
+        if own and views.local_views:
+            beside = series[-1]
+            sizes = np.array([views.local_size(int(side)) for side in beside.y])
+            series.append(Series(f"{views.local_views} local views", beside.x, sizes))
     return Panel(title, "resolution (px)", tuple(series), steps=True)
 
 
@@ -166,4 +170,4 @@ def _draw(axis: Axes, panel: Panel) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if panel.steps:
         axis.set_yticks(np.unique(np.concatenate([series.y for series in panel.series])))
-    axis.legend(fontsize=9, frameon=False, loc="lower right" if panel.steps else "best")
+    axis.legend(fontsize=9, frameon=False, loc="lower right" if panel.steps and len(panel.series) == 1 else "best")

@@ -14,4 +14,4 @@ from hf_essl.schedules.curves import (
     curve_from_args,
     warmup_fraction,
 )
-from hf_essl.schedules.scheduler import CurveScheduler
+from hf_essl.schedules.scheduler import CurveScheduler, WeightDecay

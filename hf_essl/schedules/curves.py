@@ -84,7 +84,7 @@ class Cosine(Curve):
 
     def lr(self, t: float) -> float:
         _check_step(t, self.length)
-        return _fall(t / self.length)
+        return half_cosine(t / self.length)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _WithWarmup(Curve):
         _check_step(t, self.length)
         if t < self.warmup:
             return self._rise(t / self.warmup)
-        return _fall((t - self.warmup) / (self.length - self.warmup))
+        return half_cosine((t - self.warmup) / (self.length - self.warmup))
 
     def _rise(self, u: float) -> float:
         return u  # the share of the peak by the finished share of the warm-up
@@ -135,7 +135,7 @@ class F1CLR(_WithWarmup):
     cycles_momentum = True
 
     def _rise(self, u: float) -> float:
-        return 1 - _fall(u)
+        return 1 - half_cosine(u)
 
     def momentum(self, t: float) -> float:
         return 1 - self.lr(t)
@@ -218,7 +218,7 @@ def warmup_fraction(args: SSLTrainingArguments) -> float:
     return CURVES[args.lr_schedule].warmup_fraction(args)
 
 
-def _fall(u: float) -> float:
+def half_cosine(u: float) -> float:
     """Half a cosine wave from 1 at u = 0 to 0 at u = 1."""
     return (math.cos(math.pi * u) + 1) / 2
 

@@ -23,7 +23,7 @@ from hf_essl.methods import SSLModel
 from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.recipe import flat_fields, name_dataset
-from hf_essl.schedules import CurveScheduler, curve_from_args
+from hf_essl.schedules import CurveScheduler, WeightDecay, curve_from_args
 from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, rotate, saving
 from hf_essl.training.clock import Clock
 from hf_essl.training.optimizer import averaged_weights, build_optimizer
@@ -79,14 +79,16 @@ class BaseTrainer(SafeCheckpointTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The curve of `args.lr_schedule` over the whole run, the only writer of learning rate and momentum."""
+        """The curve of `args.lr_schedule` over the whole run, the writer of learning rate, momentum and decay."""
         if self.lr_scheduler is None:
             momenta = (self.args.min_momentum, self.args.max_momentum)
             curve = curve_from_args(self.args, num_training_steps)
             beta, name = self.args.adam_beta1, self.args.lr_schedule
             if curve.cycles_momentum and beta != default_of(type(self.args), "adam_beta1"):
                 logger.warning("adam_beta1 is %g and has no effect: %s cycles it from %g to %g", beta, name, *momenta)
-            self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta)
+            end, start = self.args.weight_decay_end, self.args.weight_decay
+            decay = None if end is None else WeightDecay(start, end, num_training_steps)
+            self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta, weight_decay=decay)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -61,9 +61,8 @@ def try_steps(
         for _ in range(2):  # the second has the optimizer's state
             with torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16):
                 chosen = HardAugment(views)(model, images)
-            first, second = views.render_all(images, [chosen.first, chosen.second])
             autocast = lambda: torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16)  # noqa: E731
-            run_step(model, {"first": first, "second": second}, optimizer, autocast=autocast)
+            run_step(model, chosen.render(views, images), optimizer, autocast=autocast)
     finally:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, device)

@@ -96,13 +96,13 @@ def warm_up_backbones(model: SSLModel, batch: int, curriculum: Curriculum, views
 
     device = next(model.parameters()).device
 
-    def run(backbone: nn.Module, size: Size) -> Tensor:
+    def run(backbone: nn.Module, size: Size, images: int = batch) -> Tensor:
         kept = None
         if size.tokens < 1:
             count = kept_count(patch_count(model.backbone, size.resolution), size.tokens)
-            kept = torch.arange(count, device=device).repeat(batch if backbone is model.backbone else 1, 1)
+            kept = torch.arange(count, device=device).repeat(images if backbone is model.backbone else 1, 1)
         with keep_tokens(backbone, kept):
-            return backbone(torch.zeros(batch, 3, size.resolution, size.resolution, device=device))
+            return backbone(torch.zeros(images, 3, size.resolution, size.resolution, device=device))
 
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     training = model.training
@@ -111,6 +111,9 @@ def warm_up_backbones(model: SSLModel, batch: int, curriculum: Curriculum, views
         for size in curriculum.shares():
             logger.info("compiling at %s", size)
             run(model.backbone, size).float().sum().backward()
+            if views_args.local_views:
+                local = Size(views_args.local_size(size.resolution), 1.0)
+                run(model.backbone, local, views_args.local_views * batch).float().sum().backward()
             with torch.no_grad():
                 for teacher in model.teachers:
                     run(teacher.backbone, Size(size.resolution, views_args.teacher_tokens))

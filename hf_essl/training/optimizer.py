@@ -14,7 +14,7 @@ from hf_essl.config import SSLTrainingArguments
 from hf_essl.config.optimizers import LARS, lars_settings
 from hf_essl.methods import SSLModel
 
-FROM_FIELDS = ("initial_lr", "weight_decay", "momentum", "betas", "eps")
+FROM_FIELDS = ("initial_lr", "weight_decay", "undecayed", "momentum", "betas", "eps")
 """Settings of a group that fields set; the schedule sets the learning rate."""
 
 
@@ -33,7 +33,7 @@ def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool 
         if parameter.requires_grad:
             key = (name.split(".")[0] in fixed_modules, name in undecayed)
             members.setdefault(key, []).append(parameter)
-    excluded = {"weight_decay": 0.0} | ({"always_adapt": False} if optimizer_class is Lars else {})
+    excluded = {"weight_decay": 0.0, "undecayed": True} | ({"always_adapt": False} if optimizer_class is Lars else {})
     groups = [
         {"params": parameters} | ({"fixed_lr": True} if is_fixed else {}) | (excluded if is_excluded else {})
         for (is_fixed, is_excluded), parameters in sorted(members.items(), key=lambda item: item[0])

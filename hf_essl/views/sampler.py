@@ -1,5 +1,6 @@
 """Samples the parameters of views with kornia's generators, on the host: SimCLR's chain or RandAugment."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from hf_essl.views.params import NEUTRAL_JITTER, ViewParams
 from hf_essl.views.randaugment import sample_operations
 from hf_essl.views.tokens import BITS
 
+LOCAL = 2  # the kind of a local view; 0 and 1 are the first and the second view of a pair
+
 
 def sample_params(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: Sequence[int] = (0,)) -> ViewParams:
     """Samples one view per kind of N images from torch's global generator.
@@ -21,8 +24,8 @@ def sample_params(args: ViewArguments, aspect: Tensor, magnitude: float, kinds: 
     Args:
         aspect: N, width / height of the whole images.
         magnitude: strength of the color jitter, linear from 0, or of RandAugment.
-        kinds: 0 for a first view, 1 for a second, if their blur and solarization differ (BYOL, DINO); RandAugment
-            ignores them.
+        kinds: 0 for a first view, 1 for a second, if their blur and solarization differ (BYOL, DINO), and `LOCAL`
+            for a local view; for RandAugment, only local views differ.
 
     Returns the parameters of kinds x N views, those of the first kind first.
     """
@@ -38,15 +41,15 @@ def _sample_augmentations(args: ViewArguments, aspect: Tensor, magnitude: float,
     if args.augmentation == "randaugment":
         flip = torch.rand(views) < args.flip_p
         operations, strengths = sample_operations(views, args.randaugment_ops, magnitude)
-        box = sample_boxes(aspect, args.crop_scale, args.crop_ratio)
+        box = _sample_boxes(args, aspect, kinds)
         return ViewParams.neutral(views, box=box, flip=flip, operations=operations, strengths=strengths)
     blur_p, solarize_p = (
-        torch.tensor([p[kind] if len(p) > 1 else p[0] for kind in kinds]).repeat_interleave(count)
-        for p in (args.blur_p, args.solarize_p)
+        torch.tensor([_of_kind(kind, p, local) for kind in kinds]).repeat_interleave(count)
+        for p, local in ((args.blur_p, args.local_blur_p), (args.solarize_p, 0.0))
     )
     probabilities = (args.flip_p, args.jitter_p, args.grayscale_p, blur_p, solarize_p)
     flip, jittered, gray, blurred, solarize = (x < p for x, p in zip(torch.rand(5, views), probabilities, strict=True))
-    box = sample_boxes(aspect, args.crop_scale, args.crop_ratio)
+    box = _sample_boxes(args, aspect, kinds)
     jitter = torch.where(jittered[:, None], _sample_jitter(args, views, magnitude), NEUTRAL_JITTER)
     blur = PlainUniformGenerator((tuple(args.blur_sigma), "sigma", None, None))
     sigma = _sample(blur, (views,))["sigma"] * blurred
@@ -54,6 +57,19 @@ def _sample_augmentations(args: ViewArguments, aspect: Tensor, magnitude: float,
     if args.jitter_order == "random":
         changes["order"] = torch.rand(views, 4).argsort(dim=1)
     return ViewParams.neutral(views, **changes)
+
+
+def _of_kind(kind: int, pair: Sequence[float], local: float) -> float:
+    return local if kind == LOCAL else pair[kind] if len(pair) > 1 else pair[0]
+
+
+def _sample_boxes(args: ViewArguments, aspect: Tensor, kinds: Sequence[int]) -> Tensor:
+    """Crops of one view per kind, with the local views' own scale: (kinds x N) x 4."""
+    parts, count = [], len(aspect) // len(kinds)
+    for is_local, group in itertools.groupby(kind == LOCAL for kind in kinds):
+        scale = args.local_scale if is_local else args.crop_scale
+        parts.append(sample_boxes(aspect[: count * len(list(group))], scale, args.crop_ratio))
+    return torch.cat(parts)
 
 
 def _sample_jitter(args: ViewArguments, count: int, magnitude: float) -> Tensor:

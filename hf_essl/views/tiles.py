@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from hf_essl.config import ViewArguments
+from hf_essl.views.sampler import LOCAL
 from hf_essl.views.views import Views
 
 PADDING = 4  # pixels between tiles
@@ -30,7 +31,7 @@ def tile_views(
 
     Args:
         images: uint8 N x 3 x S x S, one row each.
-        columns: views of each image, alternating between the first and the second kind.
+        columns: views of each image, alternating between the first and the second kind; local views follow them.
         seed: of the views, the same as in the first plan of `HardAugment`; torch's global random state is not used.
         aspect: N, width / height of the whole images; by default they are squares.
         tokens: share of the patch tokens that a ViT keeps; the patches of the others are gray.
@@ -39,14 +40,17 @@ def tile_views(
     views = Views(args, mean=(0, 0, 0), std=(1, 1, 1), seed=seed)
     views.resolution, views.magnitude = resolution, magnitude
     aspect = torch.ones(len(images)) if aspect is None else aspect
-    params = views.sample_all(images, [column % 2 for column in range(columns)], aspect)
-    rendered = views.render_all(images, params)
-    if patches is not None and (kept := views.kept_tokens(params, patches, images.device, tokens)) is not None:
+    kinds = [*(column % 2 for column in range(columns)), *[LOCAL] * args.local_views]
+    params = views.sample_all(images, kinds, aspect)
+    pairs, local = params[:columns], params[columns:]
+    rendered = views.render_all(images, pairs)
+    if patches is not None and (kept := views.kept_tokens(pairs, patches, images.device, tokens)) is not None:
         rendered = without_patches(rendered, kept.transpose(0, 1), patches)
+    shown = [*rendered, *(views.render_all(images, local, views.local_resolution) if local else ())]
     side = tile_side(images)
-    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in rendered]
+    tiles = [F.interpolate(view, size=(side, side), mode="nearest") for view in shown]
     tiles.insert(0, torch.stack([unsquashed(*image, side) for image in zip(images, aspect.tolist(), strict=True)]))
-    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=columns + 1, padding=PADDING, pad_value=1)
+    grid = make_grid(torch.stack(tiles, dim=1).flatten(0, 1), nrow=len(tiles), padding=PADDING, pad_value=1)
     return (grid.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 

@@ -60,6 +60,11 @@ class Views:
         """Whether first and second views have different distributions (BYOL, DINO); with RandAugment they never do."""
         return self.args.augmentation == "simclr" and max(len(self.args.blur_p), len(self.args.solarize_p)) > 1
 
+    @property
+    def local_resolution(self) -> int:
+        """Side of the local views in pixels at the current resolution."""
+        return self.args.local_size(self.resolution)
+
     def seed(self, *numbers: int) -> None:
         """Restarts the random stream from these numbers, such as seed, rank and step."""
         state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
@@ -80,7 +85,7 @@ class Views:
         """Samples the parameters of one view of each image, N x 3 x H x W, at the current magnitude.
 
         Args:
-            kind: 0 for a first view, 1 for a second.
+            kind: 0 for a first view, 1 for a second, `hf_essl.views.LOCAL` for a local view.
             aspect: float32 N on the host, width / height of the whole images that the canvases show; by default W / H.
         """
         return self.sample_all(images, [kind], aspect)[0]

@@ -1,4 +1,7 @@
-"""Five steps of every method on the same 16 images, in one process or shared out over several, by DDP or FSDP."""
+"""Five steps of every method on the same 16 images, in one process or shared out over several, by DDP or FSDP.
+
+Every second step has local views too.
+"""
 
 import os
 import sys
@@ -55,7 +58,8 @@ def train(method: str, rank: int = 0, processes: int = 1, kind: str | None = Non
         with unsharded(model), torch.no_grad():
             chosen.append(model.embed(first[share])[1])  # as the selection pass does, outside the wrapped forward
         kept = kept_tokens(torch.arange(2 * IMAGES) + 100 * step, 16, 0.5).view(IMAGES, 2, 8) if tokens else None
-        loss = wrapped(first[share], second[share], tokens=kept if kept is None else kept[share])["loss"]
+        local = torch.randn(2, IMAGES, 3, 32, 32, generator=generator)[:, share] if step % 2 else None
+        loss = wrapped(first[share], second[share], tokens=kept if kept is None else kept[share], local=local)["loss"]
         loss.mean().backward()
         losses.append(loss.detach())
         if not gradients:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hf_essl.schedules import F1CLR, Cosine, CurveScheduler, OneCycle
+from hf_essl.schedules import F1CLR, Cosine, CurveScheduler, OneCycle, WeightDecay
 
 
 def _sgd():
@@ -85,3 +85,30 @@ def test_an_optimizer_without_momentum_is_rejected_only_if_the_curve_cycles_it()
     CurveScheduler(adagrad, Cosine(10))
     with pytest.raises(ValueError, match="F1CLR cycles momentum but Adagrad has none; use an optimizer such as sgd"):
         CurveScheduler(adagrad, F1CLR(10, 2))
+
+
+def _groups():
+    return [{"params": [torch.nn.Parameter(torch.ones(2))]}, {"params": [torch.nn.Parameter(torch.ones(2))]}]
+
+
+def test_weight_decay_follows_a_cosine_except_for_undecayed_groups():
+    """From 0.04 to 0.4 over 6 steps: 0.22 -/+ 0.18 cos(k pi / 6)."""
+    decayed, rest = _groups()
+    optimizer = torch.optim.AdamW([decayed, rest | {"weight_decay": 0.0, "undecayed": True}], lr=0.1)
+    scheduler = CurveScheduler(optimizer, Cosine(6), weight_decay=WeightDecay(0.04, 0.4, 6))
+    used = []
+    for _ in range(6):
+        used.append(optimizer.param_groups[0]["weight_decay"])
+        assert optimizer.param_groups[1]["weight_decay"] == 0.0
+        optimizer.step()
+        scheduler.step()
+    by_hand = [0.04, 0.0641154, 0.13, 0.22, 0.31, 0.3758846]
+    assert used == pytest.approx(by_hand, abs=1e-7)
+    assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.4)
+    assert "weight_decay" not in scheduler.state_dict()
+
+
+def test_a_weight_decay_that_the_optimizer_lacks_is_rejected():
+    rprop = torch.optim.Rprop([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match=r"weight_decay_end is 0.4 but Rprop has no weight decay; use an optimizer"):
+        CurveScheduler(rprop, Cosine(6), weight_decay=WeightDecay(0.04, 0.4, 6))
