@@ -70,7 +70,7 @@ def test_the_command_lists_and_shows_them(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(packaged()) + 3 and lines[1].split()[0] == "quickstart"
-    assert cli.main(["recipes", "dino", "Imagenette"]) == 0
+    assert cli.main(["recipes", "dino_resnet50", "Imagenette"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-2]]
     assert names == ["imagenette/dino_resnet50_baseline", "imagenette/dino_resnet50_efficient"]
     assert cli.main(["recipes", "--show", "quickstart"]) == 0
@@ -129,7 +129,7 @@ def test_the_wheel_holds_the_recipes_and_works_alone(tmp_path):
 
 def test_the_list_shows_what_recipes_cost(capsys):
     assert set(costs()) == set(packaged())
-    assert cli.main(["recipes", "imagenet/", "efficient"]) == 0
+    assert cli.main(["recipes", "imagenet/simsiam", "efficient"]) == 0
     lines = capsys.readouterr().out.splitlines()
     printed = lines[2].split()[:6]  # 5,063 petaFLOPs at 50 TFLOP/s are 101,260 s; at 0.12, 42.2 million s
     assert printed == ["imagenet/simsiam_resnet50_efficient", "1", "5,063", "28", "h", "488"]

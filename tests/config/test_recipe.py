@@ -228,7 +228,7 @@ def test_the_resolved_recipe_loads_back_to_an_equal_one(write, tmp_path):
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
     content = yaml.safe_load(text)
     assert content["seed"] == 7 and content["output_dir"] == "~/runs/x" and content["learning_rate"] == 0.1
-    assert "extends" not in content and str(tmp_path) not in text and "token" not in text
+    assert "extends" not in content and str(tmp_path) not in text and "hub_token" not in text
 
 
 def test_the_resolved_recipe_holds_our_fields_and_those_of_transformers_that_were_set(write):
