@@ -1,16 +1,22 @@
-"""Drawn inputs: a value outside of a field's declared type or range ends in one line and exit code 2."""
+"""Drawn inputs: a value outside of a field's declared type or range ends in one line and exit code 2.
+
+Any text in a field that takes text ends in such a line or is accepted, and nothing is written above the folder.
+"""
 
 import contextlib
 import io
+import os
 import random
+import tempfile
 import typing
+from pathlib import Path
 from unittest import mock
 
 from annotated_types import Ge, Gt, Le, Lt
 
 import hf_essl.pretrain
 from hf_essl.cli import main
-from hf_essl.config.fields import hints_of, kinds
+from hf_essl.config.fields import fields_of, hints_of, kinds
 from hf_essl.config.inherited import RANGES
 from hf_essl.config.values import GROUPS, REFUSED
 
@@ -109,14 +115,70 @@ def drawn(count: int, seed: int = 0) -> typing.Iterator[list[str]]:
         yield [draw.choice(["pretrain", "pretrain", "pretrain", "lr-find", "cost"]), "quickstart", *value]
 
 
+TEXTS = ["", " ", "..", "../../escape", "a/../../escape", "~", "#", "none", "a\nb", "\x1b[31mred", "ü\u202e", "\udcff"]
+TEXTS += [
+    "x" * 5000,
+    "{}",
+    "[1",
+    "a: b",
+    "<b>",
+    "%s%n",
+    "$(id)",
+    "-",
+    "a b",
+    "\\",
+    "'",
+    '"',
+    "|",
+    "con",
+    "1e400",
+    "\x7f",
+]
+
+
+def drawn_texts(count: int, seed: int = 0) -> typing.Iterator[list[str]]:
+    """Command lines with one drawn text in a field that takes any, such as names, paths and columns."""
+    draw = random.Random(seed)
+    keys = [
+        key
+        for group in GROUPS.values()
+        for key in fields_of(group)
+        if key not in REFUSED and str in kinds(hints_of(group)[key]) and wrong_words(group, key, draw) is None
+    ]
+    for _ in range(count):
+        command = draw.choice(["pretrain", "pretrain", "lr-find", "cost"])
+        yield [command, "quickstart", f"--{draw.choice(keys)}={draw.choice(TEXTS)}"]
+
+
+def holds_as_text(words: list[str]) -> bool:
+    """Whether a command with any text accepts it or refuses it in one line, and writes nothing above its folder."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder) / "a" / "b" / "c"
+        inner.mkdir(parents=True)
+        os.chdir(inner)
+        try:
+            held = outcome(words)[0] in ("accepted", 0) or is_refused(words)
+        finally:
+            os.chdir(here)
+        named = words[-1].startswith(("--output_dir=", "--cache_dir="))  # the user names the folder to write into
+        return held and (named or {path for path in Path(folder).rglob("*") if inner not in path.parents} == {
+            inner, *list(inner.parents)[:2]
+        })  # fmt: skip
+
+
 def run(count: int = 10_000) -> tuple[int, int]:
-    """How many were tried, and how many were refused as they should be; prints a line for each other one."""
+    """How many were tried, and how many were refused as they should be; prints a line for each other one.
+
+    One in five is a text.
+    """
     held = 0
-    for words in drawn(count):
-        if is_refused(words):
+    cases = [(words, is_refused) for words in drawn(count - count // 5)]
+    for words, holds in [*cases, *((words, holds_as_text) for words in drawn_texts(count // 5))]:
+        if holds(words):
             held += 1
         else:
-            print("not refused:", " ".join(words), *outcome(words), flush=True)
+            print("did not hold:", ascii(" ".join(words))[:200], *outcome(words), flush=True)
     return count, held
 
 

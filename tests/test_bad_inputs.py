@@ -7,7 +7,7 @@ import pytest
 from hf_essl.cli import main
 from hf_essl.config.values import parse_overrides
 from hf_essl.methods import METHODS
-from tests.fault_inputs import drawn, is_refused, outcome
+from tests.fault_inputs import drawn, drawn_texts, holds_as_text, is_refused, outcome
 
 WRONG = r"""
 pretrain quickstart --method_args "{projector_dim: huge}"
@@ -69,6 +69,11 @@ def test_a_command_that_cannot_work_is_refused_in_one_line(words, tmp_path, monk
 def test_drawn_values_outside_of_their_type_or_range_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [words for words in drawn(300, seed=1) if not is_refused(words)] == []
+
+
+def test_drawn_texts_are_accepted_or_refused_and_nothing_escapes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [words for words in drawn_texts(150, seed=1) if not holds_as_text(words)] == []
 
 
 @pytest.mark.parametrize("text", ["runs/try #2", "none", "null", "a: b", "{x", "7", "true", "~/x", "[1"])
