@@ -32,7 +32,7 @@ def test_commands(complete):
     [
         (("pretrain", "--learn"), ["--learning_rate"]),
         (("pretrain", "--budg"), ["--budget"]),
-        (("sweep", "--weight_d"), ["--weight_decay"]),
+        (("sweep", "--weight_d"), ["--weight_decay", "--weight_decay_end"]),
         (("evaluate", "--proto"), ["--protocol"]),
         (("recipes", "--learn"), []),
         (("sweep", "--budg"), []),
