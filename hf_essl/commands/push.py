@@ -1,5 +1,7 @@
 """`hf-essl push RUN --repo_id user/name`: pushes the backbone of a finished run to the Hub."""
 
+from pathlib import Path
+
 from hf_essl.commands.parser import Parser
 
 
@@ -19,7 +21,10 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
 
     from hf_essl.hub import push_backbone
-    from hf_essl.pretrain import complete_report
+    from hf_essl.run_folder import METRICS
 
-    complete_report(options.source)
+    if not Path(options.source, METRICS).is_file():  # the last file of a report
+        from hf_essl.pretrain import complete_report
+
+        complete_report(options.source)
     print(f"pushed to {push_backbone(**vars(options))}")

@@ -204,7 +204,7 @@ def test_an_exported_folder_is_a_backbone_of_a_recipe(tmp_path):
     expected = load_file(folder / "model.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in model.backbone.state_dict().items())
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="where no config.json is"):
+    with pytest.raises(ValueError, match=r"where no config.json is"):
         check_backbone(str(folder))
 
 
