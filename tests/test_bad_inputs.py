@@ -71,6 +71,7 @@ def test_drawn_values_outside_of_their_type_or_range_are_refused(tmp_path, monke
     assert [words for words in drawn(300, seed=1) if not is_refused(words)] == []
 
 
+@pytest.mark.slow
 def test_drawn_texts_are_accepted_or_refused_and_nothing_escapes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [words for words in drawn_texts(150, seed=1) if not holds_as_text(words)] == []

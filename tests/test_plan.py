@@ -101,6 +101,7 @@ def test_warnings():
     assert "label_column label has no label" in plan.describe()
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_by_trial(monkeypatch):
     tried = []
 

@@ -41,6 +41,7 @@ def test_workers_end_with_the_training(tmp_path):
     assert not [child for child in psutil.Process().children() if child.name().startswith("pt_")]
 
 
+@pytest.mark.slow
 def test_resumed_between_epochs_with_dropout_and_workers(tmp_path):
     """Dropout draws from torch's global generator, which restarted workers must not advance."""
 

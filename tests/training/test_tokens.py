@@ -42,7 +42,8 @@ def seen_by(network, seen):
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, checkpointing):
     settings = {"method": "byol", "views": {"teacher_tokens": 0.5}, "activation_checkpointing": checkpointing}
     whole = trainer(tmp_path / "whole", **settings)
