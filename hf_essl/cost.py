@@ -195,7 +195,8 @@ def estimate_cost(
     counter = (counter or FlopCounter(model)).under(view_args)
     steps_at = curriculum.steps(steps)
     r_max, peta_images = view_args.resolution, images_per_step / 1e15
-    counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in range(5)]
+    parts = range(len(StepFlops._fields))
+    counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in parts]
     plain_step = counter.step(r_max)
     # the mean cost of a step relative to the plain recipe's pair, with and without the selection pass
     factor = model.cost_factor()

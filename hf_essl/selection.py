@@ -184,7 +184,9 @@ def seen_tokens(views: Views, model: SSLModel, chosen: Selection, seed: int) -> 
     return {name: kept for name, kept in found.items() if kept is not None}
 
 
-def plain_views(views: Views, images: Tensor, size: int | None = None, aspect: Tensor | None = None):
+def plain_views(
+    views: Views, images: Tensor, size: int | None = None, aspect: Tensor | None = None
+) -> dict[str, Tensor]:
     """What the model's forward takes in the plain recipe: two views and the local ones, without a selection."""
     first, second, *local = views.sample_all(images, [0, 1, *[LOCAL] * views.args.local_views], aspect)
     return Selection(first, second, local=tuple(local)).render(views, images, size)

@@ -28,6 +28,17 @@ class StopAfter(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def whole_and_resumed(folder, build, stop, **settings):
+    """A run that was never interrupted, and one that was stopped after a step and resumed, both at their end."""
+    whole = build(folder / "whole", **settings)
+    whole.train()
+    build(folder / "cut", callbacks=[StopAfter(stop)], **settings).train()
+    resumed = build(folder / "cut", **settings)
+    torch.manual_seed(1234)
+    resumed.train(resume_from_checkpoint=True)
+    return whole, resumed
+
+
 class Uncached(torch.utils.data.Dataset):
     """Patches as a user's own dataset hands them over, decoded one by one and in workers."""
 
@@ -74,12 +85,7 @@ def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, stop, workers):
 def test_every_method_resumes_bit_for_bit(tmp_path, method):
     """Weights, teacher, queue and its pointer, center, and so the losses; tau and temperature follow the step."""
     settings = {"method": method, "learning_rate": 0.005, "num_train_epochs": 3, "warmup_epochs": 1}
-    whole = small_trainer(tmp_path / "whole", **settings)
-    whole.train()
-    small_trainer(tmp_path / "cut", callbacks=[StopAfter(10)], **settings).train()
-    resumed = small_trainer(tmp_path / "cut", **settings)
-    torch.manual_seed(1234)
-    resumed.train(resume_from_checkpoint=True)
+    whole, resumed = whole_and_resumed(tmp_path, small_trainer, 10, **settings)
     assert resumed.state.global_step == whole.state.global_step == 18
     state = resumed.model.state_dict()
     assert state.keys() == whole.model.state_dict().keys()

@@ -9,7 +9,7 @@ from hf_essl.methods import METHODS, SSLModel
 from hf_essl.schedules import F1CLR, CurveScheduler
 from hf_essl.training.optimizer import build_optimizer
 from tests.helpers import small_trainer
-from tests.test_trainer import StopAfter
+from tests.test_trainer import whole_and_resumed
 
 RESNET_WEIGHTS = """
     backbone.conv1.0.weight backbone.conv1.3.weight backbone.conv1.6.weight
@@ -129,12 +129,7 @@ def test_lars_by_hand():
 def test_lars_resumes_bit_for_bit(tmp_path, accumulated):
     settings = {"optim": "lars", "decay_norm_and_bias": False, "learning_rate": 1.0, "num_train_epochs": 1}
     settings |= {"per_device_train_batch_size": 16 // accumulated, "gradient_accumulation_steps": accumulated}
-    whole = small_trainer(tmp_path / "whole", **settings)
-    whole.train()
-    small_trainer(tmp_path / "cut", callbacks=[StopAfter(4)], **settings).train()
-    resumed = small_trainer(tmp_path / "cut", **settings)
-    torch.manual_seed(1234)
-    resumed.train(resume_from_checkpoint=True)
+    whole, resumed = whole_and_resumed(tmp_path, small_trainer, 4, **settings)
     assert resumed.state.global_step == whole.state.global_step == 6
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

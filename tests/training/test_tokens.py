@@ -8,7 +8,7 @@ from hf_essl.methods import METHODS, SSLModel
 from hf_essl.recipe import load_recipe
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import TRAINING, VIEWS, patches
-from tests.test_trainer import StopAfter
+from tests.test_trainer import whole_and_resumed
 
 TOKENS = {"min_tokens": 0.25, "token_stages": 2, "selection_tokens": 0.5}
 PATCH = {"patch_size": 4}
@@ -46,12 +46,7 @@ def seen_by(network, seen):
 @pytest.mark.slow
 def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path, checkpointing):
     settings = {"method": "byol", "views": {"teacher_tokens": 0.5}, "activation_checkpointing": checkpointing}
-    whole = trainer(tmp_path / "whole", **settings)
-    whole.train()
-    trainer(tmp_path / "cut", callbacks=[StopAfter(5)], **settings).train()
-    resumed = trainer(tmp_path / "cut", **settings)
-    torch.manual_seed(1234)
-    resumed.train(resume_from_checkpoint=True)
+    whole, resumed = whole_and_resumed(tmp_path, trainer, 5, **settings)
     assert resumed.state.global_step == whole.state.global_step == 12
     state = resumed.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.model.state_dict().items())
