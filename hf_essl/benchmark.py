@@ -133,6 +133,10 @@ class RoundsCallback(TrainerCallback):
 
     def _between(self) -> None:
         batch = self._decode()
+        with self.trainer.show_images(batch):
+            self._parts(batch)
+
+    def _parts(self, batch: dict[str, Any]) -> None:
         for timed in (False, True):
             self.watch.seconds.clear()
             for _ in range(self.steps if timed else 1):

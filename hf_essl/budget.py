@@ -45,11 +45,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds: of a step, as the mean over the curriculum and at full resolution, and of an evaluation."""
+    """Measured seconds: of a step, as the mean over the curriculum and at full resolution, and of an evaluation.
+
+    `once` is what comes before the first step: a teacher that sees whole images.
+    """
 
     step: float
     full_step: float
     evaluation: float
+    once: float = 0.0
 
 
 def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, str]:
@@ -61,12 +65,16 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
     Raises RecipeError for a budget of less than one epoch, and for several processes with a time.
     """
     images = None
-    epochs, cost = CostEstimator().estimate(recipe)
+    estimator = CostEstimator()
+    epochs, cost = estimator.estimate(recipe)
     if budget.unit == "epochs":
         wanted, why = budget.amount, "as asked"
     elif budget.unit == "pF":
-        wanted = epochs * budget.amount / cost.counted_petaflops
-        why = f"{cost.counted_petaflops / epochs:.4g} petaFLOPs per epoch"
+        _, twice = estimator.estimate(with_epochs(recipe, 2 * epochs, epochs))
+        per_epoch = (twice.counted_petaflops - cost.counted_petaflops) / epochs
+        once = cost.counted_petaflops - epochs * per_epoch  # of a teacher that sees whole images
+        wanted = (budget.amount - once) / per_epoch
+        why = f"{per_epoch:.4g} petaFLOPs per epoch" + (f", {once:.4g} before the first" if once > 0 else "")
     else:
         if recipe.training.world_size > 1:
             raise RecipeError("a budget of time is measured in one process; give pF or epochs with several")
@@ -74,7 +82,7 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
         silent = replace(recipe.training, report_to="none", push_to_hub=False)  # a tracker would start a run
         speed = measure(build_trainer(replace(recipe, training=silent), images))
         per_epoch = speed.step * cost.steps / epochs
-        around = _seconds_so_far() + CLOSING + PLAIN_STEPS * speed.full_step
+        around = _seconds_so_far() + speed.once + CLOSING + PLAIN_STEPS * speed.full_step
         every = recipe.training.knn_every_epochs / epochs
         wanted, evaluations = _most_epochs(budget.amount - around, per_epoch, speed.evaluation, every)
         why = (
@@ -132,6 +140,9 @@ def measure(trainer: SSLTrainer) -> Speed:
         disable_malloc_trim()  # as the training does
     model = deepcopy(trainer.model).train()
     optimizer, loader = build_optimizer(model, trainer.args), endless(trainer.get_train_dataloader())
+    start = time.perf_counter()
+    trainer.image_targets.fill(model, trainer.train_dataset, trainer.accelerator)
+    once = time.perf_counter() - start
     mean, measured = 0.0, {}
     for size, share in trainer.curriculum.shares().items():
         trainer.views.resolution, trainer.views.tokens = size
@@ -142,16 +153,17 @@ def measure(trainer: SSLTrainer) -> Speed:
     start = time.perf_counter()
     trainer.evaluate()
     evaluation = time.perf_counter() - start
-    return Speed(mean, measured[max(measured)], evaluation)
+    return Speed(mean, measured[max(measured)], evaluation, once)
 
 
 def _step(trainer: SSLTrainer, model, optimizer, inputs) -> float:
     start = time.perf_counter()
     batch = trainer.feed(inputs)
-    with trainer.accelerator.autocast():
-        chosen = trainer.hard_augment(model, batch["image"], batch["aspect"])
-    views = trainer.render(batch["image"], chosen)
-    run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
+    with trainer.show_images(batch, model):
+        with trainer.accelerator.autocast():
+            chosen = trainer.hard_augment(model, batch["image"], batch["aspect"])
+        views = trainer.render(batch["image"], chosen)
+        run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -4,8 +4,8 @@ paper:    two operations per multiply-accumulate (MAC) of the backbone's forward
           backward pass counted as one forward pass: 8 MACs per image with two views, 12 with a teacher. This is within
           1.5 % of the paper's costs (Tables 1 and 2), whose forward pass is slightly larger. The paper has none of
           these: a ViT that keeps a share of its patch tokens is scaled with this share too, a frozen teacher adds its
-          own forward passes at its own resolution, and a local view of s pixels, which no teacher sees, adds 4 MACs,
-          scaled with s^2.
+          own forward passes at its own resolution (one for each image, if it sees whole images), and a local view of
+          s pixels, which no teacher sees, adds 4 MACs, scaled with s^2.
 counted:  operations in convolutions and matrix products by torch's `FlopCounterMode`, heads and loss included, with
           the real backward pass, about twice the forward pass.
 """
@@ -91,6 +91,8 @@ class FlopCounter:
     def __init__(self, model: SSLModel):
         self.view_args = ViewArguments()  # no selection pass
         self._model = meta_copy(model).train()
+        if (teacher := self._model.image_teacher) is not None:
+            self._model.image_targets = torch.empty(BATCH, teacher.num_features, device="meta")
         self._step, self._forward = cache(self._count_step), cache(self._count_forward)  # shared with copies
 
     @classmethod
@@ -119,6 +121,11 @@ class FlopCounter:
         small_view = self._forward("embed", args.selection_resolution, args.selection_tokens)
         return step._replace(selection=args.num_views * small_view)
 
+    def whole_image(self) -> float:
+        """Operations of the `image_teacher`, which sees each training image once; 0 without one."""
+        teacher = self._model.image_teacher
+        return 0.0 if teacher is None else self._forward("image_teacher", teacher.side, 1.0)
+
     def backbone_macs(self, resolution: int) -> float:
         """Multiply-accumulates of the backbone's forward pass on one view of `resolution` pixels, with all tokens."""
         return self._forward("backbone", resolution, 1.0) / 2
@@ -142,7 +149,7 @@ class FlopCounter:
         return StepFlops(student, backward.get_total_flops() / BATCH, teacher, 0.0)
 
     def _count_forward(self, part: str, resolution: int, tokens: float) -> float:
-        """Operations of one view in `backbone` or `embed`, without gradient."""
+        """Operations of one view in `backbone`, `embed` or `image_teacher`, without gradient."""
         kept = self._kept(resolution, tokens)
         counter = _count()
         with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept), counter:
@@ -179,6 +186,7 @@ def estimate_cost(
     steps: Count,
     images_per_step: Count,
     counter: FlopCounter | None = None,
+    images: Count | None = None,
 ) -> Cost:
     """Predicts the cost of a run from its model and arguments, without training.
 
@@ -189,6 +197,7 @@ def estimate_cost(
         steps: L, optimizer steps of the run.
         images_per_step: over all processes and accumulated batches.
         counter: a counter of this model, for its cached results.
+        images: all training images, which an `image_teacher` sees once; by default those of all steps.
 
     Raises ValueError for steps or images_per_step below 1.
     """
@@ -210,7 +219,9 @@ def estimate_cost(
     paper_pair = 8 * factor * counter.backbone_macs(r_max) * steps * peta_images
     paper_plain = paper_pair * (1 + _paper_local(r_max, view_args, factor))
     frozen_plain = 0.0 if model.has_teacher else plain_step.teacher * steps * peta_images
-    paper_total = paper_pair * paper_share
+    once = counter.whole_image() * (images or steps * images_per_step) / 1e15
+    counted[2] += once
+    paper_total = paper_pair * paper_share + once
     if frozen_plain:
         small_views = view_args.num_views / 2 if view_args.needs_selection_pass else 0
         selection = small_views * counter.step(view_args.selection_resolution).teacher * steps * peta_images
@@ -225,8 +236,8 @@ def estimate_cost(
         counted_teacher_petaflops=counted[2],
         counted_selection_petaflops=counted[3],
         counted_local_petaflops=counted[4],
-        paper_speedup=(paper_plain + frozen_plain) / paper_total,
-        counted_speedup=(plain_step.total - plain_step.selection) * steps * peta_images / sum(counted),
+        paper_speedup=(paper_plain + frozen_plain + once) / paper_total,
+        counted_speedup=((plain_step.total - plain_step.selection) * steps * peta_images + once) / sum(counted),
         paper_selection_overhead=100 * (paper_share / unselected_share - 1),
     )
 

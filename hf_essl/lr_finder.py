@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,6 +88,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     optimizer = build_optimizer(model, trainer.args)
     loader = endless(trainer.get_train_dataloader())
     held_out = _validation_views(trainer, validation_images)
+    trainer.image_targets.fill(trainer.model, trainer.train_dataset, trainer.accelerator)
     train_losses: list[float] = []
     validation_losses: list[float] = []
     for rate in tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm):
@@ -94,7 +96,8 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
             group["lr"] = rate
         batch = trainer.feed(next(loader))
         views = plain_views(trainer.views, batch["image"], aspect=batch["aspect"])
-        loss = run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
+        with trainer.show_images(batch, model):
+            loss = run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
         if not math.isfinite(loss.item()):
             break
         train_losses.append(loss.item())
@@ -103,15 +106,21 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     return train_losses, validation_losses
 
 
-def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ViewParams, ViewParams]]:
-    """Images in batches with the parameters of two views each, drawn once to make the steps comparable."""
+def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ViewParams, ViewParams, Tensor | None]]:
+    """Images in batches with the parameters of two views each, drawn once to make the steps comparable.
+
+    The last of each batch is what an `image_teacher` says about the images.
+    """
     if not count:
         return []
     dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
     parts = sample_images(dataset, min(count, image_count(dataset) or count))
     batches = zip(*(part.split(trainer.args.per_device_train_batch_size) for part in parts), strict=True)
+    look = partial(trainer.image_targets.look, trainer.model)
     return [
-        (images, *trainer.views.sample_all(images, (0, 1), aspect)) for images, aspect in batches if len(images) > 1
+        (images, *trainer.views.sample_all(images, (0, 1), aspect), look(images.to(trainer.args.device), aspect))
+        for images, aspect in batches
+        if len(images) > 1
     ]
 
 
@@ -120,10 +129,10 @@ def _loss_on(model: SSLModel, trainer: SSLTrainer, batches) -> float:
     """Mean loss with batch statistics, as in training; the model does not change."""
     total, count = 0.0, 0
     with frozen_running_stats(model):
-        for images, first, second in batches:
+        for images, first, second, targets in batches:
             images = images.to(trainer.args.device)
             views = trainer.views.render(images, first), trainer.views.render(images, second)
-            with trainer.accelerator.autocast():
+            with trainer.accelerator.autocast(), model.show_images(targets):
                 total += model(*views)["loss"].float().sum().item()
             count += len(images)
     return total / count

@@ -203,7 +203,8 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
         start = time.perf_counter()
         batch = trainer.feed(next(loader))
         views = plain_views(trainer.views, batch["image"], trainer.views.args.resolution, batch["aspect"])
-        run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
+        with trainer.show_images(batch, model):
+            run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

@@ -1,10 +1,12 @@
 """`SSLTrainer`: a transformers.Trainer that makes views on the device, chooses the hard pair and trains on it."""
 
 import logging
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback
@@ -19,6 +21,7 @@ from hf_essl.data import Feed, ImageDataset, StreamedImages, UnreadableLog, as_i
 from hf_essl.data.inventory import notice
 from hf_essl.evaluation import extract_features
 from hf_essl.evaluation.during_training import OnlineProbe, captured_features, evaluate_features
+from hf_essl.evaluation.image_targets import ImageTargets, check_image_teacher
 from hf_essl.evaluation.nearest import NeighborLog
 from hf_essl.evaluation.retrieval import FixedViews
 from hf_essl.methods import SSLModel
@@ -112,7 +115,8 @@ class SSLTrainer(TrialTrainer):
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
         self.data_args = data_args
-        self.feed = Feed(args.device)
+        check_image_teacher(model, train_dataset)
+        self.feed, self.image_targets = Feed(args.device), ImageTargets(args)
         self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
         self.hard_augment = HardAugment(self.views)
@@ -171,12 +175,17 @@ class SSLTrainer(TrialTrainer):
         self.step_log.add_batch(batch, self.args.world_size)
         self._seed_views()
         model.train()
-        chosen = self.choose_pair(images, batch["aspect"])
-        self.step_log.means.add(chosen.scalars())
-        views = self.render(images, chosen)
-        if self.state.global_step == 0:
-            self.sanity.look(images, views, self.state)
-        return super().training_step(model, views, num_items_in_batch)
+        with self.show_images(batch):
+            chosen = self.choose_pair(images, batch["aspect"])
+            self.step_log.means.add(chosen.scalars())
+            views = self.render(images, chosen)
+            if self.state.global_step == 0:
+                self.sanity.look(images, views, self.state)
+            return super().training_step(model, views, num_items_in_batch)
+
+    def show_images(self, batch: dict[str, Any], model: SSLModel | None = None) -> AbstractContextManager:
+        """A context for all passes of a batch; by default of the model that trains. See `SSLModel.show_images`."""
+        return (model or self.accelerator.unwrap_model(self.model)).show_images(self.image_targets.of(batch))
 
     def choose_pair(self, images: Tensor, aspect: Tensor | None = None) -> Selection:
         """The pair of views of each image that trains; the student compares them unwrapped."""
@@ -243,6 +252,7 @@ class SSLTrainer(TrialTrainer):
                 warm_up_backbones(self.model, batch, self.curriculum, self.views.args)
         if self.args.device.type == "cpu":
             disable_malloc_trim()
+        self._fill_image_targets(is_new=checkpoint is None)
         forget_preparation(self.model)
         result = super().train(checkpoint, *others)
         if self.callback_handler.train_dataloader is not None:
@@ -253,6 +263,15 @@ class SSLTrainer(TrialTrainer):
         self._check_finite()
         return result
 
+    def _fill_image_targets(self, is_new: bool) -> None:
+        """The run has their seconds each time, also when it resumes, and their operations once."""
+        start = time.perf_counter()
+        self.image_targets.fill(self.model, self.train_dataset, self.accelerator)
+        if self.image_targets.table is not None:
+            self.run_state.seconds += time.perf_counter() - start
+            images = len(self.image_targets.table) if is_new else 0
+            self.current_flos += images * self.flop_counter.whole_image() / self.args.world_size
+
     def _check_finite(self) -> None:
         """Raises Diverged, in all processes, if a weight of the model is not finite."""
         if not is_finite(self.model):
@@ -262,8 +281,8 @@ class SSLTrainer(TrialTrainer):
         """What the whole run costs."""
         args = self.args
         images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = self.planned_steps()
-        return estimate_cost(self.model, self.views.args, self.curriculum, steps, images_per_step, self.flop_counter)
+        run = self.curriculum, self.planned_steps(), images_per_step
+        return estimate_cost(self.model, self.views.args, *run, self.flop_counter, image_count(self.train_dataset))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """kNN accuracy and view retrieval (percent), feature standard deviation and RankMe of the backbone's features.

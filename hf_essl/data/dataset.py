@@ -23,7 +23,7 @@ class ImageDataset(Dataset):
     """The interface of all datasets of this package.
 
     A sample is {"image": the `Canvas` pixels, uint8 3 x S x S, "aspect": width / height of the whole image, "label":
-    class index or NO_LABEL, "unreadable": list of `Unreadable`}.
+    class index or NO_LABEL, "index": of the image, "unreadable": list of `Unreadable`}.
     `labels` is int64 N, or None if no image has a label; `classes` the class names if they are known.
     """
 
@@ -74,20 +74,22 @@ class StoredImages(ImageDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([range(len(self))[index]])  # type: ignore[arg-type]  # or IndexError
         label, aspect = int(batch["label"][0]), float(batch["aspect"][0])
-        return {"image": batch["image"][0], "aspect": aspect, "label": label, "unreadable": []}
+        at = int(batch["index"][0])
+        return {"image": batch["image"][0], "aspect": aspect, "label": label, "index": at, "unreadable": []}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """A ready batch; torch's DataLoader calls this, and `collate` returns the batch unchanged."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = torch.full_like(index, NO_LABEL) if self.labels is None else self.labels[index]
-        return {"image": self.gather(index), "aspect": self.aspects[index], "label": labels, "unreadable": []}
+        found = {"image": self.gather(index), "aspect": self.aspects[index], "label": labels, "index": index}
+        return {**found, "unreadable": []}
 
 
 class DecodedImages(ImageDataset):
     """Decodes an image each time it is requested.
 
     The next readable image replaces an unreadable one, so that the batch size does not change. The sample then has
-    the label of the replacement and lists the unreadable images. `labels` are those of the images as stored.
+    label and index of the replacement and lists the unreadable images. `labels` are those of the images as stored.
 
     Args:
         source: the encoded images by index: `Rows`, `Items`, or an object with their attributes and methods.
@@ -118,7 +120,8 @@ class DecodedImages(ImageDataset):
             result = read_image(partial(self.source.read, at), self.image_size, at, f"{self.name}[{at}]")
             if not isinstance(result, Unreadable):
                 (pixels, aspect), label = result
-                return {"image": pixels, "aspect": aspect, "label": label, "unreadable": unreadable}
+                found = {"image": pixels, "aspect": aspect, "label": label, "index": at}
+                return {**found, "unreadable": unreadable}
             unreadable.append(result)
         raise no_readable_image(self.name, unreadable)
 
@@ -267,12 +270,13 @@ def sample_images(dataset: Any, count: int = 3) -> tuple[Tensor, Tensor]:
 def collate(samples: Any) -> dict[str, Any]:
     """Samples to a batch; a batch that the dataset has gathered is returned unchanged.
 
-    Returns {"image": uint8 B x 3 x S x S, "aspect": float32 B, "label": int64 B, "unreadable": list}. Samples without
-    an aspect are square images.
+    Returns {"image": uint8 B x 3 x S x S, "aspect": float32 B, "label": int64 B, "unreadable": list}, and "index",
+    int64 B, unless they are of a stream. Samples without an aspect are square images.
     """
     if isinstance(samples, dict):
         return samples
-    return {
+    known = {"index": torch.tensor([sample["index"] for sample in samples])} if "index" in samples[0] else {}
+    return known | {
         "image": torch.stack([sample["image"] for sample in samples]),
         "aspect": torch.tensor([sample.get("aspect", 1.0) for sample in samples], dtype=torch.float32),
         "label": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),

@@ -51,6 +51,7 @@ class HubTrainer(BaseTrainer):
     data_args: Any
     neighbor_log: NeighborLog
     features: Any
+    image_targets: Any
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]
@@ -228,8 +229,9 @@ class HubTrainer(BaseTrainer):
             return None
         shown, aspect = sample_images(images)
         with self.accelerator.autocast():
-            student = self.accelerator.unwrap_model(self.model)
-            return shown_pairs(student, shown.to(self.args.device), aspect, args, self.curriculum.magnitude(progress))
+            student, shown = self.accelerator.unwrap_model(self.model), shown.to(self.args.device)
+            with student.show_images(self.image_targets.look(student, shown, aspect)):
+                return shown_pairs(student, shown, aspect, args, self.curriculum.magnitude(progress))
 
     def _find_neighbors(self) -> None:
         """The neighbors of the last evaluation again; call it on all processes."""

@@ -6,8 +6,8 @@ override `targets`, `embedding`, `loss_components`, `before_step` and `after_ste
 """
 
 import inspect
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from hf_essl.config import ModelArguments
 from hf_essl.config.fields import check_arguments_of
 from hf_essl.methods.backbone import check_backbone, check_resolutions, feature_size, freeze_unused, load_network
 from hf_essl.methods.checkpointing import checkpoint_activations
+from hf_essl.methods.frozen_teacher import FrozenTeacher
 from hf_essl.methods.pretrained import PretrainedMethod
 from hf_essl.methods.sources import OWN
 from hf_essl.methods.teacher import MomentumTeacher
@@ -52,6 +53,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     config: ModelArguments | None = None  # of `from_timm` or `from_module`; None for a model built by hand
     resolutions: tuple[int, ...] = ()  # those that `from_timm` built and checked the backbone for
     projector: nn.Module  # the head on the backbone; the online probe reads the features that enter it
+    image_targets: Tensor | None = None  # B x D, what `image_teacher` says about the batch's images
     _keys_to_ignore_on_save = None  # transformers.Trainer reads it if a resumed checkpoint lacks a key
 
     def __init__(self, backbone: nn.Module):
@@ -134,6 +136,20 @@ class SSLModel(nn.Module, PretrainedMethod):
     def teachers(self) -> list[MomentumTeacher]:
         """The momentum teachers of the method."""
         return [module for module in self.children() if isinstance(module, MomentumTeacher)]
+
+    @property
+    def image_teacher(self) -> FrozenTeacher | None:
+        """A frozen network that sees each whole image once, instead of views; `show_images` hands out its features."""
+        return None
+
+    @contextmanager
+    def show_images(self, targets: Tensor | None) -> Iterator[None]:
+        """A context for the passes of one batch, whose images have these features of the `image_teacher`, B x D."""
+        self.image_targets = targets
+        try:
+            yield
+        finally:
+            self.image_targets = None
 
     def targets(self, views: Pair, keys: Pair) -> Pair:
         """The target keys of both views, B x D each; by default the student's keys without gradient."""

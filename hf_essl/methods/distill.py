@@ -16,7 +16,8 @@ class Distill(SSLModel):
 
     The teacher sees each view at its own resolution and with its own normalization. It is no part of checkpoints and
     exports, which hold only the hash of its weights. Hard Augment compares the losses of the small views, and so
-    needs the teacher's features of them all.
+    needs the teacher's features of them all. A teacher of images sees each image once, before the training, as an
+    evaluation does; its features are the targets of all views of the image.
 
     Args:
         teacher: any backbone: a timm model, hf-hub:, torchvision:, transformers:, or the folder of an exported
@@ -24,6 +25,7 @@ class Distill(SSLModel):
         teacher_resolution: in pixels; by default that of the teacher's configuration. `view` leaves each view at the
             size that it has for the student, so that curriculum and selection save as much of the teacher's cost.
         teacher_pretrained: False for a teacher with random weights, the same ones each time.
+        teacher_sees: views, or images.
         projector_hidden: hidden size of the projector, whose output has the size of the teacher's features.
     """
 
@@ -52,15 +54,33 @@ class Distill(SSLModel):
         teacher: str,
         teacher_resolution: Count | Literal["view"] | None = None,
         teacher_pretrained: bool = True,
+        teacher_sees: Literal["views", "images"] = "views",
         projector_hidden: Count = 2048,
     ):
         super().__init__(backbone)
+        if teacher_sees == "images" and teacher_resolution == "view":
+            raise ValueError(
+                "teacher_resolution is view, but with teacher_sees: images the teacher sees no views; give it a side "
+                "in pixels, or leave it out"
+            )
+        self.teacher_sees = teacher_sees
         statistics = self.pixel_mean, self.pixel_std
         self.teacher = FrozenTeacher.load(teacher, teacher_pretrained, teacher_resolution, *statistics)
         self.projector = mlp((self.num_features, projector_hidden, self.teacher.num_features))
 
+    @property
+    def image_teacher(self) -> FrozenTeacher | None:
+        return self.teacher if self.teacher_sees == "images" else None
+
     def embed(self, view: Tensor) -> Pair:
-        return self.projector(self.backbone(view)), self.teacher(view)  # B x D
+        return self.projector(self.backbone(view)), self._targets_of(view)  # B x D
+
+    def _targets_of(self, view: Tensor) -> Tensor:
+        if self.teacher_sees == "views":
+            return self.teacher(view)
+        if self.image_targets is None:
+            raise RuntimeError("the teacher's features of these images are not known; use `show_images`")
+        return self.image_targets
 
     def local_queries(self, views: Tensor) -> Tensor:
         return self.projector(self.backbone(views))  # the teacher sees the pair only

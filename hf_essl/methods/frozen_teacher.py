@@ -64,6 +64,12 @@ class FrozenTeacher(nn.Module):
             backbone = load_network(name, pretrained and not on_meta, resolutions=sizes)
         return cls(backbone, None if resolution == "view" else sizes[0], mean, std)
 
+    @property
+    def side(self) -> int:
+        """In pixels, of all that it sees; not for a teacher that sees each view at the view's own size."""
+        assert self.resolution is not None, "`Distill` has checked"
+        return self.resolution
+
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode."""
         return super().train(False)

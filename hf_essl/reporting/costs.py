@@ -69,7 +69,7 @@ class CostEstimator:
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
         model, counter = self._model(recipe)
         curriculum = Curriculum.from_args(recipe.views, args)
-        cost = estimate_cost(model, recipe.views, curriculum, steps, per_step, counter.under(recipe.views))
+        cost = estimate_cost(model, recipe.views, curriculum, steps, per_step, counter.under(recipe.views), images)
         return steps / epoch, cost
 
     def _model(self, recipe: Recipe) -> tuple[SSLModel, FlopCounter]:

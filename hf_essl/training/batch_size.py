@@ -58,11 +58,14 @@ def try_steps(
         views.resolution = views_args.resolution
         images = torch.randint(0, 256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, device=device)
         dtype = torch.bfloat16 if args.bf16 else torch.float16
-        for _ in range(2):  # the second has the optimizer's state
-            with torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16):
-                chosen = HardAugment(views)(model, images)
-            autocast = lambda: torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16)  # noqa: E731
-            run_step(model, chosen.render(views, images), optimizer, autocast=autocast)
+        autocast = lambda: torch.autocast(device.type, dtype, enabled=args.bf16 or args.fp16)  # noqa: E731
+        teacher = model.image_teacher
+        seen = None if teacher is None else torch.zeros(batch_size, teacher.num_features, device=device)
+        with model.show_images(seen):
+            for _ in range(2):  # the second has the optimizer's state
+                with autocast():
+                    chosen = HardAugment(views)(model, images)
+                run_step(model, chosen.render(views, images), optimizer, autocast=autocast)
     finally:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, device)
