@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
             kept = CONTINUES.get(name, "no result is written")
-            print(f"\nhf-essl: {stop or f'{name} was interrupted'}; {kept}", file=sys.stderr)
+            print(f"\nhf-essl: {str(stop) or f'{name} was interrupted'}; {kept}", file=sys.stderr)
         # a launcher takes another code for a crash and kills the processes that still save
         return 0 if SUPERVISED in os.environ else getattr(stop, "code", 130)
     except (ValueError, OSError, Diverged) as error:

@@ -133,3 +133,16 @@ def test_a_recipe_parser_leaves_the_overrides_in_order():
     assert overrides == ["--output_dir", "x", "--blur_p", "1.0", "0.1", "--max_steps", "-1", "--a=b c"]
     with pytest.raises(ValueError, match="RECIPE; `hf-essl preview --help` explains"):
         parser.parse_known_args([])
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_ctrl_c_says_which_command_was_stopped_and_what_is_left(name, monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt  # as Python does, without a message
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda path: types.SimpleNamespace(run=interrupted))
+    assert cli.main([name]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith(f"\nhf-essl: {name} was interrupted; ") and said.count("\n") == 2
+    kept = "the same command" if name in ("pretrain", "sweep", "embed") else "no result is written"
+    assert kept in said

@@ -1,5 +1,6 @@
 """The trainer: exact resume, one writer of each quantity, what it logs, and what it must leave alone."""
 
+import logging
 import math
 
 import datasets
@@ -434,3 +435,20 @@ class Decays(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         self.used.append(optimizer.param_groups[0]["weight_decay"])
+
+
+def test_a_resume_does_not_warn_of_intervals_that_nobody_changed(tmp_path):
+    """A short run logs more often than `logging_steps` asks; transformers compares the interval in the checkpoint."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        settings = {"logging_steps": 50, "save_strategy": "steps", "save_steps": 3}
+        small_trainer(tmp_path, max_steps=3, **settings).train()
+        resumed = small_trainer(tmp_path, max_steps=6, **settings)
+        resumed.train(resume_from_checkpoint=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert not [line for line in lines if "do not match" in line]
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4, 5, 6]

@@ -127,8 +127,19 @@ class BaseTrainer(SafeCheckpointTrainer):
             self.clock.paused(),
             averaged_weights(self.optimizer),
             self._whole_checkpoint(Path(self._get_output_dir(trial))),
+            self._intervals_as_asked(),
         ):
             super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _intervals_as_asked(self) -> Iterator[None]:
+        """`LogOftenCallback` shortens the interval in the state; a resume would warn that the user changed it."""
+        shortened = self.state.logging_steps
+        self.state.logging_steps = self.args.logging_steps  # type: ignore[assignment]  # may be a share of the run
+        try:
+            yield
+        finally:
+            self.state.logging_steps = shortened
 
     @contextmanager
     def _whole_checkpoint(self, run: Path) -> Iterator[None]:
