@@ -353,6 +353,8 @@ class SSLTrainer(TrialTrainer):
             steps |= {"resolution": self.views.resolution, "magnitude": self.views.magnitude}
             if self.views.args.min_tokens < 1:
                 steps["tokens"] = self.views.tokens
+            if decay := self.weight_decay_over(self.state.max_steps):
+                steps["weight_decay"] = decay.at(self.state.global_step - 1)
             steps["petaflops"] = self.state.total_flos / 1e15
             if (rate := steps["images_per_second"]) is not None:
                 steps["tflops_per_second"] = rate * self._step_flops(self._size) / 1e12

@@ -26,6 +26,7 @@ from tests.fault_runs import SAVING, count, same_weights
 from tests.helpers import patches, small_trainer
 
 SETTINGS = {**SAVING, "learning_rate": 0.005, "sync_batchnorm": False, "logging_steps": 4}
+VIEWS = {"dino": {"local_views": 2, "local_resolution": 16}}  # multi-crop, as published
 WRITERS = {  # what a save calls, in its order
     "begin": (base_trainer, "begin"),
     "run state": (run_state, "write_text"),
@@ -82,9 +83,8 @@ def arm(moment: tuple[str, int]) -> list[TrainerCallback]:
 def train(folder: Path, method: str, moment: tuple[str, int] | None, size: int) -> None:
     """A run to its end or its moment; it resumes if there is something to resume."""
     callbacks = arm(moment) if moment and int(os.environ.get("RANK", 0)) == 0 else []
-    trainer = small_trainer(
-        folder, method=method, callbacks=callbacks, per_device_train_batch_size=16 // size, **SETTINGS
-    )
+    settings = {**SETTINGS, "method": method, "views": VIEWS.get(method), "per_device_train_batch_size": 16 // size}
+    trainer = small_trainer(folder, callbacks=callbacks, **settings)
     try:
         found: str | None = last_complete_checkpoint(folder)
     except ValueError:

@@ -425,6 +425,8 @@ def test_another_final_decay_acts_from_the_resumed_step_on(tmp_path):
     resumed.add_callback(Decays(used))
     resumed.train(resume_from_checkpoint=True)
     assert used == pytest.approx([0.44, 0.44 + 0.4 * 2**-0.5])  # 0.44 - 0.4 cos(k pi / 4) for k = 2 and 3
+    logged = [entry["weight_decay"] for entry in resumed.state.log_history if "loss" in entry]
+    assert logged == pytest.approx([0.04, 0.22 - 0.18 * 2**-0.5, *used]), "to 0.4 before the resume"
 
 
 class Decays(TrainerCallback):

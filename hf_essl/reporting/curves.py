@@ -41,6 +41,7 @@ PANELS = (
     Panel((Line("learning_rate", "learning rate"), Line("momentum", "momentum", BLUE))),
     Panel((Line("resolution", "resolution (px)"), Line("magnitude", "augmentation magnitude", BLUE))),
     Panel((Line("tokens", "share of patch tokens"),), from_zero=True),
+    Panel((Line("weight_decay", "weight decay"),), from_zero=True),
     Panel((Line("images_per_second", "images/s"),), from_zero=True),
     Panel((Line("petaflops", "petaFLOPs so far"),), from_zero=True),
 )

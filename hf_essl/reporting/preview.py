@@ -15,7 +15,16 @@ from hf_essl.data import load_images, sample_images
 from hf_essl.methods.tokens import patch_count
 from hf_essl.recipe import Recipe
 from hf_essl.reporting.figures import BLUE, GREY, RED, draw_views, png_path, save_figure
-from hf_essl.schedules import CURVES, F1CLR, Cosine, Curriculum, Curve, curve_from_args, warmup_fraction
+from hf_essl.schedules import (
+    CURVES,
+    F1CLR,
+    Cosine,
+    Curriculum,
+    Curve,
+    WeightDecay,
+    curve_from_args,
+    warmup_fraction,
+)
 
 POINTS = 1001
 LENGTHS = (1 / 3, 2 / 3, 1, 4 / 3, 5 / 3)  # of the recipe's own: 160 to 800 epochs for the paper's 480 (Table 7)
@@ -61,18 +70,24 @@ def preview_views(recipe: Recipe, path: str | Path) -> Path:
 def preview_panels(recipe: Recipe) -> tuple[Panel, ...]:
     """The data of the panels: Fig. 2 (learning rate, momentum, lengths), then Fig. 3 (magnitude, resolutions).
 
-    A curriculum of patch tokens has a seventh one.
+    A curriculum of patch tokens has one more, and so has a weight decay that moves.
     """
     curriculum, epochs = Curriculum.from_args(recipe.views, recipe.training), recipe.training.num_train_epochs
     linear = _by_progress("linear", curriculum.magnitude, epochs, own=True)
-    tokens = _by_progress("share of all", curriculum.tokens, epochs, own=True)
+    further = []
+    if recipe.views.min_tokens < 1:
+        tokens = _by_progress("share of all", curriculum.tokens, epochs, own=True)
+        further.append(Panel("Patch tokens", "share", (tokens,), steps=True))
+    if (end := recipe.training.weight_decay_end) is not None:
+        decay = WeightDecay(recipe.training.weight_decay, end, epochs)
+        further.append(Panel("Weight decay", "weight decay", (_series("cosine", decay.at, epochs, own=True),)))
     return (
         *_curve_panels(recipe),
         _lengths_panel(recipe),
         Panel("Augmentation magnitude", "magnitude", (linear,)),
         _resolution_panel(recipe, "super_progressive", "Super Progressive Learning"),
         _resolution_panel(recipe, "progressive", "Progressive Learning"),
-        *([Panel("Patch tokens", "share", (tokens,), steps=True)] if recipe.views.min_tokens < 1 else []),
+        *further,
     )
 
 

@@ -86,11 +86,15 @@ class BaseTrainer(SafeCheckpointTrainer):
             beta, name = self.args.adam_beta1, self.args.lr_schedule
             if curve.cycles_momentum and beta != default_of(type(self.args), "adam_beta1"):
                 logger.warning("adam_beta1 is %g and has no effect: %s cycles it from %g to %g", beta, name, *momenta)
-            end, start = self.args.weight_decay_end, self.args.weight_decay
-            decay = None if end is None else WeightDecay(start, end, num_training_steps)
+            decay = self.weight_decay_over(num_training_steps)
             self.lr_scheduler = CurveScheduler(optimizer or self.optimizer, curve, momenta, weight_decay=decay)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def weight_decay_over(self, steps: int) -> WeightDecay | None:
+        """The schedule of the weight decay; None if it is constant."""
+        end = self.args.weight_decay_end
+        return None if end is None else WeightDecay(self.args.weight_decay, end, steps)
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole run."""

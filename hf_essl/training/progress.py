@@ -21,6 +21,7 @@ FIELDS = (
     ("momentum", "mom {:.3f}"),
     ("magnitude", "mag {:.2f}"),
     ("tokens", "tokens {:.0%}"),
+    ("weight_decay", "wd {:.3f}"),
     ("embedding_std", "std {:.4f}"),
     ("petaflops", "{:.3g} pF"),
 )

@@ -58,6 +58,12 @@ def test_a_plain_recipe_shows_its_own_constant_resolution_and_no_second_cosine(r
     assert set(panels[4].series[0].y) == {224}
 
 
+def test_a_weight_decay_that_moves_has_a_panel(recipe):
+    panel = preview_panels(recipe("--weight_decay", "0.04", "--weight_decay_end", "0.4"))[-1]
+    assert panel.title == "Weight decay"
+    assert [_at(panel.series[0], e) for e in (0, 240, 480)] == pytest.approx([0.04, 0.22, 0.4])
+
+
 def test_an_adam_without_a_cycle_rests_at_its_own_beta(recipe):
     adam = recipe("--lr_schedule", "cosine_warmup", "--optim", "adamw_torch", "--adam_beta1", "0.8")
     assert {y for series in preview_panels(adam)[1].series for y in series.y} == {0.8}

@@ -1,4 +1,4 @@
-"""A token curriculum with torch.compile: the same numbers, and no compilation after the warm-up."""
+"""Patch tokens and local views with torch.compile: the same numbers, and no compilation after the warm-up."""
 
 import pytest
 import torch
@@ -27,4 +27,23 @@ def test_compiled_sizes_have_the_eager_numbers_and_are_compiled_before_the_run(t
     compiled = counters["stats"]["unique_graphs"]
     for share, tokens in kept.items():
         torch.testing.assert_close(model(*pair, tokens=tokens)["loss"].detach(), expected[share])
+    assert counters["stats"]["unique_graphs"] == compiled > 0
+
+
+@pytest.mark.slow
+def test_compiled_local_views_have_the_eager_numbers_and_are_compiled_before_the_run(tmp_path):
+    torch.manual_seed(0)
+    settings = {"method_args": METHODS["dino"].small_args, "backbone_args": {"patch_size": 8}}
+    model = SSLModel.from_timm("test_vit", "dino", resolutions=(16, 32), **settings).train()
+    views = ViewArguments(resolution=32, local_views=3, local_resolution=16)
+    batch = {"first": torch.randn(4, 3, 32, 32), "second": torch.randn(4, 3, 32, 32)}
+    batch["local"] = torch.randn(3, 4, 3, 16, 16)
+    expected = model(**batch)["loss"].detach()
+    args = SSLTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, torch_compile=True, torch_compile_backend="eager"
+    )
+    compile_backbones(model, args)
+    warm_up_backbones(model, 4, Curriculum.with_warmup(views, 0.0), views)
+    compiled = counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(model(**batch)["loss"].detach(), expected)
     assert counters["stats"]["unique_graphs"] == compiled > 0
