@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import NO_LABEL, collate
@@ -39,6 +40,7 @@ def extract_features(
     indices: Sequence[int] | None = None,
     transform: Transform | None = None,
     kept: list[int] | None = None,
+    progress: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The backbone's features of every image of a dataset, in its order; unreadable images are skipped with a warning.
 
@@ -59,6 +61,7 @@ def extract_features(
         indices: use only the images with these indices, in this order.
         transform: makes the input of the backbone, such as augmented views; by default the center crops.
         kept: a list to extend by the index of each row's image; it lacks those of unreadable images.
+        progress: the text of a progress bar in a terminal; by default there is none.
 
     Returns features, N x D, and labels, N, or None if no image has a label; both on the CPU.
     Raises ValueError for a dataset without a length or without images, for a backbone that does not return one vector
@@ -83,7 +86,7 @@ def extract_features(
     )
     bank = None
     with _eval_mode(backbone):
-        for number, batch in enumerate(loader):
+        for number, batch in enumerate(loader if progress is None else tqdm(loader, desc=progress, disable=None)):
             features = _forward(backbone, prepare(batch["image"].to(device), batch["aspect"]), accelerator)
             facts = _facts(batch, share[number * batch_size : (number + 1) * batch_size])
             features, facts = _gather(features, facts, accelerator)

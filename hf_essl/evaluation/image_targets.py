@@ -38,6 +38,7 @@ class ImageTargets:
             num_workers=self.args.dataloader_num_workers,
             accelerator=accelerator,
             kept=kept,
+            progress="teacher" if accelerator.is_main_process and not self.args.disable_tqdm else None,
         )
         self.table = features.new_zeros(image_count(dataset) or 0, features.shape[1], device=self.args.device)
         self.table[torch.tensor(kept, device=self.args.device)] = features.to(self.args.device)
