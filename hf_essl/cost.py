@@ -203,43 +203,51 @@ def estimate_cost(
     """
     counter = (counter or FlopCounter(model)).under(view_args)
     steps_at = curriculum.steps(steps)
-    r_max, peta_images = view_args.resolution, images_per_step / 1e15
+    peta_images = images_per_step / 1e15
     parts = range(len(StepFlops._fields))
     counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in parts]
-    plain_step = counter.step(r_max)
-    # the mean cost of a step relative to the plain recipe's pair, with and without the selection pass
-    factor = model.cost_factor()
-    unselected = {
-        size: _paper_share(size, view_args, factor - 1) + _paper_local(size.resolution, view_args, factor)
-        for size in steps_at
-    }
-    paper_share = sum(n * (unselected[size] + _paper_selection(view_args)) for size, n in steps_at.items()) / steps
-    unselected_share = sum(n * unselected[size] for size, n in steps_at.items()) / steps
-    # two views x (forward + backward as one forward) x two operations per MAC
-    paper_pair = 8 * factor * counter.backbone_macs(r_max) * steps * peta_images
-    paper_plain = paper_pair * (1 + _paper_local(r_max, view_args, factor))
-    frozen_plain = 0.0 if model.has_teacher else plain_step.teacher * steps * peta_images
     once = counter.whole_image() * (images or steps * images_per_step) / 1e15
     counted[2] += once
-    paper_total = paper_pair * paper_share + once
-    if frozen_plain:
-        small_views = view_args.num_views / 2 if view_args.needs_selection_pass else 0
-        selection = small_views * counter.step(view_args.selection_resolution).teacher * steps * peta_images
-        paper_total += counted[2] + selection
+    plain = counter.step(view_args.resolution)._replace(selection=0.0).total * steps * peta_images + once
+    paper, paper_plain, overhead = _paper_cost(model, view_args, counter, steps_at)
     return Cost(
         steps=steps,
         images_per_step=images_per_step,
-        paper_petaflops=paper_total,
+        paper_petaflops=paper * peta_images + once,
         counted_petaflops=sum(counted),
         counted_forward_petaflops=counted[0],
         counted_backward_petaflops=counted[1],
         counted_teacher_petaflops=counted[2],
         counted_selection_petaflops=counted[3],
         counted_local_petaflops=counted[4],
-        paper_speedup=(paper_plain + frozen_plain + once) / paper_total,
-        counted_speedup=((plain_step.total - plain_step.selection) * steps * peta_images + once) / sum(counted),
-        paper_selection_overhead=100 * (paper_share / unselected_share - 1),
+        paper_speedup=(paper_plain * peta_images + once) / (paper * peta_images + once),
+        counted_speedup=plain / sum(counted),
+        paper_selection_overhead=overhead,
     )
+
+
+def _paper_cost(
+    model: SSLModel, args: ViewArguments, counter: FlopCounter, steps_at: dict[Size, int]
+) -> tuple[float, float, float]:
+    """The paper's convention, per image of a step, summed over the steps: of this recipe and of the plain one.
+
+    The third is the overhead of the selection in percent.
+    The unit is the pair's cost at r_max: two views x (forward + backward as one forward) x two operations per MAC.
+    """
+    factor, steps = model.cost_factor(), sum(steps_at.values())
+    unselected = sum(
+        n * (_paper_share(size, args, factor - 1) + _paper_local(size.resolution, args, factor))
+        for size, n in steps_at.items()
+    )
+    selected = unselected + steps * _paper_selection(args)
+    pair = 8 * factor * counter.backbone_macs(args.resolution)
+    total, plain = pair * selected, pair * steps * (1 + _paper_local(args.resolution, args, factor))
+    if not model.has_teacher:  # a frozen one, or none
+        small_views = args.num_views / 2 if args.needs_selection_pass else 0
+        small = small_views * counter.step(args.selection_resolution).teacher if small_views else 0.0
+        total += sum(n * (counter.step(*size).teacher + small) for size, n in steps_at.items())
+        plain += steps * counter.step(args.resolution).teacher
+    return total, plain, 100 * (selected / unselected - 1)
 
 
 def _paper_share(size: Size, args: ViewArguments, teacher: float) -> float:

@@ -8,6 +8,21 @@ NAMED = 10  # unreadable images that are named
 
 
 def run(argv: list[str]) -> None:
+    options = vars(_parser().parse_args(argv))
+    from hf_essl.config import DataArguments
+    from hf_essl.evaluation.embed import embed
+
+    data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
+    done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
+    if done.unreadable:
+        images = "1 image has" if len(done.unreadable) == 1 else f"{len(done.unreadable):,} images have"
+        print(f"{images} no row, unreadable: {_shown(done.unreadable)}")
+    rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
+    each = " per patch" if options["patches"] else ""
+    print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{each}{rate}")
+
+
+def _parser() -> Parser:
     parser = Parser(
         "embed",
         "Write the features of every image of a dataset into a parquet file, with the columns path, split (of\n"
@@ -36,19 +51,7 @@ def run(argv: list[str]) -> None:
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--patches", action="store_true", help="features of the patches, N x D per image, instead of one vector")
     add("--overwrite", action="store_true", help="replace the file, and what an interrupted command has left")
-    options = vars(parser.parse_args(argv))
-
-    from hf_essl.config import DataArguments
-    from hf_essl.evaluation.embed import embed
-
-    data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
-    done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
-    if done.unreadable:
-        images = "1 image has" if len(done.unreadable) == 1 else f"{len(done.unreadable):,} images have"
-        print(f"{images} no row, unreadable: {_shown(done.unreadable)}")
-    rate = f", {done.computed / done.seconds:,.0f} images/s" if done.computed else ""
-    each = " per patch" if options["patches"] else ""
-    print(f"wrote {done.path}: {done.rows:,} rows of {done.dimensions} features{each}{rate}")
+    return parser
 
 
 def _shown(names: list[str]) -> str:

@@ -10,26 +10,7 @@ from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 def run(argv: list[str]) -> None:
     """Trains a recipe, or images by a plan, in this process or under `accelerate launch`."""
-    epilog = None
-    if {"-h", "--help"} & set(argv):
-        from hf_essl.recipe import describe_fields
-
-        epilog = describe_fields()
-    parser = RecipeParser(
-        "pretrain",
-        "Pretrain a backbone, from a recipe or from images alone (a folder, a Hub id, a parquet file). Without a\n"
-        "recipe, every setting is chosen and printed with its reason. Every field can be overridden.",
-        epilog,
-        name="RECIPE|IMAGES",
-    )
-    parser.add_argument("--plan", action="store_true", help="without a recipe: only print the chosen settings")
-    parser.add_argument(
-        "--budget",
-        metavar="AMOUNT",
-        help="set the epochs by what the run may take: 30min, 2h, 5pF (petaFLOPs) or 300epochs",
-    )
-    add_launch_option(parser)
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = _parser(with_fields=bool({"-h", "--help"} & set(argv))).parse_known_args(argv)
     from hf_essl.commands.launch import join_slurm_step
 
     join_slurm_step(os.environ)
@@ -54,6 +35,29 @@ def run(argv: list[str]) -> None:
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)
     _pretrain(recipe, budget=options.budget)
+
+
+def _parser(with_fields: bool) -> RecipeParser:
+    epilog = None
+    if with_fields:
+        from hf_essl.recipe import describe_fields
+
+        epilog = describe_fields()
+    parser = RecipeParser(
+        "pretrain",
+        "Pretrain a backbone, from a recipe or from images alone (a folder, a Hub id, a parquet file). Without a\n"
+        "recipe, every setting is chosen and printed with its reason. Every field can be overridden.",
+        epilog,
+        name="RECIPE|IMAGES",
+    )
+    parser.add_argument("--plan", action="store_true", help="without a recipe: only print the chosen settings")
+    parser.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="set the epochs by what the run may take: 30min, 2h, 5pF (petaFLOPs) or 300epochs",
+    )
+    add_launch_option(parser)
+    return parser
 
 
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:

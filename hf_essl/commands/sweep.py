@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import Namespace
 
 import yaml
 from accelerate import PartialState
@@ -30,14 +31,7 @@ def run(argv: list[str]) -> None:
     environment = dict(os.environ)  # before load_sweep, whose TrainingArguments may set variables
     sweep = load_sweep(options.recipe, overrides, options.metric, options.metric_args, options.results)
     if options.accelerate_config and not options.table:
-        from hf_essl.commands.launch import find_config, launch_command, relaunch
-
-        words = [options.recipe, *overrides]
-        words += ["--only", *options.only] if options.only else []
-        words += ["--results", *options.results] if options.results else []
-        words += ["--metric", options.metric] if options.metric else []
-        words += ["--metric_args", json.dumps(options.metric_args)] if options.metric_args else []
-        relaunch(launch_command(find_config(options.accelerate_config), words, "sweep"), environment)
+        _relaunch(options, overrides, environment)
 
     from hf_essl.common import write_text
     from hf_essl.pretrain import pretrain
@@ -53,6 +47,17 @@ def run(argv: list[str]) -> None:
     if results := sweep.finished_cells():
         written = write_results(sweep.folder / "results.json", results)
         print(f"wrote {write_text(sweep.folder / 'table.md', text)}, {written}")
+
+
+def _relaunch(options: Namespace, overrides: list[str], environment: dict[str, str]) -> None:
+    from hf_essl.commands.launch import find_config, launch_command, relaunch
+
+    words = [options.recipe, *overrides]
+    words += ["--only", *options.only] if options.only else []
+    words += ["--results", *options.results] if options.results else []
+    words += ["--metric", options.metric] if options.metric else []
+    words += ["--metric_args", json.dumps(options.metric_args)] if options.metric_args else []
+    relaunch(launch_command(find_config(options.accelerate_config), words, "sweep"), environment)
 
 
 def _mapping(text: str) -> dict:

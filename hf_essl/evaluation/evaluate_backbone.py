@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
-from hf_essl.evaluation.backbone import find_backbone, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
@@ -66,29 +66,22 @@ def evaluate_backbone(
     if image_size is None:
         image_size = max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
-    images = load_images(replace(data, image_size=image_size, max_train_samples=None), accelerator.device)
-    train, test = labeled_splits(images, data.dataset)
     weights = fingerprint(loaded.network.state_dict())  # before fine-tuning changes them
-    task = Task(
+    task = _task(
         loaded,
-        train,
-        test,
+        replace(data, image_size=image_size),
         accelerator,
-        indices=sample_indices(image_count(train) or 0, data.max_train_samples, seed, labeled_indices(train)),
-        test_indices=labeled_indices(test),
         batch_size=batch_size or PROTOCOLS[protocol].batch_size,
         num_workers=num_workers,
         seed=seed,
         report=report if accelerator.is_main_process else lambda line: None,
     )
     task.report(
-        f"{source} ({which}) at {describe_center_crop(loaded.resolution, loaded.crop_pct)}, on {train.name}: "
+        f"{source} ({which}) at {describe_center_crop(loaded.resolution, loaded.crop_pct)}, on {task.train.name}: "
         f"{task.train_images:,} training images, {task.test_images:,} to evaluate on"
     )
     if crop_pct is None and loaded.crop_pct != EVAL_CROP_PCT and "eval_crop_pct" not in recipe:
-        task.report(
-            f"this is the crop that it was made with; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}"
-        )
+        task.report(f"this is the crop of its run; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}")
     found = PROTOCOLS[protocol].run(task, options)
     return {
         "accuracy": found.pop("accuracy"),
@@ -100,6 +93,15 @@ def evaluate_backbone(
         **_facts(task, image_size),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _task(loaded: LoadedBackbone, data: DataArguments, accelerator: Accelerator, seed: int, **options: Any) -> Task:
+    """The backbone with the images that it is evaluated on."""
+    images = load_images(replace(data, max_train_samples=None), accelerator.device)
+    train, test = labeled_splits(images, data.dataset)
+    indices = sample_indices(image_count(train) or 0, data.max_train_samples, seed, labeled_indices(train))
+    test_indices = labeled_indices(test)
+    return Task(loaded, train, test, accelerator, indices=indices, test_indices=test_indices, seed=seed, **options)
 
 
 def _facts(task: Task, image_size: int) -> dict[str, Any]:

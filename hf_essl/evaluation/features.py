@@ -67,11 +67,7 @@ def extract_features(
     Raises ValueError for a dataset without a length or without images, for a backbone that does not return one vector
     per image, and for features beyond the range of dtype.
     """
-    if not hasattr(dataset, "__len__"):
-        raise ValueError("the dataset is a stream without a length; pass its first samples, list(islice(dataset, N))")
-    chosen = list(range(len(dataset)) if indices is None else indices)
-    if not chosen:
-        raise ValueError("there are no images to extract features of; check the split, or the indices")
+    chosen = _chosen(dataset, indices)
     share = _share(chosen, accelerator)
     device = accelerator.device if accelerator else next((p.device for p in backbone.parameters()), "cpu")
     backbone.to(device)
@@ -97,6 +93,15 @@ def extract_features(
     if kept is not None:
         kept += [chosen[row] for row in bank.readable_rows().tolist()]
     return bank.readable()
+
+
+def _chosen(dataset: Any, indices: Sequence[int] | None) -> list[int]:
+    if not hasattr(dataset, "__len__"):
+        raise ValueError("the dataset is a stream without a length; pass its first samples, list(islice(dataset, N))")
+    chosen = list(range(len(dataset)) if indices is None else indices)
+    if not chosen:
+        raise ValueError("there are no images to extract features of; check the split, or the indices")
+    return chosen
 
 
 def center_crops(resolution: int, crop_pct: float, mean: Sequence[float], std: Sequence[float]) -> Transform:
