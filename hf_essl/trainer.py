@@ -266,7 +266,8 @@ class SSLTrainer(TrialTrainer):
     def _fill_image_targets(self, is_new: bool) -> None:
         """The run has their seconds each time, also when it resumes, and their operations once."""
         start = time.perf_counter()
-        self.image_targets.fill(self.model, self.train_dataset, self.accelerator)
+        with unsharded(self.model):
+            self.image_targets.fill(self.model, self.train_dataset, self.accelerator)
         if self.image_targets.table is not None:
             self.run_state.seconds += time.perf_counter() - start
             images = len(self.image_targets.table) if is_new else 0

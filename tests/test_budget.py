@@ -40,8 +40,13 @@ def test_epochs_keep_the_proportions():
     assert images is None and fitted.training.num_train_epochs == 36
 
 
-def test_petaflops_are_those_of_the_cost_model():
-    recipe = load_recipe("quickstart", WORDS)
+IMAGES = "{teacher: test_vit, teacher_pretrained: false, teacher_resolution: 160, teacher_sees: images}"
+
+
+@pytest.mark.parametrize("words", [[], ["--method", "distill", "--method_args", IMAGES]])
+def test_petaflops_are_those_of_the_cost_model(words):
+    """Also with a teacher whose part does not grow with the epochs."""
+    recipe = load_recipe("quickstart", [*WORDS, *words])
     fitted, _, _ = fit_budget(recipe, Budget(0.05, "pF"))
     _, cost = CostEstimator().estimate(fitted)
     assert cost.counted_petaflops == pytest.approx(0.05, rel=0.01)
