@@ -125,7 +125,7 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
     changed = {
         "num_train_epochs": float(f"{wanted:.4g}"),
         "max_steps": -1,
-        "warmup_epochs": float(f"{training.warmup_epochs * ratio:.4g}"),
+        "warmup_epochs": float(f"{training.warmup_epochs * wanted / training.num_train_epochs:.4g}"),
         "knn_every_epochs": _interval(training.knn_every_epochs / before, wanted),
         "logging_steps": max(round(training.logging_steps * ratio), 1),
     }

@@ -12,7 +12,7 @@ counted:  operations in convolutions and matrix products by torch's `FlopCounter
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -208,7 +208,8 @@ def estimate_cost(
     counted = [sum(n * counter.step(*size)[part] for size, n in steps_at.items()) * peta_images for part in parts]
     once = counter.whole_image() * (images or steps * images_per_step) / 1e15
     counted[2] += once
-    plain = counter.step(view_args.resolution)._replace(selection=0.0).total * steps * peta_images + once
+    whole = counter.under(replace(view_args, teacher_tokens=1.0)).step(view_args.resolution)
+    plain = whole._replace(selection=0.0).total * steps * peta_images + once
     paper, paper_plain, overhead = _paper_cost(model, view_args, counter, steps_at)
     return Cost(
         steps=steps,

@@ -197,6 +197,8 @@ def plain_step_seconds(trainer: SSLTrainer, warmup: int = 2, steps: int = 5) -> 
     model = copy.deepcopy(trainer.model).train()
     compile_backbones(model, trainer.args)
     optimizer = build_optimizer(model, trainer.args)
+    if trainer.image_targets.table is None:  # the run was finished before this process
+        trainer.image_targets.fill(trainer.model, trainer.train_dataset, trainer.accelerator)
     seconds: list[float] = []
     loader = endless(trainer.get_train_dataloader())
     for _ in range(warmup + steps):

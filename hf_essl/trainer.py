@@ -36,7 +36,7 @@ from hf_essl.training.alarms import AlarmCallback
 from hf_essl.training.base_trainer import is_finite
 from hf_essl.training.callbacks import ClockCallback, EvaluateEveryCallback, LogOftenCallback, StopOnSignalCallback
 from hf_essl.training.check_arguments import check_arguments
-from hf_essl.training.check_images import accumulation_lines, check_images
+from hf_essl.training.check_images import accumulation_lines, check_images, idle_lines
 from hf_essl.training.checkpoints import checkpoint_bytes, set_aside
 from hf_essl.training.clock import Clock
 from hf_essl.training.layout import (
@@ -115,7 +115,7 @@ class SSLTrainer(TrialTrainer):
             for source in (train_dataset, eval_dataset, bank_dataset)
         )
         self.data_args = data_args
-        check_image_teacher(model, train_dataset)
+        check_image_teacher(model, train_dataset, view_args)
         self.feed, self.image_targets = Feed(args.device), ImageTargets(args)
         self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
         self.views = Views(view_args, model.pixel_mean, model.pixel_std)
@@ -127,7 +127,7 @@ class SSLTrainer(TrialTrainer):
         self.clock = Clock()
         self.step_log, self.run_state = StepLog(self.clock), RunState()
         self.neighbor_log = NeighborLog(args.folder)
-        for line in [*ignored_lines(args), *accumulation_lines(model, args)]:
+        for line in [*ignored_lines(args), *idle_lines(args), *accumulation_lines(model, args)]:
             logger.warning(line)
         super().__init__(
             model=model,
@@ -150,7 +150,7 @@ class SSLTrainer(TrialTrainer):
         self.alarm, self.sanity = AlarmCallback(self.model), SanityCallback(self)
         for callback in (
             SuperProgressiveCallback(self.views, self.curriculum),
-            MethodCallback(self.accelerator),
+            MethodCallback(lambda: self.accelerator),
             LogOftenCallback(),
             ProgressBarCallback(self.curriculum, self._step_flops, self.clock, self.args.knn_every_epochs),
             EvaluateEveryCallback(self.evaluate, self.args.knn_every_epochs),
@@ -252,7 +252,8 @@ class SSLTrainer(TrialTrainer):
                 warm_up_backbones(self.model, batch, self.curriculum, self.views.args)
         if self.args.device.type == "cpu":
             disable_malloc_trim()
-        self._fill_image_targets(is_new=checkpoint is None)
+        if not self.is_finished:
+            self._fill_image_targets(is_new=checkpoint is None)
         forget_preparation(self.model)
         result = super().train(checkpoint, *others)
         if self.callback_handler.train_dataloader is not None:
@@ -271,7 +272,8 @@ class SSLTrainer(TrialTrainer):
         if self.image_targets.table is not None:
             self.run_state.seconds += time.perf_counter() - start
             images = len(self.image_targets.table) if is_new else 0
-            self.current_flos += images * self.flop_counter.whole_image() / self.args.world_size
+            self.image_targets.flops = images * self.flop_counter.whole_image() / self.args.world_size
+        self.current_flos = self.image_targets.flops
 
     def _check_finite(self) -> None:
         """Raises Diverged, in all processes, if a weight of the model is not finite."""
@@ -280,8 +282,8 @@ class SSLTrainer(TrialTrainer):
 
     def predicted_cost(self) -> Cost:
         """What the whole run costs."""
-        args = self.args
-        images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args, batch = self.args, self._train_batch_size  # `auto_find_batch_size` may have reduced it
+        images_per_step = batch * args.gradient_accumulation_steps * args.world_size
         run = self.curriculum, self.planned_steps(), images_per_step
         return estimate_cost(self.model, self.views.args, *run, self.flop_counter, image_count(self.train_dataset))
 

@@ -94,6 +94,8 @@ class TrialTrainer(HubTrainer):
             self._hp_search_setup(trial)
             set_seed(self.args.seed)  # as transformers does before it asks for the model
             self._built = self.model = self.model_wrapped = self.call_model_init(trial)
+            if self.place_model_on_device:  # transformers moves it later, and we use it before
+                self._move_model_to_device(self.model, self.args.device)
 
     def set_curriculum(self, curriculum) -> None:
         """Makes all parts of the trainer follow another curriculum."""

@@ -40,6 +40,16 @@ def test_epochs_keep_the_proportions():
     assert images is None and fitted.training.num_train_epochs == 36
 
 
+def test_the_warmup_keeps_its_share_if_max_steps_ends_the_run():
+    recipe = load_recipe("quickstart", [*WORDS, "--max_steps", "100"])
+    before = recipe.training.warmup_epochs / recipe.training.num_train_epochs
+    fitted, _, _ = fit_budget(recipe, Budget(0.005, "pF"))
+    assert fitted.training.max_steps == -1
+    assert fitted.training.warmup_epochs / fitted.training.num_train_epochs == pytest.approx(before, rel=0.01)
+    _, cost = CostEstimator().estimate(fitted)
+    assert cost.counted_petaflops == pytest.approx(0.005, rel=0.05)
+
+
 IMAGES = "{teacher: test_vit, teacher_pretrained: false, teacher_resolution: 160, teacher_sees: images}"
 
 

@@ -327,3 +327,15 @@ def test_local_views_are_counted_as_a_step_makes_them(method):
     with_local = cost(args, method=method, steps=10, images=4)
     assert with_local.counted_local_petaflops == pytest.approx(10 * 4 * step.local / 1e15)
     assert with_local.counted_teacher_petaflops == got.counted_teacher_petaflops
+
+
+def test_what_the_teachers_tokens_save_is_part_of_both_speedups():
+    """The plain recipe's teacher sees all tokens; the counted cost of both is the step of the counter."""
+    model = SSLModel.from_timm("test_vit", "byol", resolutions=(64,), method_args=METHODS["byol"].small_args)
+    args = ViewArguments(resolution=64, teacher_tokens=0.5)
+    curriculum = Curriculum.with_warmup(args, 0.0)
+    plain = FlopCounter.of(model, ViewArguments(resolution=64)).step(64).total
+    halved = FlopCounter.of(model, args).step(64).total
+    cost = estimate_cost(model, args, curriculum, 10, 8)
+    assert cost.counted_speedup == pytest.approx(plain / halved) and cost.counted_speedup > 1.05
+    assert cost.paper_speedup == pytest.approx(1.2)  # 12 MACs against 8 and half of the teacher's 4

@@ -7,6 +7,7 @@ import torch
 
 from hf_essl import SSLModel, SSLTrainer, SSLTrainingArguments, ViewArguments
 from hf_essl.config import DataArguments
+from hf_essl.training.step import MethodCallback
 from hf_essl.trial_trainer import objective
 from tests.helpers import TRAINING, VIEWS, patches
 
@@ -40,6 +41,19 @@ def test_a_trainer_with_model_init_trains_as_one_with_a_model(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_new_model_is_on_the_device_before_it_is_used(tmp_path, monkeypatch):
+    """transformers moves it at the start of its loop; Hard Augment compares views before that."""
+    calls = []
+    for name in ("_move_model_to_device", "shown_pairs"):
+        original = getattr(SSLTrainer, name)
+        noted = lambda self, *args, name=name, original=original: calls.append(name) or original(self, *args)  # noqa: E731
+        monkeypatch.setattr(SSLTrainer, name, noted)
+    run = trainer(tmp_path, model_init=build)
+    calls.clear()
+    run.train()
+    assert calls[:2] == ["_move_model_to_device", "shown_pairs"]
+
+
 @pytest.mark.slow
 def test_a_search_trains_each_trial_with_its_own_settings(tmp_path):
     import optuna
@@ -63,6 +77,8 @@ def test_a_search_trains_each_trial_with_its_own_settings(tmp_path):
     assert len(set(seen)) == 3, "three trials ended, each with its own settings"
     assert (best.hyperparameters["learning_rate"], best.hyperparameters["max_steps"]) in seen
     assert 0 <= best.objective <= 100
+    [hooks] = [callback for callback in search.callback_handler.callbacks if isinstance(callback, MethodCallback)]
+    assert hooks.accelerator() is search.accelerator, "each trial has another one"
 
 
 def test_without_model_init_or_optuna_it_is_refused_in_one_line(tmp_path, monkeypatch):

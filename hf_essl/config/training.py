@@ -123,6 +123,8 @@ class SSLTrainingArguments(TrainingArguments):
         if is_lars:
             self.optim = SGD  # transformers accepts its own names only
         super().__post_init__()
+        self.idle_gpus = max(self.n_gpu - 1, 0)
+        self._n_gpu = min(self.n_gpu, 1)  # several would be nn.DataParallel, whose batches and losses are others
         if is_lars:
             self.optim = LARS
         if self.total_batch_size is not None:

@@ -79,7 +79,7 @@ class ViewArguments:
     )
     selection_score: Literal["cosine", "projection_cosine", "loss"] = option(
         "What makes a pair hard: cosine (negative cosine of predictions p and projections z, as in SimSiam's loss), "
-        "projection_cosine (of z and z, as Algorithm 1 prints; equal to cosine for a method without predictor) or "
+        "projection_cosine (of z and z, as Algorithm 1 prints; equal to cosine if predictions are projections) or "
         "loss (the method's own per-image loss). On a trained SimSiam, the first two choose the same pair for 63 % of "
         "the images.",
         "cosine",

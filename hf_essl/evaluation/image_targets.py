@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_essl.config import SSLTrainingArguments
+from hf_essl.config import SSLTrainingArguments, ViewArguments
 from hf_essl.data import ImageDataset, StreamedImages, image_count
 from hf_essl.evaluation.features import center_crops, extract_features
 from hf_essl.methods import SSLModel
@@ -21,6 +21,7 @@ class ImageTargets:
     def __init__(self, args: SSLTrainingArguments):
         self.args = args
         self.table: Tensor | None = None  # N x D, by the index of the image
+        self.flops = 0.0  # of this process, that the run has not counted yet when it starts
 
     def fill(self, model: SSLModel, dataset: ImageDataset, accelerator: Accelerator) -> None:
         """Shows each training image to the teacher; call it on all processes, each does its share."""
@@ -58,7 +59,14 @@ class ImageTargets:
         return teacher(crops(images, aspect))
 
 
-def check_image_teacher(model: SSLModel, images: ImageDataset) -> None:
-    """Raises ValueError for a teacher that sees whole images once, with a stream, whose images have no index."""
-    if model.image_teacher is not None and isinstance(images, StreamedImages):
+def check_image_teacher(model: SSLModel, images: ImageDataset, views: ViewArguments) -> None:
+    """Raises ValueError if a teacher that sees whole images once gets a stream, or must tell views apart."""
+    if model.image_teacher is None:
+        return
+    if isinstance(images, StreamedImages):
         raise ValueError("teacher_sees is images with a stream, whose images have no index; set teacher_sees: views")
+    if views.selection == "hard" and views.selection_score == "projection_cosine":
+        raise ValueError(
+            "selection_score is projection_cosine with teacher_sees: images, for which all views of an image have one "
+            "target and no pair is harder; set selection_score: cosine"
+        )

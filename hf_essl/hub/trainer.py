@@ -177,9 +177,9 @@ class HubTrainer(BaseTrainer):
         if self.is_finished and self.neighbor_log.last is None:  # the report was interrupted
             self._find_neighbors()
         with unsharded(self.model):  # on all processes, although only one writes
+            pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
             if not self.is_world_process_zero():
                 return metrics, []
-            pairs = {"start": self.run_state.pairs_at_start, "end": self.shown_pairs(1.0)}
             patches = partial(patch_count, self.model.backbone)
             facts = recipe, metrics, self.train_dataset, self.curriculum, pairs, patches
             written = write_report(self.args.folder, *facts)
@@ -223,7 +223,10 @@ class HubTrainer(BaseTrainer):
         return self.bank_dataset if images is None else images
 
     def shown_pairs(self, progress: float) -> list[tuple[int, int]] | None:
-        """The views of views.png that the network as it is would train on; None without Hard Augment."""
+        """The views of views.png that the network as it is would train on; None without Hard Augment.
+
+        Call it on all processes: BatchNorm and losses may exchange values.
+        """
         args, images = self.views.args, self.train_dataset
         if args.selection != "hard" or (image_count(images) or 0) < 2:  # a stream would have to start twice
             return None

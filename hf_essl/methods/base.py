@@ -43,6 +43,7 @@ class SSLModel(nn.Module, PretrainedMethod):
     has_teacher = False  # whether a momentum teacher also runs forward on both views
     fixed_lr_modules: tuple[str, ...] = ()  # submodules whose learning rate may be constant (`fix_predictor_lr`)
     pair_weight = 1.0  # of the pair's loss beside that of each local view, in the mean of a multi-crop step
+    compares_own_key = False  # whether the loss compares a view's query with its own key, not with the other view's
     uses_negatives = False  # whether the loss compares the images of a batch with each other
     sync_batchnorm = True  # whether BatchNorm may use the statistics of all processes
     frozen_epochs: float = 0.0  # epochs at the start in which some parameters do not train

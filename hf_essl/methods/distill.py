@@ -44,6 +44,7 @@ class Distill(SSLModel):
         "projector_hidden": 32,
     }
     network_args = ("teacher",)
+    compares_own_key = True
     lowest_rank = 0.25  # the teacher's features decide on the rank; good students have half of the first one
     collapse_hint = "lower learning_rate, or give another teacher in method_args"
 

@@ -39,7 +39,8 @@ class AlarmCallback(TrainerCallback):
         self._reported = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        images = args.train_batch_size * args.world_size  # that one loss compares: a forward pass in all processes
+        batch = state.train_batch_size or args.train_batch_size  # `auto_find_batch_size` may have reduced it
+        images = batch * args.world_size  # that one loss compares: a forward pass in all processes
         fp16 = args.mixed_precision == "fp16"
         trouble = find_trouble(state.log_history, state.max_steps, self.model, images, fp16)
         for kind, message in trouble.items():

@@ -23,6 +23,7 @@ from hf_essl.methods import SSLModel
 from hf_essl.methods.backbone import storable
 from hf_essl.methods.distributed import mean_over_processes
 from hf_essl.recipe import flat_fields, name_dataset
+from hf_essl.run_folder import read_state as read_trainer_state
 from hf_essl.schedules import CurveScheduler, WeightDecay, curve_from_args
 from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, rotate, saving
 from hf_essl.training.clock import Clock
@@ -50,6 +51,7 @@ class BaseTrainer(SafeCheckpointTrainer):
     lr_scheduler: Any
     clock: Clock
     step_log: StepLog
+    image_targets: Any
     online_probe: OnlineProbe | None
     run_state: RunState  # of the checkpoint that the training started from
     is_finished = False  # whether nothing was left to train
@@ -122,6 +124,12 @@ class BaseTrainer(SafeCheckpointTrainer):
         found = super()._init_training_state(max_steps, *others)
         self.state.compute_steps(self.args, max_steps)  # those of a checkpoint would be used otherwise
         return found
+
+    def _update_auto_batch_size(self, batch_size) -> None:
+        """An attempt that ran out of memory leaves nothing in the figures of the run."""
+        self.step_log.clear()
+        self.current_flos = self.image_targets.flops
+        super()._update_auto_batch_size(batch_size)
 
     def _save_checkpoint(self, model, trial) -> None:
         if not is_finite(self.model):
@@ -198,6 +206,9 @@ class BaseTrainer(SafeCheckpointTrainer):
         self.run_state = RunState.read(checkpoint)
         self.run_state.resume_with(self.settings(), checkpoint)
         check_weights(checkpoint, self.model)
+        batch = (read_trainer_state(checkpoint) or {}).get("train_batch_size")
+        if self.args.auto_find_batch_size and batch:
+            self._train_batch_size = batch  # transformers restores it too, but later
         step, planned = self.run_state.step, self.planned_steps()
         if step > planned:
             raise ValueError(

@@ -29,6 +29,16 @@ def check_images(
     _check_best_metric(args, held_out if held_out is not None else bank)
 
 
+def idle_lines(args: SSLTrainingArguments) -> list[str]:
+    """A line if this process sees more GPUs than the one that it trains on."""
+    if not args.idle_gpus:
+        return []
+    return [
+        f"{args.idle_gpus + 1} GPUs are visible and one of them trains; for all of them, add --accelerate_config "
+        f"multi_gpu to hf-essl pretrain, or use accelerate launch"
+    ]
+
+
 def accumulation_lines(model: SSLModel, args: SSLTrainingArguments) -> list[str]:
     """A line for each part of the training that sees less than a whole step at a time."""
     if args.gradient_accumulation_steps == 1:

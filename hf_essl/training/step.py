@@ -48,8 +48,8 @@ def run_step(
 class MethodCallback(TrainerCallback):
     """Calls the method's hooks in Trainer's loop, in the order of `run_step`."""
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Callable[[], Accelerator]):
+        self.accelerator = accelerator  # each trial of a search has another one
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         epoch = state.global_step * args.num_train_epochs / state.max_steps
@@ -59,7 +59,7 @@ class MethodCallback(TrainerCallback):
         model.after_backward()
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.accelerator.optimizer_step_was_skipped:  # fp16 skips a step with infinite gradients
+        if not self.accelerator().optimizer_step_was_skipped:  # fp16 skips a step with infinite gradients
             model.after_step()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import cached_property
 
 import datasets
 import pytest
@@ -255,6 +256,34 @@ def test_a_smaller_batch_is_found_after_an_out_of_memory_error(tmp_path, monkeyp
     trainer = run(tmp_path, auto_find_batch_size=True)
     assert sizes[0] == 16 and sizes[-1] <= 8 and trainer.state.global_step == 3
     assert trainer.args.per_device_train_batch_size == 16 and trainer.state.train_batch_size == sizes[-1]
+    assert trainer.step_log.images_seen == 3 * sizes[-1], "the attempts that failed have trained on nothing"
+    predicted = trainer.predicted_cost()
+    assert predicted.images_per_step == sizes[-1]
+    assert predicted.counted_petaflops == pytest.approx(trainer.state.total_flos / 1e15)
+
+
+@pytest.mark.slow
+def test_a_resume_keeps_the_batch_that_was_found(tmp_path, monkeypatch):
+    """96 images in batches of 8 are 12 steps an epoch, where 16 were asked for and would be 6."""
+    step = SSLTrainer.training_step
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if len(inputs["image"]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(SSLTrainer, "training_step", training_step)
+    settings = {"auto_find_batch_size": True, "num_train_epochs": 1, "save_strategy": "steps", "save_steps": 7}
+    first = small_trainer(tmp_path, **settings)
+    first.train()
+    size = first.state.train_batch_size
+    steps = 96 // size
+    assert size <= 8 and first.state.global_step == steps
+    resumed = small_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert resumed.state.global_step == steps and not resumed.is_finished
+    state = resumed.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in first.model.state_dict().items())
 
 
 def test_weights_alone_cannot_be_resumed(tmp_path):
@@ -358,3 +387,20 @@ def test_fsdp_on_a_cpu_is_refused_since_accelerate_would_train_by_ddp(monkeypatc
 def test_deepspeed_is_refused_before_its_package_is_looked_for(value):
     with pytest.raises(ValueError, match=r"^deepspeed is .*, which is refused: DeepSpeed is not supported; use DDP"):
         SSLTrainingArguments(deepspeed=value)
+
+
+def test_one_of_several_visible_gpus_trains_and_a_line_says_so(tmp_path, monkeypatch, caplog):
+    """transformers would train under nn.DataParallel, in batches as many times larger."""
+    devices = TrainingArguments._setup_devices.func
+
+    def four_gpus(self):
+        found = devices(self)
+        self._n_gpu = 4
+        return found
+
+    several = cached_property(four_gpus)
+    several.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", several)
+    trainer = small_trainer(tmp_path)
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 16
+    assert "4 GPUs are visible and one of them trains; for all of them, add --accelerate_config" in caplog.text

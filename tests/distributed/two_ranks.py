@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from hf_essl.recipe import Recipe
 from tests.helpers import patches, small_trainer
 
 
@@ -37,6 +38,16 @@ def main(folder: Path) -> None:
         "retrieval": [e["eval_retrieval"] for e in trainer.state.log_history if "eval_retrieval" in e],
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(facts))
+    report(folder)
+
+
+def report(folder: Path) -> None:
+    """The report of a run whose selection compares losses, for which all processes must take part."""
+    trainer = small_trainer(
+        folder / "simclr", method="simclr", views={"selection_score": "loss"}, max_steps=2, ddp_timeout=60
+    )
+    trainer.train()
+    trainer.report(Recipe.of(trainer.model.config, trainer.data_args, trainer.views.args, trainer.args, "patches"))
 
 
 if __name__ == "__main__":

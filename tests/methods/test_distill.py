@@ -59,8 +59,9 @@ def test_the_loss_is_the_cosine_distance_of_each_view_to_the_teachers_features(t
     torch.testing.assert_close(model(*views)["loss"].detach(), expected, atol=1e-5, rtol=0)
 
 
-def test_hard_augment_chooses_the_pair_of_highest_loss(teacher):
-    args = ViewArguments(resolution=64, num_views=4, selection="hard", selection_resolution=32, selection_score="loss")
+@pytest.mark.parametrize("score", ["loss", "cosine"])
+def test_hard_augment_chooses_the_pair_of_highest_loss(teacher, score):
+    args = ViewArguments(resolution=64, num_views=4, selection="hard", selection_resolution=32, selection_score=score)
     model, images = build(teacher), torch.randint(0, 256, (5, 3, 80, 80), dtype=torch.uint8)
     augment = HardAugment(Views(args))
     plan = augment.plan(images)

@@ -12,6 +12,7 @@ from hf_essl.data import StreamedImages
 from hf_essl.evaluation.image_targets import check_image_teacher
 from hf_essl.lr_finder import lr_range_test
 from hf_essl.methods import SSLModel
+from hf_essl.pretrain import plain_step_seconds
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import TRAINING, VIEWS, patches
 from tests.test_trainer import whole_and_resumed
@@ -100,12 +101,24 @@ def test_resumed_equals_never_interrupted_bit_for_bit(tmp_path):
     assert resumed.state.total_flos == whole.state.total_flos
 
 
+def test_a_finished_run_that_is_resumed_shows_nothing_to_the_teacher(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    again = trainer(tmp_path, **settings)
+    seen = passes_of(again.model)
+    again.train(resume_from_checkpoint=True)
+    assert again.is_finished and not seen
+    assert again.state.total_flos == whole.state.total_flos
+    assert plain_step_seconds(again, warmup=1, steps=1) > 0
+
+
 def test_a_range_test_shows_the_images_too(tmp_path):
     found = lr_range_test(trainer(tmp_path), steps=10, validation_images=16)
     assert len(found.train_losses) == len(found.validation_losses) == 10
 
 
-def test_what_cannot_be_is_one_line():
+def test_what_cannot_be_is_one_line(tmp_path):
     arguments = {**TEACHER, "teacher_sees": "images", "teacher_resolution": "view"}
     with pytest.raises(ValueError, match="teacher_resolution is view, but with teacher_sees: images"):
         SSLModel.from_timm("test_resnet", "distill", method_args=arguments)
@@ -113,6 +126,8 @@ def test_what_cannot_be_is_one_line():
         SSLModel.from_timm("test_resnet", "distill", method_args={**TEACHER, "teacher_sees": "canvas"})
     model = SSLModel.from_timm("test_resnet", "distill", method_args={**TEACHER, "teacher_sees": "images"})
     with pytest.raises(ValueError, match="teacher_sees is images with a stream"):
-        check_image_teacher(model, object.__new__(StreamedImages))
+        check_image_teacher(model, object.__new__(StreamedImages), ViewArguments())
+    with pytest.raises(ValueError, match="selection_score is projection_cosine with teacher_sees: images"):
+        trainer(tmp_path, views={"selection_score": "projection_cosine"})
     with pytest.raises(RuntimeError, match="features of these images are not known"):
         model(*torch.rand(2, 2, 3, 32, 32))
