@@ -13,6 +13,7 @@ from hf_essl.common import Interrupted, write_text
 from hf_essl.config.resume import IMAGES
 from hf_essl.cost import Cost
 from hf_essl.data import Images, image_count, load_images
+from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.hub.push import check_access, push_finished_run
 from hf_essl.recipe import Recipe, flat_fields, load_recipe
 from hf_essl.reporting.metrics import Metrics, read_metrics
@@ -164,7 +165,8 @@ def prepare_output_dir(recipe: Recipe) -> None:
             f"output_dir {folder} already holds a run; resume it with --resume_from_checkpoint true, start over with "
             f"--overwrite_output_dir, or choose another --output_dir"
         )
-    (folder / METRICS).unlink(missing_ok=True)  # of the old run, so that the new one is not taken for finished
+    for name in (METRICS, *(f"{protocol}.json" for protocol in PROTOCOLS)):  # of the old run's weights
+        (folder / name).unlink(missing_ok=True)
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
 

@@ -15,6 +15,7 @@ from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
+from hf_essl.config.inherited import REFUSED as INHERITED_REFUSED
 from hf_essl.config.inherited import describe_inherited
 from hf_essl.config.packaged import find_recipe
 from hf_essl.config.redact import without_paths
@@ -224,10 +225,12 @@ def check_token_views(backbone: nn.Module, method: type[SSLModel], views: ViewAr
 
 def describe_fields() -> str:
     """Every field of the four groups with its help and its default, for `--help`."""
-    blocks = []
+    blocks, all_own = [], {key for group in GROUPS.values() for key in group.__annotations__}
     for name, group in GROUPS.items():
         lines = [f"{name}: {_first_line(group)}"]
         for key in group.__annotations__:
+            if key in INHERITED_REFUSED:
+                continue
             text = (
                 f"{fields_of(group)[key].metadata['help']} [{_inline(default_of(group, key)).replace('null', 'none')}]"
             )
@@ -237,7 +240,7 @@ def describe_fields() -> str:
                     f"{entry}: {known.description}", 110, initial_indent=" " * 35, subsequent_indent=" " * 37
                 )
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(describe_inherited(), 110, break_on_hyphens=False))])
+    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(describe_inherited(all_own), 110, break_on_hyphens=False))])
 
 
 def flat_fields(

@@ -227,6 +227,9 @@ def test_the_metric_names_where_the_accuracy_comes_from(sweep):
     write(cell, knn_accuracy=80.0, petaflops=1.0, train_seconds=1.0)
     assert loaded.finished(cell)["accuracy"] is None and loaded.metric.is_missing(cell.folder)
     settings = {"epochs": 5, "learning_rate": loaded.metric.settings.learning_rate, "augment": False}
+    other_images = {"accuracy": 12.3, "dataset": "other", **settings}  # as `hf-essl evaluate --output` writes it
+    (cell.folder / "linear.json").write_text(json.dumps(other_images))
+    assert loaded.finished(cell)["accuracy"] is None and loaded.metric.is_missing(cell.folder)
     (cell.folder / "linear.json").write_text(json.dumps({"accuracy": 70.0, "metric_args": settings}))
     assert loaded.finished(cell)["accuracy"] == 70.0 and not loaded.metric.is_missing(cell.folder)
     assert "Linear acc. (%)" in loaded.table()

@@ -9,13 +9,14 @@ def run(argv: list[str]) -> None:
     parser = Parser(
         "compare",
         "Compare finished runs. Runs of one name up to a trailing -seedN are averaged if their recipes are equal. "
-        "If recipes were run at several lengths, also at equal accuracy, with 95 %% bootstrap intervals.",
+        "If recipes were run at several lengths, also at equal accuracy, with 95 % bootstrap intervals.",
     )
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="output folder of a run, or results.json of a sweep; the first is the baseline",
+        help="output folder of a run, or results.json of a sweep; X_baseline is the baseline of X, and without such a "
+        "name the first run is that of all others",
     )
     parser.add_argument("--output", default="compare.png", metavar="PNG", help="path of the picture [compare.png]")
     options = parser.parse_args(argv)

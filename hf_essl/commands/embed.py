@@ -5,6 +5,7 @@ from hf_essl.evaluation.backbone import PREFIXES
 from hf_essl.evaluation.pooling import POOLS
 
 NAMED = 10  # unreadable images that are named
+DATA = ("dataset", "dataset_config", "image_column", "label_column", "white_level")  # of `DataArguments`
 
 
 def run(argv: list[str]) -> None:
@@ -12,7 +13,7 @@ def run(argv: list[str]) -> None:
     from hf_essl.config import DataArguments
     from hf_essl.evaluation.embed import embed
 
-    data = {name: options.pop(name) for name in ("dataset", "dataset_config", "image_column", "label_column")}
+    data = {name: options.pop(name) for name in DATA}
     done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
     if done.unreadable:
         images = "1 image has" if len(done.unreadable) == 1 else f"{len(done.unreadable):,} images have"
@@ -47,6 +48,7 @@ def _parser() -> Parser:
     add("--dataset_config", metavar="NAME", help="configuration (subset) of a Hub dataset")
     add("--image_column", default="image", metavar="NAME", help="column of the images [image]")
     add("--label_column", default="label", metavar="NAME", help="column of the labels [label]")
+    add("--white_level", type=float, metavar="X", help="white of images of more than 8 bits [the run's, or 65535]")
     add("--batch_size", type=whole(1), default=256, metavar="N", help="images per batch [256]")
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--patches", action="store_true", help="features of the patches, N x D per image, instead of one vector")

@@ -67,16 +67,21 @@ def _try_folder(folder: Path, text: str) -> None:
 class RecipeParser(Parser):
     """Parser of a command that takes a recipe; `parse_known_args` gives its options and the overrides."""
 
-    def __init__(self, command: str, description: str, epilog: str | None = None, name: str = "RECIPE"):
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        epilog: str | None = None,
+        name: str = "RECIPE",
+        named: str = "path of a YAML recipe, or the name of a packaged one, such as quickstart",
+    ):
         super().__init__(
             command,
             description,
             epilog or "Every field of the recipe can be overridden; `hf-essl pretrain --help` lists them.",
             usage=f"hf-essl {command} {name} [OPTIONS] [--FIELD VALUE …]",
         )
-        self.add_argument(
-            "recipe", metavar=name, help="path of a YAML recipe, or the name of a packaged one, such as quickstart"
-        )
+        self.add_argument("recipe", metavar=name, help=named)
 
 
 def add_launch_option(parser: Parser) -> None:

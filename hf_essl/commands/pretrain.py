@@ -49,6 +49,8 @@ def _parser(with_fields: bool) -> RecipeParser:
         "recipe, every setting is chosen and printed with its reason. Every field can be overridden.",
         epilog,
         name="RECIPE|IMAGES",
+        named="path of a YAML recipe, or the name of a packaged one, such as quickstart; or a folder of images, a "
+        "parquet file or a Hub id",
     )
     parser.add_argument("--plan", action="store_true", help="without a recipe: only print the chosen settings")
     parser.add_argument(

@@ -12,7 +12,11 @@ from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 def run(argv: list[str]) -> None:
     """Runs the unfinished cells, resumes interrupted ones, and prints the table."""
-    parser = RecipeParser("sweep", "Run every cell of a sweep and print its table; the same command resumes it.")
+    parser = RecipeParser(
+        "sweep",
+        "Run every cell of a sweep and print its table; the same command resumes it.",
+        named="path of a YAML sweep (with rows or grid), or the name of a packaged one, such as proof/methods",
+    )
     add = parser.add_argument
     add("--table", action="store_true", help="only print the table of the finished cells")
     add("--only", nargs="+", default=[], metavar="TEXT", help="run only the cells with one of these in their name")

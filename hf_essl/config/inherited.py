@@ -4,7 +4,7 @@ A test compares the three with the fields of the installed transformers, so that
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 import torch
@@ -195,12 +195,12 @@ def ignored_lines(values: Any) -> list[str]:
     ]
 
 
-def describe_inherited() -> str:
-    """The three groups, for `--help`."""
+def describe_inherited(shown: Set[str] = frozenset()) -> str:
+    """The three groups, for `--help`, without the working fields that it shows elsewhere."""
     refused = ", ".join(sorted(REFUSED))
     meaningless = ", ".join(f"{name} ({why})" for name, why in WITHOUT_MEANING.items())
     return (
         f"The other fields of transformers.TrainingArguments work too "
-        f"(https://huggingface.co/docs/transformers/main_classes/trainer): {', '.join(sorted(WORKS))}. "
+        f"(https://huggingface.co/docs/transformers/main_classes/trainer): {', '.join(sorted(WORKS - shown))}. "
         f"Refused, because they would be ignored: {refused}. Without a meaning here: {meaningless}."
     )

@@ -1,8 +1,9 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from hf_essl.common import one_line, unknown
-from hf_essl.config import ViewArguments
+from hf_essl.config import DataArguments, ViewArguments
 from hf_essl.config.fields import Count, Part, checked, fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
@@ -168,6 +169,11 @@ def run_recipe(folder: Path) -> dict[str, Any]:
     with _explained(f"recipe {path} cannot be read", yaml.YAMLError, UnicodeDecodeError):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     return recipe if isinstance(recipe, dict) else {}
+
+
+def white_of_run(data: DataArguments, recipe: Mapping[str, Any]) -> DataArguments:
+    """The data arguments with the white of the run's images, unless they name their own."""
+    return data if data.white_level is not None else replace(data, white_level=recipe.get("white_level"))
 
 
 def _picture(image: Any) -> Image.Image:

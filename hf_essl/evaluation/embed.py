@@ -24,7 +24,7 @@ from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.data import NO_LABEL, ImageDataset, image_count
 from hf_essl.data.load import load_all_splits
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe, white_of_run
 from hf_essl.evaluation.features import extract_features
 from hf_essl.evaluation.patches import PatchFeatures, check_pool
 from hf_essl.methods.backbone import fingerprint
@@ -83,13 +83,15 @@ def embed(
     start, output, folder = time.perf_counter(), Path(output), find_backbone(source)
     check_pool(pool, patches)
     loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
-    size = image_size or max(run_recipe(folder).get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
+    recipe = run_recipe(folder)
+    data = white_of_run(data, recipe)
+    size = image_size or max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     splits = load_all_splits(replace(data, image_size=size, cache="none"))
     settings = _settings(loaded, which, size, data, splits)
     if patches:
         network = PatchFeatures(loaded.network, loaded.resolution)
         loaded = loaded._replace(backbone=nn.Sequential(network, nn.Flatten()))
-        settings |= {"patches": network.grid, "part": PATCH_PART}
+        settings |= {"patches": list(network.grid), "part": PATCH_PART}
     parts = output.with_name(f"{output.name}.parts")
     if output.exists() and not overwrite:
         raise ValueError(f"output {output} exists; choose another --output, or replace it with --overwrite")
@@ -116,6 +118,7 @@ def _settings(
         "dataset_config": data.dataset_config,
         "image_column": data.image_column,
         "label_column": data.label_column,
+        "white_level": data.white_level,
         "images": {split: image_count(images) for split, images in splits.items()},
         "files": {split: _digest(images) for split, images in splits.items()},
         "labels": {split: _label_digest(images) for split, images in splits.items()},

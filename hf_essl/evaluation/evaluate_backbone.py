@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe
+from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe, white_of_run
 from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
@@ -63,6 +63,7 @@ def evaluate_backbone(
     folder = find_backbone(source)
     loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
     recipe = run_recipe(folder)
+    data = white_of_run(data, recipe)
     if image_size is None:
         image_size = max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)

@@ -71,8 +71,9 @@ class RunMetric:
         if self.settings is None:
             return _read(folder / "metrics.json").get(DURING_TRAINING[self.name][1])
         found = _read(self.file(folder))
+        given = found.get("metric_args")  # `measure` writes it; `hf-essl evaluate` may have had other images
         defaults = asdict(make_settings(self.name, {}))  # of a setting that is newer than the file
-        is_same = {**defaults, **(found.get("metric_args") or {})} == asdict(self.settings)
+        is_same = given is not None and {**defaults, **given} == asdict(self.settings)
         return found.get("accuracy") if is_same else None
 
     def file(self, folder: Path) -> Path:

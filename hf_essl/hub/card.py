@@ -17,6 +17,7 @@ from hf_essl.schedules import check_schedule
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CARD = "README.md"
 PICTURES = ("curves.png", "views.png", "neighbors.png")
+LOADING_BEGINS, LOADING_ENDS = "## How to load it\n\n", "\n\n## What was trained\n"  # headings of the template
 
 
 def write_card(
@@ -84,7 +85,11 @@ def card_on_hub(folder: str | Path, repo_id: str) -> bytes:
     """The card of an exported folder for its repository: the code loads `repo_id` instead of the folder."""
     folder = Path(folder)
     text = (folder / CARD).read_text(encoding="utf-8")
-    return text.replace(loading(folder, None), loading(folder, repo_id)).encode()
+    before, begins, rest = text.partition(LOADING_BEGINS)
+    _, ends, after = rest.partition(LOADING_ENDS)
+    if not ends:
+        return text.encode()  # a card of the user's own
+    return f"{before}{begins}{loading(folder, repo_id)}{ends}{after}".encode()
 
 
 def _metadata(

@@ -57,6 +57,7 @@ def push_backbone(
     except HubError as error:
         words = ["hf-essl", "push", str(source), "--repo_id", repo_id]
         words += ["--revision", revision] if revision else []
+        words += ["--message", commit_message] if commit_message else []
         words += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
         later = f"the backbone is safe in {folder}, push it later with `{shlex.join(words)}`"
         raise type(error)(f"{error}; {later}") from error

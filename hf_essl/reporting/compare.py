@@ -39,6 +39,8 @@ IRRELEVANT = frozenset(
     per_device_train_batch_size max_unreadable num_train_epochs""".split()
 )
 """Fields of a recipe in which runs of one group may differ; steps and images per step say how long a run was."""
+INHERITED = frozenset("optim_args adam_beta1 adam_beta2 adam_epsilon bf16 fp16 tf32 train_sampling_strategy".split())
+"""Fields of transformers.TrainingArguments in which they must not differ."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def settings_of(folder: Path, metrics: Metrics) -> dict[str, Any]:
         for group in (recipe.model, recipe.data, recipe.views, recipe.training):
             fields = type(group).__annotations__.keys() - IRRELEVANT
             found |= {key: getattr(group, key) for key in sorted(fields)}
+        found |= {key: getattr(recipe.training, key) for key in sorted(INHERITED)}
     return found
 
 

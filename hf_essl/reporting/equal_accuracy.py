@@ -36,10 +36,20 @@ class Arm:
     lengths: tuple[Group, ...]
 
     def points(self, cost: str, score: str) -> list[np.ndarray]:
-        """Cost and score of the runs of each length, runs x 2 each; lengths without both are left out."""
-        found = ([(run.get(cost) or 0.0, run.get(score)) for run in group.runs] for group in self.lengths)
-        measured = ([(x, y) for x, y in pairs if x > 0 and y is not None] for pairs in found)
-        return sorted((np.array(pairs, dtype=float) for pairs in measured if pairs), key=lambda x: x[:, 0].mean())
+        """Cost and score of the runs of each length, ascending, runs x 2 each; lengths without both are left out."""
+        return [points for _, points in self._measured(cost, score)]
+
+    def names(self, cost: str, score: str) -> list[str]:
+        """The names of the lengths in `points`."""
+        return [name for name, _ in self._measured(cost, score)]
+
+    def _measured(self, cost: str, score: str) -> list[tuple[str, np.ndarray]]:
+        found = []
+        for group in self.lengths:
+            pairs = [(run.get(cost) or 0.0, run.get(score)) for run in group.runs]
+            if both := [(x, y) for x, y in pairs if x > 0 and y is not None]:
+                found.append((group.name, np.array(both, dtype=float)))
+        return sorted(found, key=lambda length: length[1][:, 0].mean())
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,7 @@ def equal_accuracy_table(pairs: Sequence[tuple[Arm, Arm]], score: str) -> str:
     header = ["recipe", "against", "at accuracy (%)", *(f"{title}, times less" for title in COSTS.values())]
     rows = []
     for plain, other in pairs:
-        for length in reversed(range(len(plain.points("petaflops", score)))):
+        for length in reversed(plain.names("petaflops", score)):
             ratios = [_ratio_of(plain, other, cost, score, length) for cost in COSTS]
             accuracy = next(ratio.accuracy for ratio in ratios if ratio)
             texts = [str(ratio) if ratio else "not measured" for ratio in ratios]
@@ -188,9 +198,12 @@ def equal_accuracy_table(pairs: Sequence[tuple[Arm, Arm]], score: str) -> str:
     return table(header, rows)
 
 
-def _ratio_of(plain: Arm, other: Arm, cost: str, score: str, length: int) -> Ratio | None:
+def _ratio_of(plain: Arm, other: Arm, cost: str, score: str, length: str) -> Ratio | None:
     ours, theirs = (arm.points(cost, score) for arm in (plain, other))
-    return ratio_at(ours, theirs, length) if len(ours) > length and min(len(ours), len(theirs)) > 1 else None
+    measured = plain.names(cost, score)
+    if length not in measured or min(len(ours), len(theirs)) < 2:
+        return None
+    return ratio_at(ours, theirs, measured.index(length))
 
 
 def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str | Path) -> Path:

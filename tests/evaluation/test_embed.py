@@ -1,12 +1,16 @@
 """Embedding a dataset into a parquet file: rows, features, resumption; and the search in it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +88,24 @@ def test_features_are_those_of_the_backbone_on_the_original(backbone, folder, tm
         assert F.cosine_similarity(torch.tensor(row["embedding"]), expected, dim=0) > 0.99
 
 
+def test_images_have_the_white_of_the_run_unless_another_is_named(backbone, tmp_path):
+    """12 bits in files of 16: 4095 is white, as the 8-bit image next to it shows."""
+    random = np.random.default_rng(0)
+    gray = random.integers(0, 256, (40, 40))
+    for name, pixels in (("deep", (gray * 4095 / 255).round().astype(np.uint16)), ("flat", gray.astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "image.png")
+    run = str(shutil.copytree(backbone, tmp_path / "run"))
+    run_recipe = Path(run) / "recipe.yaml"
+    run_recipe.write_text("white_level: 4095\n")
+    data = {name: DataArguments(dataset=str(tmp_path / name)) for name in ("deep", "flat")}
+    flat = rows(embed(run, data["flat"], tmp_path / "a.parquet").path)[0]["embedding"]
+    deep = rows(embed(run, data["deep"], tmp_path / "b.parquet").path)[0]["embedding"]
+    np.testing.assert_allclose(deep, flat, atol=1e-4)
+    dark = replace(data["deep"], white_level=65535.0)
+    assert not np.allclose(rows(embed(run, dark, tmp_path / "c.parquet").path)[0]["embedding"], flat, atol=1e-2)
+
+
 def test_without_labels_there_are_no_such_columns(backbone, tmp_path):
     (tmp_path / "flat").mkdir()
     for index in range(3):
@@ -139,9 +161,12 @@ module.embed({backbone!r}, DataArguments(dataset={str(folder)!r}), {str(tmp_path
     assert sorted(paths) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
-def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART", 2)
+@pytest.mark.parametrize("patches", [False, True])
+def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch, patches):
+    for name in ("PART", "PATCH_PART"):
+        monkeypatch.setattr(module, name, 2)
     data, output = DataArguments(dataset=str(folder)), tmp_path / "f.parquet"
+    embed = partial(module.embed, patches=patches)
     whole = embed(backbone, data, tmp_path / "whole.parquet")
     write, calls = module._write, []
 

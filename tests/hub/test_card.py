@@ -303,6 +303,17 @@ def test_on_the_hub_the_same_code_loads_the_repository(run):
     assert card.split("---\n", 2)[2] == card_of_run(run, repo_id="user/mine").read_text().split("---\n", 2)[2]
 
 
+def test_the_card_of_another_repository_or_of_a_renamed_folder_is_corrected(run):
+    card_of_run(run, repo_id="user/old")
+    assert "user/old" not in card_on_hub(run / "backbone", "user/new").decode()
+    card_of_run(run)
+    renamed = (run / "backbone").rename(run / "weights")
+    card = card_on_hub(renamed, "user/new").decode().split("## What was trained")[0]
+    assert "hf-hub:user/new" in card and "backbone/" not in card
+    (renamed / "README.md").write_text("# My own card")
+    assert card_on_hub(renamed, "user/new") == b"# My own card"
+
+
 def test_nothing_names_folders_or_users_of_this_machine(run, monkeypatch):
     home = run.parent
     monkeypatch.setenv("HOME", str(home))

@@ -246,10 +246,11 @@ def test_an_answer_is_one_sentence_with_what_to_do(hub, run, capsys, where, stat
         push_backbone(run, "ada/net", private=True)
     assert type(caught.value) is kind
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert cli.main(["push", str(run), "--repo_id", "ada/net", "--private", "--full_state"]) == 2
+    words = ["push", str(run), "--repo_id", "ada/net", "--message", "once more", "--private", "--full_state"]
+    assert cli.main(words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-essl: error: ") and re.search(message, error)
-    again = f"hf-essl push {run} --repo_id ada/net --private --full_state"
+    again = f"hf-essl push {run} --repo_id ada/net --message 'once more' --private --full_state"
     assert error.endswith(f"; the backbone is safe in {run / 'backbone'}, push it later with `{again}`")
     assert hub.token not in error
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

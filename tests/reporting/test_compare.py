@@ -85,6 +85,13 @@ def test_runs_of_one_name_with_other_recipes_are_told_apart(runs):
     assert [len(group.runs) for group in load_groups(runs)] == [2, 1]
 
 
+@pytest.mark.parametrize("line", ["bf16: true", "adam_beta2: 0.9", "optim_args: nesterov=True"])
+def test_a_field_of_transformers_tells_recipes_apart_too(runs, line):
+    (runs[0] / "recipe.yaml").write_text("learning_rate: 0.1\nseed: 0\n")
+    (runs[1] / "recipe.yaml").write_text(f"learning_rate: 0.1\nseed: 1\n{line}\n")
+    assert [len(group.runs) for group in load_groups(runs)] == [1, 1, 1]
+
+
 def test_runs_on_other_images_are_refused(runs):
     edit(runs[0], dataset="cats")
     edit(runs[2], dataset="dogs")

@@ -106,3 +106,15 @@ def test_runs_of_one_length_are_not_compared(runs):
 def test_a_table_has_a_line_for_each_length_of_the_plain_recipe(runs):
     text = equal_accuracy_table(pairs_at_equal_accuracy(load_groups(runs)), "knn_accuracy")
     assert [line.split("|")[3].strip() for line in text.split("\n")[2:]] == ["52.0", "49.0", "46.0", "43.0", "40.0"]
+
+
+def test_a_length_without_seconds_leaves_those_of_the_others_in_their_rows(runs):
+    for run in runs:
+        if run.name.startswith("plain_1-"):
+            metrics = json.loads((run / "metrics.json").read_text()) | {"train_seconds": None}
+            (run / "metrics.json").write_text(json.dumps(metrics))
+    text = equal_accuracy_table(pairs_at_equal_accuracy(load_groups(runs)), "knn_accuracy")
+    cells = [[cell.strip() for cell in line.split("|")[3:6]] for line in text.split("\n")[2:]]
+    assert [cell[0] for cell in cells] == ["52.0", "49.0", "46.0", "43.0", "40.0"]
+    assert cells[-1][2] == "not measured" and not any("not measured" in cell for cell in cells[:-1])
+    assert cells[0][2] == "4.00 (4.00 to 4.00)"
