@@ -65,14 +65,12 @@ def fit_budget(recipe: Recipe, budget: Budget) -> tuple[Recipe, Images | None, s
     Raises RecipeError for a budget of less than one epoch, and for several processes with a time.
     """
     images = None
-    estimator = CostEstimator()
-    epochs, cost = estimator.estimate(recipe)
+    epochs, cost = CostEstimator().estimate(recipe)
     if budget.unit == "epochs":
         wanted, why = budget.amount, "as asked"
     elif budget.unit == "pF":
-        _, twice = estimator.estimate(with_epochs(recipe, 2 * epochs, epochs))
-        per_epoch = (twice.counted_petaflops - cost.counted_petaflops) / epochs
-        once = cost.counted_petaflops - epochs * per_epoch  # of a teacher that sees whole images
+        once = cost.counted_once_petaflops  # of a teacher that sees whole images
+        per_epoch = (cost.counted_petaflops - once) / epochs
         wanted = (budget.amount - once) / per_epoch
         why = f"{per_epoch:.4g} petaFLOPs per epoch" + (f", {once:.4g} before the first" if once > 0 else "")
     else:
@@ -131,7 +129,8 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
     }
     if training.save_strategy == "steps" and training.save_steps >= 1:
         changed["save_steps"] = max(round(training.save_steps * ratio), 1)
-    return build_recipe(recipe.given | changed, recipe.source, recipe.words)
+    again = [word for key, value in changed.items() for word in (f"--{key}", f"{value:g}")]
+    return build_recipe(recipe.given | changed, recipe.source, (*recipe.words, *again))
 
 
 def measure(trainer: SSLTrainer) -> Speed:

@@ -62,6 +62,7 @@ class Cost:
     counted_teacher_petaflops: float
     counted_selection_petaflops: float
     counted_local_petaflops: float
+    counted_once_petaflops: float  # of the teacher's part, what comes before the first step
     paper_speedup: float
     counted_speedup: float
     paper_selection_overhead: float  # additional cost of the selection pass in percent (Table 8)
@@ -221,6 +222,7 @@ def estimate_cost(
         counted_teacher_petaflops=counted[2],
         counted_selection_petaflops=counted[3],
         counted_local_petaflops=counted[4],
+        counted_once_petaflops=once,
         paper_speedup=(paper_plain * peta_images + once) / (paper * peta_images + once),
         counted_speedup=plain / sum(counted),
         paper_selection_overhead=overhead,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
 from hf_essl.data.builtin import built_in
@@ -48,10 +49,15 @@ class Machine:
             device=device,
             cores=usable_cores(),
             free_memory=free_memory(),
-            free_disk=shutil.disk_usage(Path.home()).free,
+            free_disk=shutil.disk_usage(_existing(Path(datasets.config.HF_DATASETS_CACHE).expanduser())).free,
             has_bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
             processes=processes,
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ def make_plan(
 
 def run_folder_of(dataset: str) -> Path:
     """The folder of a run on a dataset."""
-    name = Path(dataset).resolve().stem if Path(dataset).exists() else dataset
+    path = Path(dataset)
+    name = path.resolve().name if path.is_dir() else path.stem if path.exists() else dataset
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images")
 
 

@@ -294,7 +294,7 @@ def _redacted(word: str) -> str:
     """A word without the folders of a path, which may also be in a mapping such as `{checkpoint_path: /a/b}`."""
     try:
         value = yaml.safe_load(word)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # an impossible date is a ValueError
         return without_paths(word)
     if isinstance(value, (dict, list)) and without_paths(value) != value:
         return _inline(without_paths(value))

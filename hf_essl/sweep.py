@@ -29,7 +29,7 @@ from accelerate import PartialState
 from hf_essl.common import Diverged, unknown
 from hf_essl.config.files import SWEEP_KEYS, baseline_of, merge, pop_path, read_file, read_yaml
 from hf_essl.config.packaged import find_recipe
-from hf_essl.config.values import RecipeError
+from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
@@ -137,7 +137,10 @@ def load_sweep(
         raise RecipeError(f"{path}: {error}") from error
     for cell in cells:
         chosen.check(cell.recipe)
-    across = content.get("across")
+    across, headings = content.get("across"), content.get("headings") or {}
+    if not isinstance(headings, dict) or not isinstance(across, str | None):
+        wrong = "across" if isinstance(headings, dict) else "headings"
+        raise RecipeError(f"{wrong} is {content[wrong]!r} in {path}; across is a heading, headings a mapping of them")
     if across is not None and any(across not in cell.columns for cell in cells):
         raise RecipeError(f"{path}: {unknown('across', across, cells[0].columns)}")
     values = list(dict.fromkeys(cell.columns[across] for cell in cells)) if across else [""]
@@ -145,7 +148,7 @@ def load_sweep(
     title = content.get("title", Path(path).stem)
     elsewhere = results_by_cell(recorded)
     _check_recorded(cells, elsewhere)
-    return Sweep(title, cells, chosen, results, across, content.get("headings") or {}, elsewhere)
+    return Sweep(title, cells, chosen, results, across, headings, elsewhere)
 
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -155,15 +158,25 @@ def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
         return [Cell(Path(path).stem, {}, load_recipe(path, overrides))]
     rows, grid = content.get("rows") or [{}], content.get("grid") or {}
     _check(path, rows, grid)
+    if twice := [key for key in parse_overrides(overrides) if key in grid]:
+        raise RecipeError(
+            f"{twice[0]} is given on the command line and by grid in {path}; run a sweep without it there"
+        )
     base = load_recipe(path, overrides, cell={}).training.folder
-    cells = []
+    cells: list[Cell] = []
     for row, values in itertools.product(rows, itertools.product(*grid.values())):
         chosen = dict(zip(grid, values, strict=True))
         name = _name(row, chosen)
         shown = (row.get("columns") or ({"run": row["name"]} if "name" in row else {})) | chosen
         columns = {str(key): str(value) for key, value in shown.items() if key != "seed"}
+        if name in [cell.name for cell in cells]:
+            raise RecipeError(
+                f"two runs in {path} have the name {name}; give each value in grid once, or name the rows"
+            )
         words = [*overrides, "--output_dir", f"{base}/{name}"]
-        cells.append(Cell(name, columns, load_recipe(path, words, cell=_fields(path, row) | chosen)))
+        recipe = load_recipe(path, words, cell=_fields(path, row) | chosen)
+        again = ("sweep", str(path), *overrides, "--only", name)
+        cells.append(Cell(name, columns, replace(recipe, words=again)))
     return cells
 
 

@@ -244,7 +244,8 @@ class SSLTrainer(TrialTrainer):
                 set_aside(self.args.folder, Path(checkpoint))
         self.step_log.clear()
         if checkpoint is None:
-            self.run_state.pairs_at_start = self.shown_pairs(0.0)
+            with unsharded(self.model):
+                self.run_state.pairs_at_start = self.shown_pairs(0.0)
         if self.args.torch_compile:
             compile_backbones(self.model, self.args)
             with self.accelerator.autocast():  # before the clock runs

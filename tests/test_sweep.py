@@ -330,3 +330,27 @@ def test_a_row_cannot_leave_the_folder_of_its_sweep(row, message, tmp_path):
     path.write_text(f"extends: {ROOT / 'recipes' / 'quickstart.yaml'}\nuse_cpu: true\nrows: [{row}]\n")
     with pytest.raises(RecipeError, match=message):
         load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "message"),
+    [
+        ("grid: {seed: [0, 0]}", [], "two runs in .* have the name seed0|two runs in .* have the name .*-seed0"),
+        ("grid: {seed: [0, 1]}", ["--seed", "7"], "seed is given on the command line and by grid"),
+        ("grid: {seed: [0]}\nheadings: [a]", [], r"headings is \['a'\] in .*; across is a heading"),
+        ("grid: {seed: [0]}\nacross: [seed]", [], r"across is \['seed'\] in .*; across is a heading"),
+    ],
+)
+def test_a_sweep_that_would_count_runs_twice_or_has_odd_parts_is_one_line(tmp_path, lines, words, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\n{lines}\n")
+    with pytest.raises(RecipeError, match=message) as error:
+        load_sweep(path, words)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_of_a_cell_runs_this_cell_again(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\ngrid: {{seed: [0, 1]}}\n")
+    cell = load_sweep(path, ["--weight_decay", "0.1"]).cells[1]
+    assert cell.recipe.command() == "hf-essl sweep s.yaml --weight_decay 0.1 --only run-seed1"

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import re
+import shlex
 from string import Template
 
 from hf_essl.commands import COMMANDS
@@ -80,7 +81,7 @@ def _options(text: str) -> set[str]:
 def _fish(commands: dict[str, str], options: dict[str, list[str]], with_recipe: list[str], recipes) -> str:
     first, lines = "__fish_is_nth_token 1", []
     for name, summary in commands.items():
-        lines.append(f"complete -c hf-essl -n '{first}' -f -a {name} -d '{summary}'")
+        lines.append(f"complete -c hf-essl -n '{first}' -f -a {name} -d {shlex.quote(summary)}")
     for name, words in options.items():
         condition = f"__fish_seen_subcommand_from {name}"
         lines += [f"complete -c hf-essl -n '{condition}' -l {word.removeprefix('--')}" for word in words]

@@ -12,7 +12,7 @@ import psutil
 import torch
 import yaml
 
-from hf_essl.common import SUPERVISED, unknown
+from hf_essl.common import SUPERVISED, one_line, unknown
 from hf_essl.config.inherited import check_launched
 from hf_essl.config.packaged import LAUNCH, packaged
 
@@ -30,11 +30,21 @@ def find_config(name: str) -> Path:
 def process_count(name: str) -> int:
     """How many processes a launch configuration starts in all."""
     config = find_config(name)
-    settings = yaml.safe_load(config.read_text()) or {}
+    settings = _settings(config)
     command = launch_command(config, [])
     if "--num_processes" in command:
         return int(command[command.index("--num_processes") + 1])
     return int(settings.get("num_processes", 1))
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"accelerate_config {config} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"accelerate_config {config} is no mapping; make one with `accelerate config`")
+    return content
 
 
 def launch_command(config: Path, words: Sequence[str], command: str = "pretrain") -> list[str]:
@@ -43,7 +53,7 @@ def launch_command(config: Path, words: Sequence[str], command: str = "pretrain"
     On one machine `gpu_ids: all` uses all GPUs, whatever num_processes says; `use_cpu` is passed on to the recipe.
     Raises ValueError if the configuration needs GPUs and there is none, or chooses an engine that cannot train here.
     """
-    settings = yaml.safe_load(config.read_text()) or {}
+    settings = _settings(config)
     version = (settings.get("fsdp_config") or {}).get("fsdp_version", 1)
     check_launched(str(settings.get("distributed_type", "NO")), version, bool(settings.get("use_cpu")))
     options, overrides = [], []

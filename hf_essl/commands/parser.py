@@ -45,7 +45,7 @@ def output_file(text: str) -> str:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"it is {text}, which is a folder; name a file in it")
     _try_folder(path.parent, text)
-    return text
+    return str(path)
 
 
 def output_folder(text: str) -> str:
@@ -54,7 +54,7 @@ def output_folder(text: str) -> str:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"it is {text}, which is a file; name a folder")
     _try_folder(path if path.is_dir() else path.absolute().parent, text)
-    return text
+    return str(path)
 
 
 def _try_folder(folder: Path, text: str) -> None:

@@ -21,6 +21,8 @@ def run(argv: list[str]) -> None:
     if not is_recipe(options.recipe):
         _pretrain_images(options, overrides, environment)
         return
+    if options.plan:
+        raise ValueError(f"plan is given with the recipe {options.recipe}, whose settings are chosen; leave it out")
     from hf_essl.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
@@ -70,12 +72,22 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
 
     config = options.accelerate_config
     if (begun := planned_recipe(options.recipe, overrides)) is not None:
-        run([str(begun), *overrides, *(["--accelerate_config", config] if config else [])])
+        if options.plan or options.budget:
+            name = "plan" if options.plan else "budget"
+            raise ValueError(
+                f"{name} is given with resume_from_checkpoint, and {begun} is the plan of the run; remove it"
+            )
+        words = [str(begun), "--dataset", options.recipe, *overrides]
+        run([*words, *(["--accelerate_config", config] if config else [])])
         return
-    print(f"surveying {options.recipe} …", file=sys.stderr)
-    plan, recipe = plan_run(options.recipe, overrides, process_count(config) if config else 1)
+    is_main = environment.get("RANK", "0") == "0"
+    if is_main:
+        print(f"surveying {options.recipe} …", file=sys.stderr)
+    processes = process_count(config) if config else int(environment.get("WORLD_SIZE", "1"))
+    plan, recipe = plan_run(options.recipe, overrides, processes)
     recipe.check_network()
-    print(plan.describe(), flush=True)
+    if is_main:
+        print(plan.describe(), flush=True)
     if options.plan:
         return
     if config:

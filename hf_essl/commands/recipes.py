@@ -30,9 +30,13 @@ def run(argv: list[str]) -> None:
     header = f"{'recipe':<{width}} {'runs':>4} {'petaFLOPs':>9} {'one GPU':>9} {'2 cores':>9}"
     print(header)
     for name, title in found.items():
-        runs, petaflops = known[name]["runs"], known[name]["petaflops"]
-        times = f"{_time(1e15 * petaflops / GPU):>9} {_time(1e15 * petaflops / CPU):>9}"
-        print(f"{name:<{width}} {runs:>4} {_petaflops(petaflops):>9} {times}{_title(title, len(header))}".rstrip())
+        cells = ["-"] * 4  # of a recipe that is not ours
+        if name in known:
+            petaflops = known[name]["petaflops"]
+            times = [_time(1e15 * petaflops / speed) for speed in (GPU, CPU)]
+            cells = [str(known[name]["runs"]), _petaflops(petaflops), *times]
+        shown = " ".join(f"{cell:>{size}}" for cell, size in zip(cells, (4, 9, 9, 9), strict=True))
+        print(f"{name:<{width}} {shown}{_title(title, len(header))}".rstrip())
     print(
         f"\ntimes are arithmetic, not measured: counted petaFLOPs at {GPU / 1e12:g} TFLOP/s on one GPU and at "
         f"{CPU / 1e12:g} on two cores"

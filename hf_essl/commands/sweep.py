@@ -65,7 +65,10 @@ def _relaunch(options: Namespace, overrides: list[str], environment: dict[str, s
 
 
 def _mapping(text: str) -> dict:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError from error
     if not isinstance(value, dict):
         raise ValueError
     return value

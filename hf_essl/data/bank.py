@@ -10,10 +10,12 @@ import torch
 
 from hf_essl.common import evenly_spaced
 from hf_essl.config import DataArguments
+from hf_essl.config.fields import default_of
 from hf_essl.data.cache import CachedImages, decode_all
 from hf_essl.data.columns import encoded_images
 from hf_essl.data.decode import UnreadableLog
 from hf_essl.data.depth import SAMPLES, check_depth
+from hf_essl.data.inventory import notice
 from hf_essl.data.sources import Splits
 from hf_essl.data.stream import StreamedImages
 from hf_essl.data.tables import encode
@@ -41,6 +43,9 @@ def stream_bank(
     column = args.label_column
     columns: dict[str, Any] = train.stream.features or next(iter(train.stream), {})
     if column not in columns:
+        unused = f", and the evaluation split {eval_split} is not used" if eval_split else ""
+        if unused or column != default_of(DataArguments, "label_column"):
+            notice(train.name, f"there is no column {column}: the stream has no labels{unused}; set label_column")
         return None, None
     parts = [_decode_rows(train.shuffled(0), min(args.max_train_samples or BANK_SIZE, BANK_SIZE), args, train)]
     if eval_split is not None:

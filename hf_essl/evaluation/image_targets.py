@@ -65,6 +65,11 @@ def check_image_teacher(model: SSLModel, images: ImageDataset, views: ViewArgume
         return
     if isinstance(images, StreamedImages):
         raise ValueError("teacher_sees is images with a stream, whose images have no index; set teacher_sees: views")
+    if views.extra_targets:
+        raise ValueError(
+            "extra_targets is true with teacher_sees: images, for which all views of an image have one target; set it "
+            "to false"
+        )
     if views.selection == "hard" and views.selection_score == "projection_cosine":
         raise ValueError(
             "selection_score is projection_cosine with teacher_sees: images, for which all views of an image have one "

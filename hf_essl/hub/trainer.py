@@ -232,7 +232,8 @@ class HubTrainer(BaseTrainer):
             return None
         shown, aspect = sample_images(images)
         with self.accelerator.autocast():
-            student, shown = self.accelerator.unwrap_model(self.model), shown.to(self.args.device)
+            student = self.accelerator.unwrap_model(self.model)
+            shown = shown.to(next(student.parameters()).device)  # FSDP moves the model when the training begins
             with student.show_images(self.image_targets.look(student, shown, aspect)):
                 return shown_pairs(student, shown, aspect, args, self.curriculum.magnitude(progress))
 

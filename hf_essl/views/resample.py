@@ -79,7 +79,8 @@ def resize_weights(
 ) -> tuple[Tensor, Tensor]:
     """Pixels and weights that resample an interval of a line of `pixels` to `size` samples with a triangle filter.
 
-    The filter widens as the interval shrinks (antialiasing) and is cut off at its ends; weights sum to 1.
+    The filter widens as the interval shrinks (antialiasing) and is cut off at its ends; weights sum to 1. An interval
+    without the center of a pixel takes the pixel that it lies in.
 
     Args:
         start, length: N, the interval in pixels.
@@ -97,4 +98,7 @@ def resize_weights(
     pixel = torch.ceil(center - reach - 0.5) + torch.arange(terms, device=start.device)  # N x size x terms
     middle = pixel + 0.5
     weights = (1 - (middle - center).abs() / reach).clamp_(min=0) * ((middle > start) & (middle < end))
-    return pixel.clamp_(0, pixels - 1).int(), weights / weights.sum(dim=-1, keepdim=True)
+    total = weights.sum(dim=-1, keepdim=True)
+    empty = total == 0  # an interval between two pixels' centers, as of a very long image on its canvas
+    weights = (weights + (empty & (pixel == center.floor()))) / (total + empty)
+    return pixel.clamp_(0, pixels - 1).int(), weights

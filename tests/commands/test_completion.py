@@ -1,5 +1,6 @@
 """The completion scripts, run by the shell that they are for."""
 
+import shlex
 import shutil
 import subprocess
 
@@ -58,3 +59,9 @@ def test_other_shells_name_every_command(shell):
 def test_an_unknown_shell_names_the_known_ones(capsys):
     assert cli.main(["completion", "csh"]) == 2
     assert "bash" in capsys.readouterr().err
+
+
+def test_every_line_of_the_fish_script_has_balanced_quotes(capsys):
+    assert cli.main(["completion", "fish"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        shlex.split(line)

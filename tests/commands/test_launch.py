@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from hf_essl import cli
 from hf_essl.commands.launch import find_config, launch_command
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +137,10 @@ def test_a_mistake_in_the_recipe_is_told_once():
     assert done.returncode == 2
     assert done.stderr.count("hf-essl: error:") == 1 and "Traceback" not in done.stderr
     assert yaml.safe_load(find_config("cpu").read_text())["use_cpu"] is True
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "x"])
+def test_a_launch_configuration_that_is_none_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "c.yaml").write_text(text)
+    assert cli.main(["pretrain", "quickstart", "--accelerate_config", str(tmp_path / "c.yaml")]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("hf-essl: error: accelerate_config ")

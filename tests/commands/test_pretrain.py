@@ -128,3 +128,20 @@ def test_the_runs_of_a_wandb_sweep_have_folders_of_their_own(tmp_path, monkeypat
         assert cli.main(["pretrain", "quickstart", *words]) == 0
     assert [args.output_dir for args in seen] == [f"{tmp_path}/x-a1", f"{tmp_path}/x-b2"]
     assert {args.learning_rate for args in seen} == {0.3}
+
+
+@pytest.mark.parametrize("option", [["--plan"], ["--budget", "5epochs"]])
+def test_what_a_chosen_run_cannot_have_is_refused_and_nothing_trains(option, tmp_path, capsys, monkeypatch):
+    """A recipe has its settings, and a resumed run its plan."""
+    from hf_essl import cli
+
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "photos"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("dataset: photo-patches\n")
+    (tmp_path / "photos").mkdir()
+    assert cli.main(["pretrain", "photos", "--resume_from_checkpoint", "true", *option]) == 2
+    assert f"{option[0][2:]} is given with resume_from_checkpoint" in capsys.readouterr().err
+    if option == ["--plan"]:
+        assert cli.main(["pretrain", "quickstart", "--plan"]) == 2
+        assert "plan is given with the recipe quickstart" in capsys.readouterr().err

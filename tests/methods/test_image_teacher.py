@@ -129,5 +129,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
         check_image_teacher(model, object.__new__(StreamedImages), ViewArguments())
     with pytest.raises(ValueError, match="selection_score is projection_cosine with teacher_sees: images"):
         trainer(tmp_path, views={"selection_score": "projection_cosine"})
+    with pytest.raises(ValueError, match="extra_targets is true with teacher_sees: images"):
+        trainer(tmp_path, views={"selection": "random", "extra_targets": True})
     with pytest.raises(RuntimeError, match="features of these images are not known"):
         model(*torch.rand(2, 2, 3, 32, 32))

@@ -11,8 +11,10 @@ from skimage import data
 from torchvision.transforms.v2 import RandomCrop
 
 from hf_essl.config import ViewArguments
+from hf_essl.evaluation.features import center_crops
 from hf_essl.views import ViewParams, Views
 from hf_essl.views.fused import color, render_fused
+from hf_essl.views.resample import resize_weights
 
 SIZE, HEIGHT, WIDTH = 64, 40, 56  # crops are enlarged: kornia does not antialias
 STRONG = ViewArguments(solarize_p=[0.3], grayscale_p=0.3, jitter=[0.8, 0.8, 0.8, 0.4])
@@ -135,3 +137,20 @@ def test_compiled_color_is_eager_color():
         hue, gray = torch.rand(count, generator=generator) - 0.5, (torch.arange(count) % 2).float()
         given = (*factors, hue, gray, torch.full((3, 1, 1), 0.4), torch.full((3, 1, 1), 0.2))
         torch.testing.assert_close(compiled(view.clone(), *given), color(view.clone(), *given), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("aspect", [1 / 1000, 1 / 200, 1 / 60, 60, 200, 1000])
+def test_views_and_center_crops_of_a_very_long_image_are_finite(aspect):
+    """On its canvas a crop may be narrower than a pixel and hold the center of none."""
+    images, aspects = torch.randint(0, 256, (50, 3, 64, 64), dtype=torch.uint8), torch.full((50,), float(aspect))
+    views = Views(ViewArguments(resolution=32, resolution_step=1), (0.5,) * 3, (0.5,) * 3)
+    for params in views.sample_all(images, [0, 1], aspects):
+        assert views.render(images, params).isfinite().all()
+    crops = center_crops(32, 0.875, (0.0,) * 3, (1.0,) * 3)(images, aspects)
+    assert crops.isfinite().all() and crops.min() >= 0 and crops.max() <= 1.0001
+
+
+def test_an_interval_between_two_pixels_takes_the_one_it_lies_in():
+    index, weights = resize_weights(torch.tensor([3.6]), torch.tensor([0.2]), 8, 2, 3)
+    found = torch.zeros(2, 8).scatter_add(1, index[0].long(), weights[0])
+    assert torch.equal(found, torch.eye(8)[[3, 3]])
