@@ -271,7 +271,8 @@ class SSLTrainer(TrialTrainer):
         with unsharded(self.model):
             self.image_targets.fill(self.model, self.train_dataset, self.accelerator)
         if self.image_targets.table is not None:
-            self.run_state.seconds += time.perf_counter() - start
+            self.image_targets.seconds = time.perf_counter() - start
+            self.run_state.seconds += self.image_targets.seconds
             images = len(self.image_targets.table) if is_new else 0
             self.image_targets.flops = images * self.flop_counter.whole_image() / self.args.world_size
         self.current_flos = self.image_targets.flops

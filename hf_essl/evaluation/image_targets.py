@@ -22,6 +22,7 @@ class ImageTargets:
         self.args = args
         self.table: Tensor | None = None  # N x D, by the index of the image
         self.flops = 0.0  # of this process, that the run has not counted yet when it starts
+        self.seconds = 0.0  # that a run needs to fill the table
 
     def fill(self, model: SSLModel, dataset: ImageDataset, accelerator: Accelerator) -> None:
         """Shows each training image to the teacher; call it on all processes, each does its share."""

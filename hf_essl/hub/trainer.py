@@ -214,6 +214,7 @@ class HubTrainer(BaseTrainer):
             images_seen=self.run_state.images_seen + self.step_log.images_seen,
             device=self.args.device,
             processes=self.args.world_size,
+            once_seconds=self.image_targets.seconds,
         )
 
     @property

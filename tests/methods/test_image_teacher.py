@@ -13,6 +13,7 @@ from hf_essl.evaluation.image_targets import check_image_teacher
 from hf_essl.lr_finder import lr_range_test
 from hf_essl.methods import SSLModel
 from hf_essl.pretrain import plain_step_seconds
+from hf_essl.recipe import Recipe
 from hf_essl.trainer import SSLTrainer
 from tests.helpers import TRAINING, VIEWS, patches
 from tests.test_trainer import whole_and_resumed
@@ -76,6 +77,18 @@ def test_the_teacher_sees_each_image_once_and_the_ledger_counts_it_once(tmp_path
     each = SSLModel.from_timm("test_resnet", "distill", method_args=TEACHER, resolutions=(32,))
     passes_of_a_step = FlopCounter.of(each, run.views.args).step(32).teacher  # two views of an image
     assert teacher == pytest.approx(96 * passes_of_a_step / 2 / 1e15)
+
+
+def test_both_speedups_count_the_teacher_on_both_sides(tmp_path):
+    """The plain recipe has the same teacher: without a curriculum and a selection there is nothing to gain."""
+    run = trainer(tmp_path, views={"selection": "none", "num_views": 2, "resolution_schedule": "constant"})
+    run.train()
+    assert run.predicted_cost().counted_speedup == pytest.approx(1)
+    recipe = Recipe.of(run.model.config, run.data_args, run.views.args, run.args, "patches")
+    steps = run.clock.seconds - run.image_targets.seconds
+    metrics, _ = run.report(recipe, plain_step_seconds=steps / run.state.global_step)
+    assert 0 < run.image_targets.seconds < run.clock.seconds
+    assert metrics["measured_speedup"] == pytest.approx(1)
 
 
 def test_hard_augment_needs_no_pass_of_the_teacher(tmp_path):
