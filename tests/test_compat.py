@@ -51,6 +51,7 @@ OVERRIDES = {
     "_save_optimizer_and_scheduler": ["output_dir"],
     "_save_scaler": ["output_dir"],
     "_load_scaler": ["checkpoint"],
+    "_update_auto_batch_size": ["batch_size"],
     "_save_rng_state": ["output_dir"],
     "_load_rng_state": ["checkpoint"],
     "_load_optimizer_and_scheduler": ["checkpoint"],

@@ -16,6 +16,7 @@ from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_compl
 
 logger = logging.getLogger(__name__)
 
+END_OF_TRAINING = "End of training"  # the commit message of a finished run
 SSL_STATE = "ssl"  # folder of a repository for the weights of the whole method: backbone, heads, teacher and queue
 Files = dict[str, Path | bytes]  # the files of a commit, by path in the repository
 
@@ -57,7 +58,7 @@ def push_backbone(
     except HubError as error:
         words = ["hf-essl", "push", str(source), "--repo_id", repo_id]
         words += ["--revision", revision] if revision else []
-        words += ["--message", commit_message] if commit_message else []
+        words += ["--message", commit_message] if commit_message not in (None, END_OF_TRAINING) else []
         words += [flag for flag, is_set in (("--private", private), ("--full_state", full_state)) if is_set]
         later = f"the backbone is safe in {folder}, push it later with `{shlex.join(words)}`"
         raise type(error)(f"{error}; {later}") from error
@@ -74,7 +75,7 @@ def push_finished_run(args: SSLTrainingArguments) -> str | None:
             repository_name(args),
             private=args.hub_private_repo,
             revision=args.hub_revision,
-            commit_message="End of training",
+            commit_message=END_OF_TRAINING,
             full_state=args.hub_strategy == HubStrategy.CHECKPOINT,
         )
     except (ValueError, OSError) as error:

@@ -20,7 +20,16 @@ from hf_essl.evaluation.nearest import NeighborLog, find_neighbors
 from hf_essl.hub.card import write_card
 from hf_essl.hub.export import export_backbone
 from hf_essl.hub.hub_errors import HubUnreachable
-from hf_essl.hub.push import Files, backbone_files, commit, open_repository, push_backbone, repository_name, ssl_files
+from hf_essl.hub.push import (
+    END_OF_TRAINING,
+    Files,
+    backbone_files,
+    commit,
+    open_repository,
+    push_backbone,
+    repository_name,
+    ssl_files,
+)
 from hf_essl.methods import method_name
 from hf_essl.methods.tokens import patch_count
 from hf_essl.recipe import Recipe
@@ -74,7 +83,7 @@ class HubTrainer(BaseTrainer):
 
     def push_to_hub(  # type: ignore[override]
         self,
-        commit_message: str | None = "End of training",
+        commit_message: str | None = END_OF_TRAINING,
         *,
         revision: str | None = None,
         private: bool | None = None,

@@ -243,6 +243,7 @@ def test_the_loader_gets_its_settings(tmp_path):
     assert small_trainer(tmp_path, dataloader_num_workers=1).get_train_dataloader().persistent_workers
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_is_found_after_an_out_of_memory_error(tmp_path, monkeypatch):
     step, sizes = SSLTrainer.training_step, []
 
