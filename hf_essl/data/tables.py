@@ -68,8 +68,10 @@ def _labels(rows: datasets.Dataset, args: DataArguments, name: str, classes: lis
         if column != default_of(DataArguments, "label_column"):
             notice(name, f"labels are not used: there is no label_column {column}, only {', '.join(rows.features)}")
         return Encoded()
-    values = rows.select_columns([column])[:][column]
-    found = encode(list(values), getattr(rows.features[column], "names", None) or classes, column, name)
+    values, names = list(rows.select_columns([column])[:][column]), getattr(rows.features[column], "names", None)
+    if names and classes and names != classes:  # another split, whose indices count its own classes
+        values, names = [None if value is None or value < 0 else names[value] for value in values], classes
+    found = encode(values, names or classes, column, name)
     if found.labels is not None:
         missing = (found.labels == NO_LABEL).nonzero().flatten().tolist()
         count_notice(name, _named(rows, args, missing), "image", "without a label, not used for accuracies")

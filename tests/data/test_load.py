@@ -295,3 +295,15 @@ def test_imagenette():
     sample = images.train[9468]
     assert sample["image"].shape == (3, 16, 16) and sample["unreadable"] == []
     assert np.isin(images.eval.labels, np.arange(10)).all()
+
+
+def test_an_evaluation_split_with_its_own_class_names_counts_the_training_classes(tmp_path):
+    """Each split was encoded alone, and the test images lack the first class."""
+    splits = {}
+    for split, labels in {"train": ["ant", "bee", "cat", "ant"], "test": ["bee", "cat", "bee", "cat"]}.items():
+        pictures = [Image.new("L", (20, 20), 10 * value) for value in range(4)]
+        splits[split] = datasets.Dataset.from_dict({"image": pictures, "label": labels}).class_encode_column("label")
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
+    images = load(tmp_path / "set")
+    assert images.train.classes == images.eval.classes == ["ant", "bee", "cat"]
+    assert images.eval.labels.tolist() == [1, 2, 1, 2]
