@@ -187,7 +187,7 @@ def _find_builder(path: str, name: str, config: str | None) -> datasets.DatasetB
         ) from error
     except (ConnectionError, HfHubHTTPError) as error:
         raise _unreachable(name, error) from error
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a folder or repository with a script of its name
         if config is None and "Config name is missing" in str(error):
             choices = datasets.get_dataset_config_names(path)
             raise ValueError(f"dataset {name} needs a dataset_config: {', '.join(choices)}") from error

@@ -307,3 +307,11 @@ def test_an_evaluation_split_with_its_own_class_names_counts_the_training_classe
     images = load(tmp_path / "set")
     assert images.train.classes == images.eval.classes == ["ant", "bee", "cat"]
     assert images.eval.labels.tolist() == [1, 2, 1, 2]
+
+
+def test_a_folder_with_a_script_of_its_own_name_is_one_line(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_parquet(folder / "train.parquet", [1, 2, 3, 4], [0, 1, 0, 1])
+    (folder / "shards.py").write_text("")
+    rejected("Dataset scripts are no longer supported", folder)
