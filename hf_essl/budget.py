@@ -129,7 +129,7 @@ def with_epochs(recipe: Recipe, wanted: float, before: float) -> Recipe:
     }
     if training.save_strategy == "steps" and training.save_steps >= 1:
         changed["save_steps"] = max(round(training.save_steps * ratio), 1)
-    again = [word for key, value in changed.items() for word in (f"--{key}", f"{value:g}")]
+    again = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
     return build_recipe(recipe.given | changed, recipe.source, (*recipe.words, *again))
 
 

@@ -128,10 +128,9 @@ class HardAugment:
             )
             if self.args.selection != "hard":
                 return Comparison(keys, None)
-            if self.args.selection_score != "loss" and not (
-                self.args.selection_score == "cosine" and model.compares_own_key
-            ):
-                sides = queries if self.args.selection_score == "cosine" else keys
+            score = self.args.selection_score
+            if score == "projection_cosine" or (score == "cosine" and not model.compares_own_key):
+                sides = queries if score == "cosine" else keys
                 return Comparison(keys, pair_cosines(sides, keys, self.pairs))
             losses = [model.loss((queries[i], queries[j]), (keys[i], keys[j])) for i, j in self.pairs]
             return Comparison(keys, torch.stack(losses, dim=1))

@@ -69,10 +69,8 @@ class ImageFolder:
         elif label_column == default_of(DataArguments, "label_column"):
             labels = {split: list(map(self._class_of, self.splits[split])) for split in chosen}
             self._report_nested(chosen)
-        given = [one for some in labels.values() for one in some if one is not None]
-        if (
-            len({isinstance(one, str) for one in given}) == 2
-        ):  # numbers in one split, text in another: one set of names
+        kinds = {isinstance(one, str) for some in labels.values() for one in some if one is not None}
+        if len(kinds) == 2:  # numbers in one split, text in another: one set of names
             labels = {split: [one if one is None else str(one) for one in some] for split, some in labels.items()}
         present = {split: {str(one) for one in some if one is not None} - {""} for split, some in labels.items()}
         for split in chosen[1:]:

@@ -1,5 +1,6 @@
 """Loads a trained backbone from a run, a checkpoint, an exported folder or the Hub; reads safetensors only."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ from hf_essl.methods import METHODS, SSLModel
 from hf_essl.methods.backbone import LOADING, build_backbone, check_backbone
 from hf_essl.methods.pretrained import LIBRARY
 from hf_essl.methods.sources import library_of, read_config
-from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, last_complete_checkpoint
-from hf_essl.views.crops import INTERPOLATION
+from hf_essl.run_folder import CONFIG, PREPROCESSOR, RECIPE, WEIGHTS, newest_whole
+from hf_essl.views.crops import INTERPOLATION, canvas_size
+
+logger = logging.getLogger(__name__)
 
 PREFIXES = {"student": "backbone.", "teacher": "teacher.backbone."}
 """Where a checkpoint keeps the weights of each backbone."""
@@ -151,7 +154,10 @@ def find_backbone(source: str | Path) -> Path:
     if (folder / WEIGHTS).is_file():
         return folder
     try:
-        return Path(last_complete_checkpoint(folder))
+        found = newest_whole(folder)
+        if found.skipped:
+            logger.warning("reading %s; newer ones are not whole: %s", found.path, ", ".join(found.skipped))
+        return found.path
     except ValueError:
         if (folder / "backbone" / WEIGHTS).is_file():
             return folder / "backbone"
@@ -171,9 +177,17 @@ def run_recipe(folder: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def white_of_run(data: DataArguments, recipe: Mapping[str, Any]) -> DataArguments:
-    """The data arguments with the white of the run's images, unless they name their own."""
-    return data if data.white_level is not None else replace(data, white_level=recipe.get("white_level"))
+def data_of_run(
+    data: DataArguments, recipe: Mapping[str, Any], resolution: int, image_size: int | None = None
+) -> DataArguments:
+    """The data arguments with the white and the canvas of the backbone's run, unless they are given.
+
+    The canvas is at least `resolution` pixels; without a run it is that of `canvas_size`.
+    """
+    if image_size is None:
+        image_size = max(recipe.get("image_size") or canvas_size(resolution), resolution)
+    white = recipe.get("white_level") if data.white_level is None else data.white_level
+    return replace(data, image_size=image_size, white_level=white)
 
 
 def _picture(image: Any) -> Image.Image:

@@ -24,12 +24,11 @@ from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.data import NO_LABEL, ImageDataset, image_count
 from hf_essl.data.load import load_all_splits
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe, white_of_run
+from hf_essl.evaluation.backbone import LoadedBackbone, data_of_run, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.features import extract_features
 from hf_essl.evaluation.patches import PatchFeatures, check_pool
 from hf_essl.methods.backbone import fingerprint
 from hf_essl.run_lock import run_lock
-from hf_essl.views.crops import canvas_size
 
 PART, PATCH_PART = 2048, 256  # images of a part: at most as many are computed again after an interruption
 MANIFEST = "manifest.json"
@@ -83,11 +82,9 @@ def embed(
     start, output, folder = time.perf_counter(), Path(output), find_backbone(source)
     check_pool(pool, patches)
     loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
-    recipe = run_recipe(folder)
-    data = white_of_run(data, recipe)
-    size = image_size or max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
-    splits = load_all_splits(replace(data, image_size=size, cache="none"))
-    settings = _settings(loaded, which, size, data, splits)
+    data = data_of_run(data, run_recipe(folder), loaded.resolution, image_size)
+    splits = load_all_splits(replace(data, cache="none"))
+    settings = _settings(loaded, which, data, splits)
     if patches:
         network = PatchFeatures(loaded.network, loaded.resolution)
         loaded = loaded._replace(backbone=nn.Sequential(network, nn.Flatten()))
@@ -103,7 +100,7 @@ def embed(
 
 
 def _settings(
-    loaded: LoadedBackbone, which: str, size: int, data: DataArguments, splits: dict[str, ImageDataset]
+    loaded: LoadedBackbone, which: str, data: DataArguments, splits: dict[str, ImageDataset]
 ) -> dict[str, Any]:
     """What must be equal for two parts to belong together; the dataset is also how the file's images are found."""
     return {
@@ -112,7 +109,7 @@ def _settings(
         "resolution": loaded.resolution,
         "crop_pct": loaded.crop_pct,
         "pool": loaded.pool,
-        "image_size": size,
+        "image_size": data.image_size,
         "part": PART,
         "dataset": data.dataset,
         "dataset_config": data.dataset_config,

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from hf_essl.config import DataArguments
 from hf_essl.config.training import EVAL_CROP_PCT
 from hf_essl.data import ImageDataset, Images, image_count, load_images
-from hf_essl.evaluation.backbone import LoadedBackbone, find_backbone, load_backbone, run_recipe, white_of_run
+from hf_essl.evaluation.backbone import LoadedBackbone, data_of_run, find_backbone, load_backbone, run_recipe
 from hf_essl.evaluation.features import labeled_indices
 from hf_essl.evaluation.protocols import PROTOCOLS, make_settings
 from hf_essl.evaluation.task import Task
 from hf_essl.methods.backbone import fingerprint
-from hf_essl.views.crops import canvas_size, describe_center_crop
+from hf_essl.views.crops import describe_center_crop
 
 
 def evaluate_backbone(
@@ -63,26 +63,18 @@ def evaluate_backbone(
     folder = find_backbone(source)
     loaded = load_backbone(folder, which=which, backbone=backbone, resolution=resolution, crop_pct=crop_pct, pool=pool)
     recipe = run_recipe(folder)
-    data = white_of_run(data, recipe)
-    if image_size is None:
-        image_size = max(recipe.get("image_size") or canvas_size(loaded.resolution), loaded.resolution)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
     weights = fingerprint(loaded.network.state_dict())  # before fine-tuning changes them
     task = _task(
         loaded,
-        replace(data, image_size=image_size),
+        data_of_run(data, recipe, loaded.resolution, image_size),
         accelerator,
         batch_size=batch_size or PROTOCOLS[protocol].batch_size,
         num_workers=num_workers,
         seed=seed,
         report=report if accelerator.is_main_process else lambda line: None,
     )
-    task.report(
-        f"{source} ({which}) at {describe_center_crop(loaded.resolution, loaded.crop_pct)}, on {task.train.name}: "
-        f"{task.train_images:,} training images, {task.test_images:,} to evaluate on"
-    )
-    if crop_pct is None and loaded.crop_pct != EVAL_CROP_PCT and "eval_crop_pct" not in recipe:
-        task.report(f"this is the crop of its run; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}")
+    _announce(task, f"{source} ({which})", is_own=crop_pct is None and "eval_crop_pct" not in recipe)
     found = PROTOCOLS[protocol].run(task, options)
     return {
         "accuracy": found.pop("accuracy"),
@@ -91,7 +83,7 @@ def evaluate_backbone(
         **asdict(options),
         **found,
         **{"source": source, "weights": str(folder), "which": which, "fingerprint": weights},
-        **_facts(task, image_size),
+        **_facts(task),
         "seconds": time.perf_counter() - start,
     }
 
@@ -105,13 +97,26 @@ def _task(loaded: LoadedBackbone, data: DataArguments, accelerator: Accelerator,
     return Task(loaded, train, test, accelerator, indices=indices, test_indices=test_indices, seed=seed, **options)
 
 
-def _facts(task: Task, image_size: int) -> dict[str, Any]:
+def _announce(task: Task, source: str, is_own: bool) -> None:
+    """What is evaluated; `is_own` is a crop that neither the command nor a recipe names."""
+    loaded = task.loaded
+    task.report(
+        f"{source} at {describe_center_crop(loaded.resolution, loaded.crop_pct)}, on {task.train.name}: "
+        f"{task.train_images:,} training images, {task.test_images:,} to evaluate on"
+    )
+    if is_own and loaded.crop_pct != EVAL_CROP_PCT:
+        task.report(
+            f"this is the crop that it was made with; new runs are evaluated with --crop_pct {EVAL_CROP_PCT:g}"
+        )
+
+
+def _facts(task: Task) -> dict[str, Any]:
     """What was evaluated, on which images and where."""
     return {
         "resolution": task.loaded.resolution,
         "crop_pct": task.loaded.crop_pct,
         "pool": task.loaded.pool,
-        "image_size": image_size,
+        "image_size": task.train.image_size,
         "dataset": task.train.name,
         "train_images": task.train_images,
         "eval_images": task.test_images,

@@ -60,7 +60,6 @@ class HubTrainer(BaseTrainer):
     data_args: Any
     neighbor_log: NeighborLog
     features: Any
-    image_targets: Any
     unreadable: Any
     callback_handler: Any
     hub_model_id: str | None  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """A comparison of runs: accuracy against cost as in the paper's Figure 1, and a Markdown table."""
 
 import logging
+import re
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ class Group:
 
 def without_seed(name: str) -> str:
     """The name of a run without its trailing `-seedN`."""
-    return name.split("-seed")[0]
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def load_groups(folders: Sequence[str | Path]) -> list[Group]:

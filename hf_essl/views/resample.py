@@ -80,7 +80,7 @@ def resize_weights(
     """Pixels and weights that resample an interval of a line of `pixels` to `size` samples with a triangle filter.
 
     The filter widens as the interval shrinks (antialiasing) and is cut off at its ends; weights sum to 1. An interval
-    without the center of a pixel takes the pixel that it lies in.
+    of up to one pixel takes the pixel that its middle lies in.
 
     Args:
         start, length: N, the interval in pixels.
@@ -89,6 +89,8 @@ def resize_weights(
 
     Returns the pixels, int32, and their weights: N x size x terms each.
     """
+    narrow = length <= 1  # as of a very long image on its canvas: it may lie between the centers of two pixels
+    start, length = torch.where(narrow, (start + length / 2).floor(), start), length.clamp(min=1)
     start, end, step = (x[:, None, None] for x in (start, start + length, length / size))
     reach = step.clamp(min=1)  # half the width of the filter
     sample = torch.arange(size, device=start.device)[None, :, None]
@@ -98,7 +100,4 @@ def resize_weights(
     pixel = torch.ceil(center - reach - 0.5) + torch.arange(terms, device=start.device)  # N x size x terms
     middle = pixel + 0.5
     weights = (1 - (middle - center).abs() / reach).clamp_(min=0) * ((middle > start) & (middle < end))
-    total = weights.sum(dim=-1, keepdim=True)
-    empty = total == 0  # an interval between two pixels' centers, as of a very long image on its canvas
-    weights = (weights + (empty & (pixel == center.floor()))) / (total + empty)
-    return pixel.clamp_(0, pixels - 1).int(), weights
+    return pixel.clamp_(0, pixels - 1).int(), weights / weights.sum(dim=-1, keepdim=True)

@@ -122,7 +122,7 @@ def test_the_crop_is_the_one_the_backbone_was_made_with(run_folder, backbones, t
         assert evaluate(source, *SMALL, "--output", tmp_path / "facts.json") == 0
         facts = json.loads((tmp_path / "facts.json").read_text())
         assert (facts["crop_pct"], facts["image_size"]) == (crop_pct, image_size)
-        assert ("this is the crop of its run" in capsys.readouterr().err) == noted
+        assert ("this is the crop that it was made with" in capsys.readouterr().err) == noted
         expected = by_hand(backbones["student"], image_size=image_size, crop_pct=crop_pct)
         assert facts["accuracy"] == pytest.approx(expected)
 

@@ -236,3 +236,13 @@ def test_a_hostile_folder_is_a_value_error_of_one_line(name, content, run, tmp_p
     with pytest.raises(ValueError) as error:
         load_backbone(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_read(run, tmp_path, caplog):
+    """As after an evaluation that was written into the checkpoint."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    newest = find_backbone(folder)
+    (newest / "model.safetensors").write_bytes(b"")
+    older = find_backbone(folder)
+    assert older != newest
+    assert f"reading {older}; newer ones are not whole: {newest.name} (" in caplog.text

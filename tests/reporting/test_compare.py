@@ -6,7 +6,15 @@ import pytest
 from PIL import Image
 
 from hf_essl import cli
-from hf_essl.reporting.compare import Group, check_evaluation, comparison_table, draw_comparison, load_groups, pair_up
+from hf_essl.reporting.compare import (
+    Group,
+    check_evaluation,
+    comparison_table,
+    draw_comparison,
+    load_groups,
+    pair_up,
+    without_seed,
+)
 from hf_essl.reporting.metrics import read_metrics
 from hf_essl.reporting.recorded import write_results
 
@@ -145,3 +153,10 @@ def test_the_results_of_a_sweep_stand_for_its_runs(runs, tmp_path):
     path = write_results(tmp_path / "results.json", cells)
     assert comparison_table(load_groups([path])) == comparison_table(load_groups(runs))
     assert [len(group.runs) for group in load_groups([path])] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a-seed0", "a"), ("corn-seeds", "corn-seeds"), ("x-seedless-seed12", "x-seedless")]
+)
+def test_only_a_seed_at_the_end_is_taken_off_a_name(name, expected):
+    assert without_seed(name) == expected
