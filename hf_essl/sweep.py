@@ -18,7 +18,6 @@ a run in its own folder under `output_dir`. A finished one is skipped, an interr
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +26,9 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_essl.common import Diverged, unknown
-from hf_essl.config.files import SWEEP_KEYS, baseline_of, merge, pop_path, read_file, read_yaml
+from hf_essl.config.files import baseline_of, read_yaml
 from hf_essl.config.packaged import find_recipe
-from hf_essl.config.values import RecipeError, parse_overrides
+from hf_essl.config.values import RecipeError
 from hf_essl.evaluation.run_metric import RunMetric
 from hf_essl.recipe import Recipe, load_recipe
 from hf_essl.reporting.compare import Group, without_seed
@@ -38,19 +37,7 @@ from hf_essl.reporting.metrics import Metrics
 from hf_essl.reporting.recorded import CELL, COLUMNS, results_by_cell
 from hf_essl.reporting.sweep_table import DEFAULT_RESULTS, RESULTS, Row, sweep_table
 from hf_essl.run_folder import METRICS, last_complete_checkpoint
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep."""
-
-    name: str
-    columns: dict[str, str]  # what distinguishes it from other runs except the seed, by the table's headings
-    recipe: Recipe
-
-    @property
-    def folder(self) -> Path:
-        return self.recipe.training.folder
+from hf_essl.sweep_cells import Cell, check_finished, load_cells
 
 
 @dataclass(frozen=True)
@@ -128,7 +115,11 @@ def load_sweep(
     """
     content, cells = read_yaml(find_recipe(path)), load_cells(path, overrides)
     if metric is None:
-        metric, settings = content.get("metric", "knn"), content.get("metric_args") or {}
+        metric, settings = str(content.get("metric", "knn")), content.get("metric_args") or {}
+        if not isinstance(settings, dict):
+            raise RecipeError(
+                f"metric_args is {settings!r} in {path}; expected settings and values, such as {{k: 20}}"
+            )
     else:
         settings = metric_args or {}
     try:
@@ -151,43 +142,6 @@ def load_sweep(
     return Sweep(title, cells, chosen, results, across, headings, elsewhere)
 
 
-def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:
-    """The runs that a file describes; a single one for a plain recipe. Raises RecipeError as `load_sweep` does."""
-    content = read_yaml(find_recipe(path))
-    if not any(key in content for key in SWEEP_KEYS):
-        return [Cell(Path(path).stem, {}, load_recipe(path, overrides))]
-    rows, grid = content.get("rows") or [{}], content.get("grid") or {}
-    _check(path, rows, grid)
-    if twice := [key for key in parse_overrides(overrides) if key in grid]:
-        raise RecipeError(
-            f"{twice[0]} is given on the command line and by grid in {path}; run a sweep without it there"
-        )
-    base = load_recipe(path, overrides, cell={}).training.folder
-    cells: list[Cell] = []
-    for row, values in itertools.product(rows, itertools.product(*grid.values())):
-        chosen = dict(zip(grid, values, strict=True))
-        name = _name(row, chosen)
-        shown = (row.get("columns") or ({"run": row["name"]} if "name" in row else {})) | chosen
-        columns = {str(key): str(value) for key, value in shown.items() if key != "seed"}
-        if name in [cell.name for cell in cells]:
-            raise RecipeError(
-                f"two runs in {path} have the name {name}; give each value in grid once, or name the rows"
-            )
-        words = [*overrides, "--output_dir", f"{base}/{name}"]
-        recipe = load_recipe(path, words, cell=_fields(path, row) | chosen)
-        again = ("sweep", str(path), *overrides, "--only", name)
-        cells.append(Cell(name, columns, replace(recipe, words=again)))
-    return cells
-
-
-def _fields(path: str | Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row; over those of a recipe that it extends are those of the file, then its own."""
-    own = {key: value for key, value in row.items() if key not in ("name", "columns")}
-    file = find_recipe(path)
-    base = pop_path(own, "extends", file)
-    return own if base is None else merge(merge(read_file(base), read_file(file, sweep=True)), own)
-
-
 def run_sweep(
     sweep: Sweep,
     train: Callable[[Recipe], Any],
@@ -203,13 +157,14 @@ def run_sweep(
         report: prints a line; only the main process calls it.
         only: parts of names; cells with none of them in their name do not run.
 
-    Raises ValueError for a network that cannot work in one of the cells, before the first one runs, and if no cell has
-    one of the names in `only`.
+    Raises ValueError for a network that cannot work in one of the cells, before the first one runs, for a finished run
+    with other settings in the folder of a cell, and if no cell has one of the names in `only`.
     """
     report = report if PartialState().is_main_process else lambda line: None
     cells = [cell for cell in sweep.cells if not only or any(part in cell.name for part in only)]
     if not cells:
         raise ValueError(f"no cell has {' or '.join(only)} in its name; there are {sweep.cells[0].name}, …")
+    check_finished(cells)
     for cell in cells:
         cell.recipe.check_network()
     for number, cell in enumerate(sorted(cells, key=lambda cell: cell.recipe.training.seed), 1):
@@ -304,7 +259,7 @@ def _results(path: str | Path, given: Any, values: Sequence[str]) -> dict[str, l
     """The columns of results for each value of `across`."""
     results = given if isinstance(given, dict) else dict.fromkeys(values, given)
     results = {str(value): names for value, names in results.items()}
-    if set(results) != set(values) or not all(isinstance(names, list) and names for names in results.values()):
+    if set(results) != set(values) or not all(map(_is_texts, results.values())):
         raise RecipeError(
             f"results is {given!r} in {path}; expected a list of {', '.join(RESULTS)}, or one for each of "
             f"{', '.join(values) or 'the values of `across`'}"
@@ -315,28 +270,5 @@ def _results(path: str | Path, given: Any, values: Sequence[str]) -> dict[str, l
     return results
 
 
-def _name(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
-    varied = [f"{key}{value}" for key, value in chosen.items() if key != "seed"]
-    name = "_".join([*([str(row["name"])] if "name" in row else []), *varied]) or "run"
-    seed = f"-seed{chosen['seed']}" if "seed" in chosen else ""
-    return re.sub(r"[^\w.+-]+", "-", name) + seed
-
-
-def _check(path: str | Path, rows: Any, grid: Any) -> None:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RecipeError(f"rows is {type(rows).__name__} in {path}; expected a list of mappings of fields")
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise RecipeError(
-            f"grid is {grid!r} in {path}; expected a list of values for each field, such as seed: [0, 1]"
-        )
-    names = [row.get("name") for row in rows]
-    if len(rows) > 1 and (None in names or len(set(names)) < len(names)):
-        raise RecipeError(f"rows in {path} have the names {names}; give each row its own `name`")
-    if wrong := [name for name in names if name is not None and not re.fullmatch(r"[^\W_][\w.+-]*", str(name))]:
-        raise RecipeError(f"name is {wrong[0]!r} in {path}; it is a folder: letters, digits, . _ + and -")
-    columns = [row.get("columns") for row in rows]
-    if any(not isinstance(value, dict) for value in columns if value is not None):
-        raise RecipeError(f"columns are {columns} in {path}; each is a mapping of headings to cells, such as {{m: 4}}")
-    headings = [list(row.get("columns") or {"run": None}) for row in rows]
-    if any(heading != headings[0] for heading in headings):
-        raise RecipeError(f"rows in {path} have different columns; give all rows the same headings")
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)

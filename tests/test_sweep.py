@@ -15,7 +15,8 @@ from hf_essl import cli
 from hf_essl.common import Diverged
 from hf_essl.recipe import RecipeError, load_recipe
 from hf_essl.reporting.sweep_table import cost_at
-from hf_essl.sweep import cells_to_price, load_cells, load_sweep, run_sweep
+from hf_essl.sweep import cells_to_price, load_sweep, run_sweep
+from hf_essl.sweep_cells import check_finished, load_cells
 
 ROOT = Path(__file__).parents[1]
 SWEEP = """
@@ -257,6 +258,9 @@ def test_a_finished_run_without_its_metric_is_evaluated_and_not_trained(sweep, m
         ("metric: linear\nmetric_args: {k: 3}", r"k is a setting of knn, not of linear"),
         ("metric_args: {k: 3}", r"metric_args is \{'k': 3\} with metric: knn, which is measured during the training"),
         ("results: [accuracy, speed]", r"results is 'speed'; choose one of .*; did you mean 'speedup'"),
+        ("results: [[accuracy]]", r"results is \[\['accuracy'\]\] in .*; expected a list of accuracy, "),
+        ("metric: [knn]", r"metric is \"\['knn'\]\"; choose one of"),
+        ("metric: linear\nmetric_args: [3]", r"metric_args is \[3\] in .*; expected settings and values"),
         ("results: accuracy", r"results is 'accuracy' in .*; expected a list of accuracy, "),
         ("across: Shedule", r"across is 'Shedule'; choose one of Schedule, weight_decay"),
         ("across: Schedule\nresults: {CA: [accuracy]}", r"results is .*, or one for each of CA, F1-CLR"),
@@ -273,6 +277,10 @@ def test_mistakes_in_what_the_table_shows_are_one_line(sweep, line, message):
     ("change", "message"),
     [
         (("name: f1", "name: ca"), r"rows in .* have the names \['ca', 'ca'\]; give each row its own `name`"),
+        (("name: f1", "name: [f1]"), r"name is \"\['f1'\]\" in .*; it is a folder"),
+        (("warmup_epochs: 1", "weight_decay: 1"), r"weight_decay is given by row f1 and by grid in .*; give it once"),
+        (("warmup_epochs: 1", "output_dir: x"), r"output_dir is given by row f1 in .*; give one for all"),
+        (("weight_decay: [", "output_dir: ["), r"output_dir is given by grid in .*; give one for all"),
         (("[0.1, 0.2]", "0.1"), r"grid is .*; expected a list of values for each field"),
         (("{Schedule: F1-CLR}", "{LR: F1-CLR}"), r"rows in .* have different columns"),
         (("weight_decay: [", "weight_decya: ["), r"unknown key 'weight_decya' in .*; did you mean 'weight_decay'"),
@@ -337,6 +345,11 @@ def test_a_row_cannot_leave_the_folder_of_its_sweep(row, message, tmp_path):
     [
         ("grid: {seed: [0, 0]}", [], "two runs in .* have the name seed0|two runs in .* have the name .*-seed0"),
         ("grid: {seed: [0, 1]}", ["--seed", "7"], "seed is given on the command line and by grid"),
+        (
+            "rows: [{name: a, seed: 3}]",
+            ["--seed", "7"],
+            "seed is given on the command line and by row a in .*; run a sweep without it there",
+        ),
         ("grid: {seed: [0]}\nheadings: [a]", [], r"headings is \['a'\] in .*; across is a heading"),
         ("grid: {seed: [0]}\nacross: [seed]", [], r"across is \['seed'\] in .*; across is a heading"),
     ],
@@ -346,6 +359,22 @@ def test_a_sweep_that_would_count_runs_twice_or_has_odd_parts_is_one_line(tmp_pa
     path.write_text(f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\n{lines}\n")
     with pytest.raises(RecipeError, match=message) as error:
         load_sweep(path, words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [["--weight_decay", "0.3"], ["--method_args", "{predictor_hidden: 64}"]])
+def test_a_finished_run_with_other_settings_does_not_count(tmp_path, words):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\ngrid: {{seed: [0, 1]}}\n")
+    for cell in load_cells(path):
+        write(cell, knn_accuracy=1.0)
+        (cell.folder / "recipe.yaml").write_text(cell.recipe.to_yaml())
+    check_finished(load_cells(path, ["--logging_steps", "7"]))  # decides nothing about the result
+    loaded = load_sweep(path, words)
+    with pytest.raises(
+        RecipeError, match=rf"holds a finished run with {words[0][2:]} .*, in this sweep it is"
+    ) as error:
+        run_sweep(loaded, lambda recipe: pytest.fail("trained"))
     assert "\n" not in str(error.value)
 
 

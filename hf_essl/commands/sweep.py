@@ -41,8 +41,11 @@ def run(argv: list[str]) -> None:
     from hf_essl.pretrain import pretrain
     from hf_essl.reporting.recorded import write_results
     from hf_essl.sweep import run_sweep
+    from hf_essl.sweep_cells import check_finished
 
-    if not options.table:
+    if options.table:
+        check_finished(sweep.cells)
+    else:
         run_sweep(sweep, pretrain, lambda text: print(text, flush=True), options.only)
     if not PartialState().is_main_process:
         return

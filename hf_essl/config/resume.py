@@ -48,8 +48,8 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any], step: int, 
     """
     changes, rules = [], resume_rules()
     for key, rule in [*rules.items(), (IMAGES, "fixed")]:
-        old, new = _value(before, key), _value(now, key)
-        if rule == "free" or _same(key, old, new):
+        old, new = value_of(before, key), value_of(now, key)
+        if rule == "free" or same_value(key, old, new):
             continue
         if rule == "fixed":
             raise ValueError(
@@ -65,7 +65,8 @@ def as_comments(changes: Sequence[Change]) -> str:
     return "".join(f"# changed on resume: {' '.join(str(change).split())}\n" for change in changes)
 
 
-def _value(settings: Mapping[str, Any], key: str) -> Any:
+def value_of(settings: Mapping[str, Any], key: str) -> Any:
+    """The value of a field in flat settings, its default where they do not have it."""
     if key in settings:
         return settings[key]
     group = next((group for group in GROUPS.values() if key in fields_of(group)), None)
@@ -73,7 +74,8 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
     return getattr(default, "value", default)
 
 
-def _same(key: str, old: Any, new: Any) -> bool:
+def same_value(key: str, old: Any, new: Any) -> bool:
+    """Whether two values of a field mean the same: empty ones, and a data set in another folder, do."""
     if key == "dataset" and isinstance(old, str) and isinstance(new, str):
         old, new = PurePath(old).name, PurePath(new).name  # a folder may have moved
     if old in (None, "", [], {}) and new in (None, "", [], {}):

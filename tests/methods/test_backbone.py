@@ -18,7 +18,8 @@ from hf_essl.methods import METHODS, SSLModel, check_backbone
 from hf_essl.methods.backbone import accepted_arguments, build_backbone, feature_size, meta_backbone, storable
 from hf_essl.pretrain import pretrain
 from hf_essl.recipe import load_recipe
-from hf_essl.sweep import Cell, Sweep, run_sweep
+from hf_essl.sweep import Sweep, run_sweep
+from hf_essl.sweep_cells import Cell
 from hf_essl.trainer import SSLTrainer
 
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"

@@ -4,7 +4,7 @@ import json
 
 from hf_essl.config.packaged import COSTS, packaged
 from hf_essl.reporting.costs import CostEstimator
-from hf_essl.sweep import load_cells
+from hf_essl.sweep_cells import load_cells
 from tests.helpers import quickstart_teacher
 
 
