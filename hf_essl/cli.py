@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(COMMANDS[name][0]).run(rest)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
-            kept = CONTINUES.get(name, "no result is written")
+            kept = getattr(stop, "continues", None) or CONTINUES.get(name, "no result is written")
             print(f"\nhf-essl: {str(stop) or f'{name} was interrupted'}; {kept}", file=sys.stderr)
         # a launcher takes another code for a crash and kills the processes that still save
         return 0 if SUPERVISED in os.environ else getattr(stop, "code", 130)

@@ -15,7 +15,16 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by a signal, after it saved a checkpoint; `code` is the exit code, 128 + the signal."""
+    """The run was stopped by a signal, after it saved a checkpoint.
+
+    Args:
+        code: the exit code, 128 + the signal.
+
+    Attributes:
+        continues: how to continue, if not by the same command with `--resume_from_checkpoint true`.
+    """
+
+    continues: str | None = None
 
     def __init__(self, message: str, code: int = 130):
         super().__init__(message)

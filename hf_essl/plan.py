@@ -26,6 +26,7 @@ CPU_BACKBONE, GPU_BACKBONE = "test_resnet", "resnet50"
 CPU_STEPS, GPU_STEPS = 2_000, 20_000  # of a run, at least
 CPU_EPOCHS, GPU_EPOCHS = 10, 100  # at least
 FEW_STEPS = 500
+SHORT_QUEUE = 2 * 65_536  # images; with fewer, MoCo's own queue would hold most of them
 HOLDOUT, SMALL_HOLDOUT, HOLDOUT_IMAGES = 0.1, 0.2, 60  # a small set holds out up to a fifth, to have 60 images
 REASON = 38  # column of the reasons
 
@@ -42,14 +43,16 @@ class Machine:
     processes: int = 1
 
     @classmethod
-    def here(cls, use_cpu: bool = False, processes: int = 1) -> "Machine":
+    def here(cls, use_cpu: bool = False, processes: int = 1, cache_dir: str | None = None) -> "Machine":
         gpu = torch.accelerator.is_available() and not use_cpu
         device = torch.accelerator.current_accelerator().type if gpu else "cpu"  # type: ignore[union-attr]
         return cls(
             device=device,
             cores=usable_cores(),
             free_memory=free_memory(),
-            free_disk=shutil.disk_usage(_existing(Path(datasets.config.HF_DATASETS_CACHE).expanduser())).free,
+            free_disk=shutil.disk_usage(
+                _existing(Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser())
+            ).free,
             has_bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
             processes=processes,
         )
@@ -136,6 +139,7 @@ def make_plan(
     _pixels(plan)
     held_out = _evaluation(plan)
     images = found.train_images - held_out
+    _heads(plan, images)
     batch = _batch(plan, images, find_batch)
     _optimizer(plan, batch)
     _length(plan, images, batch)
@@ -153,12 +157,21 @@ def run_folder_of(dataset: str) -> Path:
 
 def _network(plan: Plan) -> None:
     if plan.on_cpu:
-        backbone = plan.choose("backbone", CPU_BACKBONE, "no GPU: a network of 0.4 M parameters")
-        if backbone == CPU_BACKBONE:
-            plan.choose("method_args", _small_heads(plan.given.get("method", "simsiam")), "heads in proportion to it")
+        plan.choose("backbone", CPU_BACKBONE, "no GPU: a network of 0.4 M parameters")
     else:
         plan.choose("backbone", GPU_BACKBONE, "the paper's network")
     plan.choose("method", "simsiam", "the cheapest: no teacher, no negatives")
+
+
+def _heads(plan: Plan, images: int) -> None:
+    fields = {**plan.fields, **plan.given}
+    heads = _small_heads(fields["method"]) if fields["backbone"] == CPU_BACKBONE else {}
+    reasons = ["heads in proportion to the network"] if heads else []
+    if fields["method"] == "mocov2" and images < SHORT_QUEUE:
+        heads |= {"queue_length": 2 ** int(math.log2(max(images // 2, 2)))}
+        reasons.append("a queue of at most half of the images")
+    if heads:
+        plan.choose("method_args", heads, ", ".join(reasons))
 
 
 def _small_heads(method: str) -> dict[str, Any]:
@@ -270,10 +283,12 @@ def _length(plan: Plan, images: int, batch: int) -> None:
 def _loading(plan: Plan, images: int) -> None:
     size = int({**plan.fields, **plan.given}["image_size"])
     needed = 3 * size * size * images
+    in_memory = needed * plan.machine.processes  # each has its own copy
     gigabytes = f"{needed / 1e9:.2g} GB decoded"
-    if built_in(plan.dataset) or needed < 0.5 * plan.machine.free_memory:
+    each = " in each process" if plan.machine.processes > 1 else ""
+    if built_in(plan.dataset) or in_memory < 0.5 * plan.machine.free_memory:
         cache = plan.choose(
-            "cache", "memory", f"{gigabytes}, {plan.machine.free_memory / 1e9:.0f} GB of memory are free"
+            "cache", "memory", f"{gigabytes}{each}, {plan.machine.free_memory / 1e9:.0f} GB of memory are free"
         )
     elif needed < 0.5 * plan.machine.free_disk:
         cache = plan.choose("cache", "disk", f"{gigabytes} do not fit in memory but on the disk")

@@ -54,7 +54,7 @@ def plan_run(dataset: str, words: Sequence[str], processes: int = 1) -> tuple[Pl
     if given.get("streaming"):
         raise RecipeError("streaming is true without a recipe; a stream has no length, write a recipe with max_steps")
     found = survey(_data_arguments(dataset, given))
-    machine = Machine.here(bool(given.get("use_cpu")), processes)
+    machine = Machine.here(bool(given.get("use_cpu")), processes, given.get("cache_dir"))
     plan = make_plan(dataset, found, machine, given, None if machine.device == "cpu" else _largest_batch)
     return plan, build_recipe(plan.fields | given, dataset, ("pretrain", dataset, *words))
 

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +56,29 @@ def test_a_large_set_on_a_gpu_by_hand():
 def test_images_are_kept_where_they_fit(free_memory, free_disk, cache):
     fields, _ = chosen(Survey(50_000, short_side=480), Machine("cpu", 4, free_memory, free_disk))
     assert fields["cache"] == cache
+
+
+@pytest.mark.parametrize(("processes", "cache"), [(1, "memory"), (2, "disk")])
+def test_each_process_has_its_own_copy_of_the_images_in_memory(processes, cache):
+    machine = Machine("cpu", 4, free_memory=60 * 10**9, free_disk=10**12, processes=processes)
+    fields, _ = chosen(Survey(100_000, short_side=480), machine, {"image_size": 288})
+    assert fields["cache"] == cache  # 3 · 288² · 100,000 bytes are 24.9 GB, below and above half of the memory
+
+
+def test_the_disk_of_the_cache_folder_counts(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: seen.append(path) or SimpleNamespace(free=7))
+    assert Machine.here(use_cpu=True, cache_dir=str(tmp_path / "not" / "yet")).free_disk == 7
+    assert seen == [tmp_path]
+
+
+@pytest.mark.parametrize("images", [17, 63, 300, 5_000, 9_469, 100_000, 1_300_000])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_a_small_set_has_a_short_queue(images, machine):
+    fields, _ = chosen(Survey(images), machine, {"method": "mocov2"})
+    queue = fields.get("method_args", {}).get("queue_length", 65_536)
+    assert queue < images - fields["per_device_train_batch_size"], "as MoCo itself requires"
+    assert queue >= min(images / 4, 65_536)
 
 
 def test_the_learning_rate_follows_the_batch_over_all_processes():
@@ -185,6 +210,15 @@ def test_settings_that_a_plan_cannot_have(words, folder, capsys):
     assert cli.main(["pretrain", str(folder), *words]) == 2
     error = capsys.readouterr().err
     assert error.count("hf-essl: error:") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("words", [[], ["--use_cpu"]])
+def test_a_launch_on_the_cpu_is_planned_for_the_cpu(words, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert cli.main(["pretrain", str(folder), "--plan", "--accelerate_config", "cpu", *words]) == 0
+    assert "--backbone test_resnet" in capsys.readouterr().out
 
 
 @pytest.mark.slow

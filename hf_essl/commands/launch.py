@@ -27,6 +27,11 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")
 
 
+def runs_on_cpu(name: str) -> bool:
+    """Whether a launch configuration keeps its processes off the GPUs."""
+    return bool(_settings(find_config(name)).get("use_cpu"))
+
+
 def process_count(name: str) -> int:
     """How many processes a launch configuration starts in all."""
     config = find_config(name)

@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 
 from hf_essl.commands.parser import RecipeParser, add_launch_option
+from hf_essl.common import SUPERVISED, Interrupted
 
 
 def run(argv: list[str]) -> None:
@@ -26,7 +27,9 @@ def run(argv: list[str]) -> None:
     from hf_essl.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, overrides)
-    if "WANDB_SWEEP_ID" in environment:  # an agent starts each run with other values of the same fields
+    if (
+        "WANDB_SWEEP_ID" in environment and SUPERVISED not in environment
+    ):  # an agent starts each run with other values of the same fields
         run_id = environment.get("WANDB_RUN_ID") or secrets.token_hex(4)
         overrides = [*overrides, "--output_dir", f"{recipe.training.output_dir}-{run_id}"]
         recipe = load_recipe(options.recipe, overrides)
@@ -66,7 +69,7 @@ def _parser(with_fields: bool) -> RecipeParser:
 
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
     """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
-    from hf_essl.commands.launch import process_count
+    from hf_essl.commands.launch import process_count, runs_on_cpu
     from hf_essl.common import write_text
     from hf_essl.planned_run import plan_run, planned_recipe
 
@@ -84,6 +87,8 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     if is_main:
         print(f"surveying {options.recipe} …", file=sys.stderr)
     processes = process_count(config) if config else int(environment.get("WORLD_SIZE", "1"))
+    if config and runs_on_cpu(config):
+        overrides = [*overrides, "--use_cpu", "true"]  # the plan is for the device of the processes
     plan, recipe = plan_run(options.recipe, overrides, processes)
     recipe.check_network()
     if is_main:
@@ -110,14 +115,20 @@ def _pretrain(recipe, seen: tuple[str, ...] = (), budget: str | None = None) -> 
 
     images = None
     with without_notices(seen) if seen else nullcontext():
+        again = f"hf-essl pretrain {recipe.training.folder / 'recipe.yaml'} --resume_from_checkpoint true"
         if budget and recipe.training.resume_from_checkpoint:
             raise ValueError(
                 f"budget is given with resume_from_checkpoint; the run has its length already, resume it by its own "
-                f"recipe: hf-essl pretrain {recipe.training.folder / 'recipe.yaml'} --resume_from_checkpoint true"
+                f"recipe: {again}"
             )
         if budget:
             from hf_essl.budget import Budget, fit_budget
 
             recipe, images, why = fit_budget(recipe, Budget.parse(budget))
             print(f"budget {budget}: {why}", flush=True)
-        pretrain(recipe, images)
+        try:
+            pretrain(recipe, images)
+        except Interrupted as stop:
+            if budget:
+                stop.continues = f"`{again}` continues from the last checkpoint"
+            raise

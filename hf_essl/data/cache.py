@@ -127,14 +127,19 @@ def decode_chunks(
 
 
 def check_memory(count: int, size: int, device: torch.device | str) -> None:
-    """Raises ValueError if `count` images of `size` pixels need more than 80 % of the free memory of `device`."""
+    """Raises ValueError if `count` images of `size` pixels need more than 80 % of the free memory of `device`.
+
+    The processes of one machine share its memory.
+    """
     device = torch.device(device)
     needed = count * 3 * size * size
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory() // here
     if needed > USABLE * free:
+        each = " for each process" if here > 1 else ""
         raise ValueError(
             f"{count} images at image_size {size} need {needed / 1e9:.1f} GB, above {USABLE:.0%} of the "
-            f"{free / 1e9:.1f} GB free on {device}; set cache: disk or none, or a smaller image_size"
+            f"{free / 1e9:.1f} GB free on {device}{each}; set cache: disk or none, or a smaller image_size"
         )
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_essl.common import Interrupted
+
 ROOT = Path(__file__).parents[2]
 SMALL = """
     --max_train_samples 256 --max_eval_samples 64 --num_train_epochs 3 --warmup_epochs 1 --logging_steps 1
@@ -128,6 +130,26 @@ def test_the_runs_of_a_wandb_sweep_have_folders_of_their_own(tmp_path, monkeypat
         assert cli.main(["pretrain", "quickstart", *words]) == 0
     assert [args.output_dir for args in seen] == [f"{tmp_path}/x-a1", f"{tmp_path}/x-b2"]
     assert {args.learning_rate for args in seen} == {0.3}
+    monkeypatch.setenv("HF_ESSL_SUPERVISED", "1")  # started by --accelerate_config, which has named the folder
+    assert cli.main(["pretrain", "quickstart", *words]) == 0
+    assert seen[-1].output_dir == f"{tmp_path}/x"
+
+
+def test_after_a_signal_the_command_that_continues_a_budget_is_shown(tmp_path, monkeypatch, capsys):
+    from hf_essl import budget, cli
+
+    def stopped(recipe, images):
+        raise Interrupted("stopped by SIGTERM after step 3", 143)
+
+    monkeypatch.setattr("hf_essl.pretrain.pretrain", stopped)
+    monkeypatch.setattr(budget, "fit_budget", lambda recipe, budget: (recipe, None, "2 epochs"))
+    words = ["pretrain", "quickstart", "--use_cpu", "--output_dir", str(tmp_path / "x")]
+    assert cli.main([*words, "--budget", "1min"]) == 143
+    shown = capsys.readouterr().err
+    again = f"hf-essl pretrain {tmp_path}/x/recipe.yaml --resume_from_checkpoint true"
+    assert f"after step 3; `{again}` continues" in shown and "the same command" not in shown
+    assert cli.main(words) == 143
+    assert "after step 3; the same command with `--resume_from_checkpoint true` continues" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--plan"], ["--budget", "5epochs"]])
