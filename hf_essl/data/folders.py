@@ -73,10 +73,6 @@ class ImageFolder:
         if len(kinds) == 2:  # numbers in one split, text in another: one set of names
             labels = {split: [one if one is None else str(one) for one in some] for split, some in labels.items()}
         present = {split: {str(one) for one in some if one is not None} - {""} for split, some in labels.items()}
-        for split in chosen[1:]:
-            if present.get(split) and present[split].isdisjoint(present[chosen[0]]):
-                notice(self.name, f"labels of the split {split} are not used: no training image is of its classes")
-                present[split] = set()
         is_text = all(isinstance(one, str) for some in labels.values() for one in some if one is not None)
         names = sorted(set().union(*present.values())) if is_text else None
         return {

@@ -19,7 +19,7 @@ from hf_essl.data.depth import SAMPLES, check_depth
 from hf_essl.data.disk_cache import disk_cache
 from hf_essl.data.sources import locate
 from hf_essl.data.splits import choose_splits
-from hf_essl.data.tables import from_dataset, read_splits
+from hf_essl.data.tables import from_dataset, read_all, read_splits
 
 Device = torch.device | str
 
@@ -153,6 +153,4 @@ def load_all_splits(args: DataArguments) -> dict[str, ImageDataset]:
     source = built_in(args.dataset) or locate(args)
     if isinstance(source, BuiltInDataset):
         return {split: source.load(split, args.image_size, "cpu") for split in source.splits}
-    opened = source.open(list(source.splits))
-    args = replace(args, eval_holdout=0.0)
-    return {split: read_splits(args, opened, source.name, split, None)[0] for split in source.splits}
+    return dict(read_all(args, source.open(list(source.splits)), source.name, source.splits))

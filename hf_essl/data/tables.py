@@ -13,7 +13,7 @@ from hf_essl.data.columns import encoded_images
 from hf_essl.data.dataset import DecodedImages, Rows, Transformed
 from hf_essl.data.decode import image_path
 from hf_essl.data.inventory import count_notice, notice
-from hf_essl.data.labels import NO_LABEL, Encoded, encode_labels
+from hf_essl.data.labels import NO_LABEL, Encoded, encode_labels, is_missing
 from hf_essl.data.sources import Splits
 
 
@@ -34,6 +34,19 @@ def read_splits(
         held_out = held_out.select(evenly_spaced(len(held_out), args.max_eval_samples))
     evaluation = None if held_out is None else DecodedImages(held_out, args.image_size)
     return DecodedImages(train, args.image_size), evaluation
+
+
+def read_all(args: DataArguments, splits: Splits, name: str, chosen: Sequence[str]) -> dict[str, DecodedImages]:
+    """Every image of the chosen splits; text labels of all of them together are one list of classes."""
+    rows = {split: splits.rows(split) for split in chosen}
+    texts = [_texts(some, args.label_column) for some in rows.values() if args.label_column in some.features]
+    lists = [names for names in texts if names]
+    same = all(names == lists[0] for names in lists)
+    classes = None if not lists else lists[0] if same else sorted(set().union(*lists))
+    return {
+        split: DecodedImages(_source(some, args, name, classes, f"{name}, split {split}"), args.image_size)
+        for split, some in rows.items()
+    }
 
 
 def from_dataset(source: datasets.Dataset, args: DataArguments) -> DecodedImages:
@@ -71,11 +84,22 @@ def _labels(rows: datasets.Dataset, args: DataArguments, name: str, classes: lis
     values, names = list(rows.select_columns([column])[:][column]), getattr(rows.features[column], "names", None)
     if names and classes and names != classes:  # another split, whose indices count its own classes
         values, names = [None if value is None or value < 0 else names[value] for value in values], classes
+    elif classes and not names and all(is_missing(value) or str(value) in classes for value in values):
+        values = [None if is_missing(value) else str(value) for value in values]  # numbers that are names elsewhere
     found = encode(values, names or classes, column, name)
     if found.labels is not None:
         missing = (found.labels == NO_LABEL).nonzero().flatten().tolist()
         count_notice(name, _named(rows, args, missing), "image", "without a label, not used for accuracies")
     return found
+
+
+def _texts(rows: datasets.Dataset, column: str) -> list[str]:
+    """The class names of a column: of its type, or its values; none if they are numbers."""
+    names = getattr(rows.features[column], "names", None)
+    if names:
+        return list(names)
+    values = [value for value in rows.select_columns([column])[:][column] if not is_missing(value)]
+    return sorted(set(values)) if all(isinstance(value, str) for value in values) else []
 
 
 def _named(rows: datasets.Dataset, args: DataArguments, indices: list[int]) -> list[Any]:

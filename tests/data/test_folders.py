@@ -137,7 +137,7 @@ class TestSplits:
         shutil.rmtree(tmp_path / "val/cat")
         assert load(tmp_path).eval is None
         assert lines("labels of the split val are not used: no training image is of its classes")
-        assert load(tmp_path).train.classes == ["cat", "dog"]
+        assert load(tmp_path).train.classes == ["cat", "dog", "emu"]
 
 
 class TestFiles:

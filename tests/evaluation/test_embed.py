@@ -1,5 +1,6 @@
 """Embedding a dataset into a parquet file: rows, features, resumption; and the search in it."""
 
+import io
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +106,50 @@ def test_images_have_the_white_of_the_run_unless_another_is_named(backbone, tmp_
     np.testing.assert_allclose(deep, flat, atol=1e-4)
     dark = replace(data["deep"], white_level=65535.0)
     assert not np.allclose(rows(embed(run, dark, tmp_path / "c.parquet").path)[0]["embedding"], flat, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "classes", "labels"),
+    [
+        (["cat", "dog"], ["ant", "cat"], ["ant", "cat", "dog"], [1, 2, 0, 1]),
+        (["7", "10"], [10, 8], ["10", "7", "8"], None),  # text in one split, numbers in the other
+        ([4, 2], [2, 9], None, [4, 2, 2, 9]),
+        (["cat", None], ["emu", "emu"], ["cat", "emu"], [0, None, 1, 1]),
+    ],
+)
+def test_the_splits_of_a_table_share_their_classes(backbone, tmp_path, first, second, classes, labels):
+    image = _png()
+    for split, values in (("train", first), ("test", second)):
+        table = pa.table({"image": [image] * 2, "label": values})
+        parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    embed(backbone, DataArguments(dataset=str(tmp_path)), tmp_path / "out" / "f.parquet")
+    rows = parquet.read_table(tmp_path / "out" / "f.parquet").to_pylist()
+    rows.sort(key=lambda row: row["split"], reverse=True)
+    assert [row["split"] for row in rows] == ["train", "train", "test", "test"]
+    if labels is not None:
+        assert [row["label"] for row in rows] == labels
+    if classes is None:
+        assert "class" not in rows[0]
+    else:
+        assert [row["class"] for row in rows] == [None if one is None else str(one) for one in first + second]
+        assert all(row["label"] is None or classes[row["label"]] == row["class"] for row in rows)
+
+
+def test_folders_with_classes_of_their_own_keep_their_labels(backbone, tmp_path):
+    for name in ("train/cat", "train/dog", "test/emu"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(_png()["bytes"])
+    embed(backbone, DataArguments(dataset=str(tmp_path / "images")), tmp_path / "f.parquet")
+    rows = parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    assert {(row["path"], row["class"], row["label"]) for row in rows} == {
+        ("train/cat/1.png", "cat", 0), ("train/dog/1.png", "dog", 1), ("test/emu/1.png", "emu", 2),
+    }  # fmt: skip
+
+
+def _png() -> dict:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 30, 90)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": "x.png"}
 
 
 def test_without_labels_there_are_no_such_columns(backbone, tmp_path):
