@@ -52,7 +52,7 @@ def _parser() -> Parser:
     add("--batch_size", type=whole(1), default=256, metavar="N", help="images per batch [256]")
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")
     add("--patches", action="store_true", help="features of the patches, N x D per image, instead of one vector")
-    add("--overwrite", action="store_true", help="replace the file, and what an interrupted command has left")
+    add("--overwrite", action="store_true", help="replace the file, and parts with other settings")
     return parser
 
 

@@ -74,7 +74,7 @@ def embed(
         output: the parquet file.
         image_size: side of the decoded images; by default that of the backbone's run, but at least the resolution.
         patches: an embedding is N x D, the features of the image's patches, row by row (see `PatchFeatures`).
-        overwrite: start over, also if the file exists or an interrupted embedding had other settings.
+        overwrite: replace the file if it exists, and start over if an interrupted embedding had other settings.
 
     Raises ValueError in one line, for a file that exists, for an interrupted embedding with other settings, and while
     another process writes the same file.
@@ -137,18 +137,18 @@ def _label_digest(images: ImageDataset) -> str | None:
 def _prepare(parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Leaves no parts in their folder, or those of an interrupted embedding with the same settings."""
     manifest = parts / MANIFEST
-    if overwrite:
-        for file in (manifest, *parts.glob("part-*.parquet")):
-            file.unlink(missing_ok=True)
-    if manifest.exists():
-        begun = json.loads(manifest.read_text())
-        for name, value in settings.items():
-            if begun.get(name) != value:
-                raise ValueError(
-                    f"{parts} was begun with {name} {begun.get(name)}, which is now {value}; start over with "
-                    f"--overwrite, or choose another --output"
-                )
+    begun = json.loads(manifest.read_text()) if manifest.exists() else {}
+    changed = [name for name, value in settings.items() if begun.get(name) != value]
+    if begun and changed and not overwrite:
+        name = changed[0]
+        raise ValueError(
+            f"{parts} was begun with {name} {begun.get(name)}, which is now {settings[name]}; start over with "
+            f"--overwrite, or choose another --output"
+        )
+    if not changed:
         return
+    for file in (manifest, *parts.glob("part-*.parquet")):
+        file.unlink(missing_ok=True)
     write_text(manifest, json.dumps(settings, indent=2))
 
 

@@ -207,8 +207,8 @@ module.embed({backbone!r}, DataArguments(dataset={str(folder)!r}), {str(tmp_path
     assert sorted(paths) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 
-@pytest.mark.parametrize("patches", [False, True])
-def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch, patches):
+@pytest.mark.parametrize(("patches", "overwrite"), [(False, False), (True, False), (False, True)])
+def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypatch, patches, overwrite):
     for name in ("PART", "PATCH_PART"):
         monkeypatch.setattr(module, name, 2)
     data, output = DataArguments(dataset=str(folder)), tmp_path / "f.parquet"
@@ -230,7 +230,7 @@ def test_an_interrupted_embedding_continues(backbone, folder, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"was begun with resolution 32, which is now 24; start over"):
         embed(backbone, data, output, resolution=24)
     finished = sum(parquet.read_metadata(path).num_rows for path in calls)
-    done = embed(backbone, data, output)
+    done = embed(backbone, data, output, overwrite=overwrite)
     assert done.computed == 12 - finished < 12 and done.rows == 12
     assert rows(output) == rows(whole.path)
     with pytest.raises(ValueError, match="exists; choose another --output, or replace it with --overwrite"):
