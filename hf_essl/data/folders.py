@@ -19,6 +19,7 @@ from hf_essl.common import one_line
 from hf_essl.config import DataArguments
 from hf_essl.config.fields import default_of
 from hf_essl.data.inventory import count_notice, notice
+from hf_essl.data.labels import is_missing
 from hf_essl.data.listing import Listing
 from hf_essl.data.splits import EVAL_NAMES, TRAIN_NAMES, find_split
 
@@ -39,7 +40,7 @@ class ImageFolder:
     prefixed: bool  # whether the splits are folders, or all images are one split
 
     @classmethod
-    def of(cls, name: str, listing: Listing, train_split: str) -> "ImageFolder":
+    def of(cls, name: str, listing: Listing, train_split: str, eval_split: str | None = None) -> "ImageFolder":
         """The folders of the first level are splits if their names say so, else classes of one split, `train`.
 
         They say so if there is one to train on and another to evaluate on, or only one to train on, or if all of
@@ -49,7 +50,8 @@ class ImageFolder:
         for path in listing.images:
             if "/" in path:
                 folders.setdefault(path.partition("/")[0], []).append(path)
-        train, test = find_split((train_split, *TRAIN_NAMES), folders), find_split(EVAL_NAMES, folders)
+        named = () if eval_split is None else (eval_split,)
+        train, test = find_split((train_split, *TRAIN_NAMES), folders), find_split((*named, *EVAL_NAMES), folders)
         all_named = len(folders) > 1 and all(find_split((*TRAIN_NAMES, *EVAL_NAMES), [folder]) for folder in folders)
         if all_named or (train is not None and (test is not None or len(folders) == 1)):
             return cls(name, listing, folders, True)
@@ -65,14 +67,14 @@ class ImageFolder:
         listed = _metadata_labels(self.name, self.listing, label_column)
         labels: dict[str, list[Any]] = {}
         if listed is not None:
-            labels = {split: list(map(listed.get, self.splits[split])) for split in chosen}
+            labels = {split: [listed.get(path) for path in self.splits[split]] for split in chosen}
         elif label_column == default_of(DataArguments, "label_column"):
             labels = {split: list(map(self._class_of, self.splits[split])) for split in chosen}
             self._report_nested(chosen)
         kinds = {isinstance(one, str) for some in labels.values() for one in some if one is not None}
         if len(kinds) == 2:  # numbers in one split, text in another: one set of names
             labels = {split: [one if one is None else str(one) for one in some] for split, some in labels.items()}
-        present = {split: {str(one) for one in some if one is not None} - {""} for split, some in labels.items()}
+        present = {split: {str(one) for one in some if one is not None} for split, some in labels.items()}
         is_text = all(isinstance(one, str) for some in labels.values() for one in some if one is not None)
         names = sorted(set().union(*present.values())) if is_text else None
         return {
@@ -137,11 +139,15 @@ def _metadata_labels(name: str, listing: Listing, column: str) -> dict[str, Any]
         except (pa.ArrowException, OSError) as error:
             notice(name, f"{file} is not used because it cannot be read: {one_line(error)}")
             continue
+        if twice := [wanted for wanted in ("file_name", column) if table.column_names.count(wanted) > 1]:
+            notice(name, f"{file} is not used because it has {table.column_names.count(twice[0])} columns {twice[0]}")
+            continue
         if absent := [wanted for wanted in ("file_name", column) if wanted not in table.column_names]:
             found = ", ".join(table.column_names)
             notice(name, f"{file} is not used because it has no column {' or '.join(absent)}; its columns are {found}")
             continue
-        for at, label in zip(table["file_name"].to_pylist(), table[column].to_pylist(), strict=True):
+        for at, given in zip(table["file_name"].to_pylist(), table[column].to_pylist(), strict=True):
+            label = None if is_missing(given) else given
             path = _below(PurePosixPath(file).parent, str(at))
             if path not in listing.images:
                 missing.append(f"{at} of {file}")

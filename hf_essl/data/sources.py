@@ -22,6 +22,8 @@ from hf_essl.data.listing import Listing, scan
 from hf_essl.data.splits import find_train_split
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+UNMATCHED = re.compile(r"[*?\[\]]|::")
+SAVED = ("state.json", "dataset_info.json")  # files of a dataset that `save_to_disk` wrote
 SHARDS = 64  # of a stream over stored rows, which are shared by processes and workers
 
 
@@ -68,7 +70,10 @@ class Built:
         try:
             self.builder.download_and_prepare()
         except (DatasetGenerationError, ValueError) as error:  # an ArrowInvalid of pyarrow is a ValueError
-            raise ValueError(f"dataset {self.name} cannot be read: {one_line(error.__cause__ or error)}") from error
+            why = one_line(error.__cause__ or error)
+            if "BatchSize must be greater than 0" in why:
+                why = "a parquet file has no rows; remove it"
+            raise ValueError(f"dataset {self.name} cannot be read: {why}") from error
         except (ConnectionError, HfHubHTTPError) as error:
             raise _unreachable(self.name, error) from error
         return self.builder.as_dataset(split)
@@ -101,7 +106,7 @@ def locate(args: DataArguments) -> Location:
 def _locate_path(path: Path, args: DataArguments) -> Location:
     if path.is_file():
         return _locate_file(path, args)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if (path / "dataset_dict.json").exists() or all((path / name).exists() for name in SAVED):
         _refuse_config(path, args)
         saved = datasets.load_from_disk(str(path))
         stored = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -115,12 +120,14 @@ def _locate_path(path: Path, args: DataArguments) -> Location:
         listing.report(name)
         raise ValueError(f"dataset is the folder {path}, which contains neither images nor parquet files")
     count_notice(name, listing.tables, "parquet file", f"left out because it has no column {args.image_column}")
-    folder = ImageFolder.of(name, listing, args.train_split)
+    folder = ImageFolder.of(name, listing, args.train_split, args.eval_split)
     return Location(name, list(folder.splits), lambda splits: Stored(folder.open(splits, args.label_column)))
 
 
 def _locate_file(path: Path, args: DataArguments) -> Location:
     _refuse_config(path, args)
+    if "::" in str(path):
+        raise ValueError(f"dataset is {path}; `datasets` reads no file below a name with ::, rename it")
     if path.suffix.lower() != ".parquet":
         raise ValueError(f"dataset is the file {path}; give a parquet file, or a folder of images or parquet files")
     return _parquet_location(path.stem, {"train": [str(path)]})
@@ -128,6 +135,10 @@ def _locate_file(path: Path, args: DataArguments) -> Location:
 
 def _locate_tables(path: Path, listing: Listing, args: DataArguments) -> Location:
     """A folder of parquet files; files that `datasets` finds no split for are the training split if it has none."""
+    if UNMATCHED.search(str(listing.root)):
+        raise ValueError(
+            f"dataset is {path}; `datasets` finds no parquet files below a name with * ? [ ] or ::, rename it"
+        )
     count_notice(path.name, list(listing.images), "image file", "left out beside the parquet files")
     builder = _find_builder(str(path), path.name, args.dataset_config)
     by_split = {

@@ -96,6 +96,12 @@ class TestSplits:
         assert pairs(images.eval, tmp_path) == {f"{test}/cat/2.png": "cat", f"{test}/dog/3.png": "dog"}
         assert lines() == []
 
+    def test_an_evaluation_split_of_any_name(self, tmp_path, lines):
+        plant(tmp_path, *(f"{split}/{name}/a.png" for split in ("train", "Field 2") for name in ("cat", "dog")))
+        images = load(tmp_path, eval_split="Field 2")
+        assert pairs(images.train, tmp_path) == {"train/cat/a.png": "cat", "train/dog/a.png": "dog"}
+        assert pairs(images.eval, tmp_path) == {"Field 2/cat/a.png": "cat", "Field 2/dog/a.png": "dog"}
+
     def test_validation_comes_before_test_and_the_rest_is_named(self, tmp_path, lines):
         plant(tmp_path, *(f"{split}/{name}/a.png" for split in ("Train", "Val", "Test", "extra") for name in "ab"))
         plant(tmp_path, "cover.png")
@@ -326,6 +332,21 @@ class TestMetadata:
         assert load(tmp_path).train.classes == ["cat", "dog"]
         assert lines(f"metadata{suffix} is not used because it cannot be read: ")
 
+    @pytest.mark.parametrize("blank", ["", "  "])
+    def test_a_blank_label_is_none(self, tmp_path, lines, blank):
+        plant(tmp_path, *self.FILES)
+        rows = [f"{name},{label}" for name, label in zip(self.FILES, ("x", blank, "y", "x"), strict=True)]
+        (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+        train = load(tmp_path).train
+        assert train.classes == ["x", "y"] and train.labels.tolist() == [0, NO_LABEL, 1, 0]
+
+    @pytest.mark.parametrize("columns", ["file_name,label,label", "file_name,file_name,label"])
+    def test_a_column_of_one_name_twice_is_told(self, tmp_path, lines, columns):
+        plant(tmp_path, *self.FILES)
+        (tmp_path / "metadata.csv").write_text(f"{columns}\ncat/0.png,x,x\n")
+        assert load(tmp_path).train.classes == ["cat", "dog"]
+        assert lines("metadata.csv is not used because it has 2 columns ")
+
 
 def test_only_the_main_process_logs(tmp_path, lines, monkeypatch):
     plant(tmp_path, "cat/a.png", "dog/a.png", "cover.png", ".b.png")
@@ -362,6 +383,28 @@ class TestTables:
         write_parquet(tmp_path / "two/train.parquet", [0, 1, 2])
         assert len(load(tmp_path / "two").train) == 3
         assert lines("1 image file left out beside the parquet files, first assets/logo.png")
+
+    @pytest.mark.parametrize("name", ["a[1]", "a*", "what?", "a::b"])
+    def test_a_name_that_datasets_takes_for_a_pattern_is_one_line(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "train.parquet", [0, 1, 2])
+        with pytest.raises(ValueError, match=r"no parquet files below a name with .*, rename it$"):
+            load(tmp_path / name)
+        if name == "a::b":
+            with pytest.raises(ValueError, match=r"reads no file below a name with ::, rename it$"):
+                load(tmp_path / name / "train.parquet")
+        else:
+            assert len(load(tmp_path / name / "train.parquet").train) == 3
+
+    def test_a_table_without_rows_is_one_line(self, tmp_path):
+        write_parquet(tmp_path / "train.parquet", [])
+        with pytest.raises(ValueError, match=r"dataset train cannot be read: a parquet file has no rows; remove it$"):
+            load(tmp_path / "train.parquet")
+
+    def test_a_file_of_some_state_does_not_make_a_saved_dataset(self, tmp_path):
+        plant(tmp_path, "cat/a.png", "dog/b.png")
+        (tmp_path / "state.json").write_text("{}")
+        assert load(tmp_path).train.classes == ["cat", "dog"]
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_a_dataset_saved_by_datasets(self, tmp_path, streaming):
