@@ -1,6 +1,7 @@
 """Disks that are full, read-only, over a quota or gone: one line with the path and what it needs."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from tempfile import TemporaryFile
 from safetensors import SafetensorError
 
 from hf_essl.common import one_line
+from hf_essl.manifest import MANIFEST
 
 
 class StorageError(OSError):
@@ -17,7 +19,13 @@ class StorageError(OSError):
 
 
 def try_folder(folder: Path, parents: bool = False) -> None:
-    """Creates a folder, with `parents` a chain of them, and writes into it. Raises OSError if that fails."""
+    """Creates a folder, with `parents` a chain of them, and writes into it.
+
+    Raises OSError if that fails, and for a checkpoint, which a further file would damage.
+    """
+    for path in (folder.absolute(), *folder.absolute().parents):
+        if re.fullmatch(r"checkpoint-\d+", path.name) and (path / MANIFEST).is_file():
+            raise OSError(None, f"{path.name} is a checkpoint, which a further file would damage")
     folder.mkdir(parents=parents, exist_ok=True)
     with TemporaryFile(dir=folder) as file:
         file.write(b"1")

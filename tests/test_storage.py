@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_essl import cli, storage
+from hf_essl.manifest import damage
 from hf_essl.run_folder import checkpoints, last_complete_checkpoint, what_is_wrong
 from hf_essl.run_lock import run_lock
 from hf_essl.storage import StorageError
@@ -85,6 +86,28 @@ def test_a_folder_that_cannot_be_written_is_known_before_images_are_loaded(tmp_p
     monkeypatch.setattr("hf_essl.pretrain.load_images", lambda *_: pytest.fail("images were loaded"))
     assert cli.main(["pretrain", "recipes/quickstart.yaml", "--output_dir", str(tmp_path / "file" / "run")]) == 2
     assert f"output_dir {tmp_path / 'file' / 'run'} cannot be written: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "x", "y", "--output", "{}/f.parquet"],
+        ["evaluate", "x", "--output", "{}/knn.json"],
+        ["export", "x", "--output", "{}/onnx"],
+        ["export", "x", "--output", "{}"],
+        ["neighbors", "x", "--output", "{}/n.png"],
+        ["compare", "x", "--output", "{}/new/c.png"],
+    ],
+)
+def test_nothing_is_written_into_a_checkpoint(tmp_path, capsys, words):
+    small_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    before = sorted(checkpoint.rglob("*"))
+    capsys.readouterr()
+    assert cli.main([word.format(checkpoint) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint-1 is a checkpoint, which a further file would damage" in error and error.count("\n") == 1
+    assert sorted(checkpoint.rglob("*")) == before and damage(checkpoint) is None
 
 
 def hold(folder):

@@ -1,6 +1,7 @@
 """`hf-essl card RUN`: writes the model card of a finished run again, from the files in its folder."""
 
 import re
+from pathlib import Path
 
 from hf_essl.commands.parser import Parser, output_folder
 
@@ -27,6 +28,9 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if not (options.runs or options.index):
         raise ValueError("no run is given; pass the folder of a finished run, or --index FOLDER")
+    names = [Path(run).resolve().name for run in options.runs]
+    if options.into and (twice := [name for name in names if names.count(name) > 1]):
+        raise ValueError(f"two of the runs are named {twice[0]}, and --into has a folder of that name; rename one")
     if options.repo_id is not None:
         check_repo_id(options.repo_id)
     if options.license is not None and not re.fullmatch(r"[\w.+-]+", options.license):

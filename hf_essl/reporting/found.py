@@ -29,7 +29,8 @@ def draw_found(found: Embeddings, matches: Sequence[Match], path: Path, dataset:
     rows = sorted({row for match in matches for row in (match.query, *match.neighbors)})
     places = {row: _place(found.paths[row], found.facts.get("images", {})) for row in rows}
     if None in places.values():
-        return draw_matches(Path(dataset).expanduser(), found.paths, matches, path)
+        white = found.facts.get("white_level")
+        return draw_matches(Path(dataset).expanduser(), found.paths, matches, path, white)
     with tempfile.TemporaryDirectory() as folder:
         _save(found, {row: place for row, place in places.items() if place}, dataset, Path(folder))
         return draw_matches(Path(folder), found.paths, matches, path)
@@ -45,6 +46,7 @@ def _save(found: Embeddings, places: dict[int, tuple[str, int]], dataset: str, f
     """Writes the images under their names in the file."""
     facts = found.facts
     columns = {name: facts[name] for name in ("dataset_config", "image_column", "label_column", "image_size")}
+    columns["white_level"] = facts.get("white_level")  # older files do not have it
     splits = load_all_splits(DataArguments(dataset=dataset, cache="none", **columns))
     counts = {split: image_count(images) for split, images in splits.items()}
     if counts != facts["images"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_essl.common import evenly_spaced
 from hf_essl.config.fields import Count, checked
 from hf_essl.data import ImageDataset
-from hf_essl.data.decode import decode
+from hf_essl.data.decode import Scaled, decode
 from hf_essl.evaluation.nearest import Neighbors, nearest_neighbors
 from hf_essl.evaluation.search import Match
 from hf_essl.reporting.figures import DARK, save_figure
@@ -128,12 +128,15 @@ def _indices(queries: Sequence[int] | int, count: int) -> list[int]:
     return list(queries)
 
 
-def draw_matches(folder: Path, paths: Sequence[str], matches: Sequence[Match], path: Path) -> Path:
+def draw_matches(
+    folder: Path, paths: Sequence[str], matches: Sequence[Match], path: Path, white_level: float | None = None
+) -> Path:
     """Draws one row per query: the image, then its neighbors under their cosines and above their names.
 
     Args:
         folder: of the images.
         paths: of all images below the folder.
+        white_level: see `DataArguments`.
 
     Raises ValueError for an image that is not in the folder.
     """
@@ -145,6 +148,7 @@ def draw_matches(folder: Path, paths: Sequence[str], matches: Sequence[Match], p
         for axis, row, title in zip(axes, [match.query, *match.neighbors], titles, strict=True):
             if not (folder / paths[row]).is_file():
                 raise ValueError(f"images {folder} has no {paths[row]}; give the folder that was embedded")
-            pixels, shape = decode(str(folder / paths[row]), SIDE)
+            image: Any = str(folder / paths[row])
+            pixels, shape = decode(image if white_level is None else Scaled(image, white_level), SIDE)
             _draw(axis, pixels, shape, title, _caption(paths[row]))
     return save_figure(figure, path)

@@ -498,6 +498,9 @@ def test_the_index_holds_the_numbers_of_the_runs(run, tmp_path, capsys):
         for cell, key in zip(cells, keys.split(), strict=False):
             assert cell == "–" if metrics[key] is None else equals(cell, metrics[key]), (link, key)
     assert shown["[other](other/README.md)"][5] == "–"
+    again = shutil.copytree(run, tmp_path / "elsewhere" / "other")
+    assert main(["card", str(again), str(other), "--into", str(gallery)]) == 2
+    assert "two of the runs are named other, and --into has a folder of that name" in capsys.readouterr().err
     assert shown["[other](other/README.md)"][-1] == "`hf-essl pretrain other.yaml`"
     names = sorted(path.name for path in (gallery / "efficient").iterdir())
     assert names == ["README.md", "curves.png", "metrics.json", "neighbors.png", "views.png"]  # and no weights

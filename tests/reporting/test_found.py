@@ -1,6 +1,7 @@
 """The picture of a search: images of a table, which are not files."""
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -34,6 +35,26 @@ def test_images_of_a_table_are_drawn(backbone, tmp_path):
     datasets.Dataset.from_list(images[:3]).to_parquet(source)
     with pytest.raises(ValueError, match=r"are {'train': 3} now, but {'train': 4} in the file"):
         draw_found(found, matches, tmp_path / "n.png")
+
+
+@pytest.mark.parametrize("kind", ["files", "table"])
+def test_images_of_12_bits_are_drawn_as_bright_as_they_are_embedded(backbone, tmp_path, kind):
+    deep = [Image.fromarray(np.full((20, 20), value, np.uint16)) for value in (4095, 0)]
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(deep):
+        image.save(tmp_path / "images" / f"{index}.png")
+    if kind == "table":
+        rows = [{"image": {"bytes": path.read_bytes()}} for path in sorted((tmp_path / "images").iterdir())]
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "images.parquet")
+    source = tmp_path / ("images" if kind == "files" else "images.parquet")
+    done = embed(backbone, DataArguments(dataset=str(source), white_level=4095), tmp_path / "f.parquet")
+    found = Embeddings.read(done.path)
+    with Image.open(draw_found(found, found.search([found.paths[0]], 1), tmp_path / "n.png")) as drawn:
+        values = np.asarray(drawn.convert("L"))
+    row = values[len(values) // 2]
+    assert (row == 255).sum() > 100 and (row == 0).sum() > 100, "white at 4,095, black at 0"
+    assert not ((row > 5) & (row < 60)).sum() > 20, "4,095 of 65,535 would be 16"
 
 
 def test_a_file_without_a_dataset_needs_images(tmp_path):
