@@ -296,6 +296,13 @@ def test_fewer_images_than_a_batch_are_told(tmp_path):
         trainer.train()
 
 
+def test_a_single_evaluation_image_is_told_before_the_run(tmp_path):
+    trainer = small_trainer(tmp_path, held=patches("validation", 1))
+    with pytest.raises(ValueError, match="there is 1 image to evaluate on, and its statistics need 2; raise max_eval"):
+        trainer.train()
+    assert trainer.state.global_step == 0 and trainer.state.log_history == []
+
+
 @pytest.mark.parametrize("images, batch", [(65, 64), (33, 16), (1, 16)])
 def test_a_last_batch_of_one_image_is_refused_before_the_run(tmp_path, images, batch):
     options = {"per_device_train_batch_size": batch, "dataloader_drop_last": False}

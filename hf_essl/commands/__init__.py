@@ -1,7 +1,7 @@
 """The commands of `hf-essl`: each parses its options and calls one library function."""
 
 COMMANDS = {
-    "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone from a recipe"),
+    "pretrain": ("hf_essl.commands.pretrain", "pretrain a backbone from a recipe, or from images alone"),
     "recipes": ("hf_essl.commands.recipes", "list the recipes that come with the package"),
     "compare": ("hf_essl.commands.compare", "plot accuracy against cost of finished runs"),
     "sweep": ("hf_essl.commands.sweep", "run the cells of a table and print it"),

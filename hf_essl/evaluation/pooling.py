@@ -11,7 +11,7 @@ from hf_essl.methods.backbone import feature_size, own_size
 POOLS = {
     "cls": "the class token",
     "mean": "the mean of the patches",
-    "cls_mean": "both, concatenated",
+    "cls_mean": "the class token and the mean of the patches",
 }
 
 
