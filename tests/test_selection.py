@@ -85,6 +85,19 @@ def test_the_chosen_views_have_the_parameters_that_were_compared(model, chain):
             torch.testing.assert_close(full[side][n], again.render(IMAGES, candidates[candidate])[n])
 
 
+@pytest.mark.parametrize("changes", [{}, {"blur_p": (1.0, 0.1)}, {"augmentation": "randaugment"}], ids=str)
+@pytest.mark.parametrize(("render", "size"), [("direct", 32), ("direct", 48), ("downsample", 32)])
+def test_views_of_the_compared_size_are_not_rendered_again(model, changes, render, size, monkeypatch):
+    views = Views(arguments(selection_render=render, **changes), seed=5)
+    chosen = HardAugment(views)(model, IMAGES)
+    expected = views.render_all(IMAGES, [chosen.first, chosen.second], size)
+    rendered, render_all = [], views.render_all
+    monkeypatch.setattr(views, "render_all", lambda *args: rendered.append(args) or render_all(*args))
+    shown = chosen.render(views, IMAGES, size)
+    assert torch.equal(torch.stack([shown["first"], shown["second"]]), expected)
+    assert len(rendered) == (0 if (render, size) == ("direct", 32) else 1)
+
+
 def test_sampling_does_not_depend_on_the_selection(model):
     hard, none = Views(arguments(num_views=2), seed=1), Views(arguments(num_views=2, selection="none"), seed=1)
     first, second = HardAugment(hard)(model, IMAGES), HardAugment(none)(model, IMAGES)
