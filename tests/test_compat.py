@@ -39,6 +39,7 @@ def accelerator():
 
 OVERRIDES = {
     "_build_accelerator_args": ["kwargs"],
+    "_clip_grad_norm": ["model"],
     "_save_checkpoint": ["model", "trial"],
     "_init_training_state": [
         "max_steps",

@@ -406,6 +406,7 @@ DINO = {"optim": "adamw_torch", "decay_norm_and_bias": False, "weight_decay": 0.
 def test_a_resumed_run_with_local_views_and_a_scheduled_decay_is_the_same_bit_for_bit(tmp_path):
     """Killed at step 5 of 12, in a stage at 16 px with local views of 8 px."""
     settings = {"method": "dino", "views": MULTI_CROP, "learning_rate": 1e-3, "max_grad_norm": 3.0, **DINO}
+    settings["clip_each_parameter"] = True
     whole = small_trainer(tmp_path / "whole", **settings)
     sizes = set()
     whole.model.backbone.register_forward_pre_hook(lambda _, inputs: sizes.add(tuple(inputs[0].shape[::3])))
@@ -434,6 +435,35 @@ def test_another_final_decay_acts_from_the_resumed_step_on(tmp_path):
     assert used == pytest.approx([0.44, 0.44 + 0.4 * 2**-0.5])  # 0.44 - 0.4 cos(k pi / 4) for k = 2 and 3
     logged = [entry["weight_decay"] for entry in resumed.state.log_history if "loss" in entry]
     assert logged == pytest.approx([0.04, 0.22 - 0.18 * 2**-0.5, *used]), "to 0.4 before the resume"
+
+
+def test_each_gradient_is_clipped_by_its_own_norm(tmp_path):
+    """As DINO's code does it: g · min(1, c / (|g| + 1e-6)) for each parameter, after all passes of a step."""
+    limit, found = 0.02, {}
+    for name, options in (("free", {}), ("clipped", {"max_grad_norm": limit, "clip_each_parameter": True})):
+        gradients = found.setdefault(name, {})
+        trainer = small_trainer(tmp_path / name, max_steps=1, gradient_accumulation_steps=2, **options)
+        trainer.add_callback(Gradients(trainer.model, gradients))
+        trainer.train()
+        norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        gradients["norm"] = torch.tensor(norms[0])
+    clipped = 0
+    for name, gradient in found["free"].items():
+        own = gradient.norm().item()
+        expected = gradient if name == "norm" else gradient * min(1.0, limit / (own + 1e-6))
+        torch.testing.assert_close(found["clipped"][name], expected, rtol=1e-5, atol=1e-8)
+        clipped += name != "norm" and own > limit
+    assert 3 < clipped < len(found["free"]) - 3, "some are above the limit, some below it"
+
+
+class Gradients(TrainerCallback):
+    """Notes the gradients that the first step uses."""
+
+    def __init__(self, model, found):
+        self.model, self.found = model, found
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.found |= {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
 
 class Decays(TrainerCallback):

@@ -28,7 +28,8 @@ class SSLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's defaults, its learning-rate schedules and the evaluation."""
 
     resume_rules = INHERITED_RULES | on_resume(
-        acts="learning_rate weight_decay weight_decay_end num_train_epochs max_grad_norm lr_schedule warmup_epochs "
+        acts="learning_rate weight_decay weight_decay_end num_train_epochs max_grad_norm clip_each_parameter "
+        "lr_schedule warmup_epochs "
         "one_cycle_fraction momentum min_momentum max_momentum sync_batchnorm",
         fixed="decay_norm_and_bias optim fix_predictor_lr dataloader_drop_last eval_crop_pct knn_k knn_temperature "
         "online_probe",
@@ -64,6 +65,10 @@ class SSLTrainingArguments(TrainingArguments):
         SGD,
     )
     max_grad_norm: NonNegative = option("Gradient clipping by norm; 0 is off, as in the paper.", 0.0)
+    clip_each_parameter: bool = option(
+        "Clip the gradient of each parameter by its own norm, as published for DINO, instead of all of them together.",
+        False,
+    )
     remove_unused_columns: bool = option("Always off: the loaders need every column of a batch.", False)
     logging_nan_inf_filter: bool = option("Always off: a filtered loss hides divergence.", False)
     logging_steps: Positive = option(
@@ -164,6 +169,8 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"min_momentum and max_momentum are {self.min_momentum} and {self.max_momentum}; swap them"
             )
+        if self.clip_each_parameter and not self.max_grad_norm:
+            raise ValueError("clip_each_parameter is true without max_grad_norm; set it, such as to 3")
         self._check_trackers()
         self._check_hub()
 

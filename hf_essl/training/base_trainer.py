@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
@@ -107,6 +108,15 @@ class BaseTrainer(SafeCheckpointTrainer):
         return math.ceil(self.args.num_train_epochs * per_epoch)
 
     # ---- overrides of transformers (private names) ----
+
+    def _clip_grad_norm(self, model):
+        if not self.args.clip_each_parameter:
+            return super()._clip_grad_norm(model)
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)  # of all, and unscales those of fp16
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                clip_grad_norm_(parameter, self.args.max_grad_norm)
+        return norm
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
