@@ -170,7 +170,8 @@ class RoundsCallback(TrainerCallback):
         trainer, augment, images = self.trainer, self.trainer.hard_augment, batch["image"]
         with self.watch.part("views"):
             plan = augment.plan(images, batch["aspect"])
-            plan = plan if plan.small is None else plan._replace(small=list(plan.small))
+            if plan.small is not None and not isinstance(plan.small, Tensor):  # renders them now
+                plan = plan._replace(small=list(plan.small))
         with self.watch.part("selection") if plan.small is not None else nullcontext():
             chosen = self._select(plan)
         with self.watch.part("views"):

@@ -81,7 +81,11 @@ class Sweep:
     def finished_cells(self) -> list[Metrics]:
         """The finished cells, each with its name and what distinguishes it, for `write_results`."""
         found = ((cell, self.finished(cell)) for cell in self.cells)
-        return [{CELL: cell.name, COLUMNS: cell.columns, **metrics} for cell, metrics in found if metrics is not None]
+        return [
+            {CELL: cell.name, COLUMNS: cell.columns, **cell.strategies, **metrics}
+            for cell, metrics in found
+            if metrics is not None
+        ]
 
     def finished(self, cell: Cell) -> Metrics | None:
         """The results of a finished cell, with its `accuracy` and `seed`; None if it is not finished.

@@ -12,6 +12,7 @@ from hf_essl.config.packaged import find_recipe
 from hf_essl.config.resume import resume_rules, same_value, value_of
 from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.recipe import Recipe, load_recipe, read_recipe
+from hf_essl.reporting.recorded import PLAIN
 from hf_essl.run_folder import METRICS, RECIPE
 
 
@@ -26,6 +27,12 @@ class Cell:
     @property
     def folder(self) -> Path:
         return self.recipe.training.folder
+
+    @property
+    def strategies(self) -> dict[str, str]:
+        """The settings that tell a plain recipe from the others."""
+        views, training = self.recipe.views, self.recipe.training
+        return {key: str(getattr(views, key, None) or getattr(training, key)) for key in PLAIN}
 
 
 def load_cells(path: str | Path, overrides: Sequence[str] = ()) -> list[Cell]:

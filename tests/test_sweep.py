@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 
 from hf_essl import cli
 from hf_essl.common import Diverged
@@ -146,6 +147,30 @@ def test_the_table_by_hand(sweep):
     assert rows[2] == ["CA", "0.1", "2", "81.0 ± 1.4", "2", "1.00x", "110 ± 14", "1.00x"]
     assert rows[3] == ["CA", "0.2", "0", "not measured", "not measured", *["not measured"] * 3]
     assert rows[4] == ["F1-CLR", "0.1", "2", "85.0 ± 1.4 (+4.0)", "1", "2.00x", "55 ± 7", "2.00x"]
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """Against scipy's tests; of seeds 0 to 3, the second recipe has no 3, so three pairs are left."""
+    path = tmp_path / "s.yaml"
+    rows = "rows: [{name: a}, {name: b, weight_decay: 0.1}, {name: c, weight_decay: 0.2}]\ngrid: {seed: [0, 1, 2, 3]}"
+    path.write_text(
+        f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\n{rows}\n"
+        f"results: [difference, at_least, wallclock_speedup]\n"
+    )
+    accuracies = {"a": [40.0, 42.0, 41.0, 39.0], "b": [43.0, 43.5, 45.0], "c": [41.0, 43.0, 42.0, 40.0]}
+    for cell in load_cells(path):
+        name, seed = cell.name.split("-seed")
+        if int(seed) < len(accuracies[name]):
+            device = "gpu" if name == "c" else "cpu"
+            write(cell, knn_accuracy=accuracies[name][int(seed)], train_seconds=9.0, device=device)
+    expected = ttest_rel(accuracies["b"], accuracies["a"][:3])
+    lower = expected.confidence_interval(0.90).low  # both ends at 5 %
+    rows = columns(load_sweep(path).table())
+    error = np.std([3.0, 1.5, 4.0], ddof=1) / 3**0.5
+    assert rows[0][2:] == ["difference (points)", "at least (points, 95 %)", "Speedup in wall-clock"]
+    assert rows[2][2:] == ["", "", "1.00x"]
+    assert rows[3][2:] == [f"+2.8 ± {error:.1f} (p = {expected.pvalue:.2g})", f"{lower:+.1f}", "1.00x"]
+    assert rows[4][2:] == ["+1.0 ± 0.0", "+1.0", "not measured"], "equal differences; seconds of another machine"
 
 
 TABLE_7 = """

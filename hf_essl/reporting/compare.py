@@ -114,6 +114,11 @@ def load_groups(folders: Sequence[str | Path]) -> list[Group]:
     return groups
 
 
+def same_device(*groups: Group) -> bool:
+    """Whether all runs whose machine is known were on one kind of machine, so that their seconds can be compared."""
+    return len({run["device"] for group in groups for run in group.runs if run.get("device")}) < 2
+
+
 def is_unfinished(folder: Path) -> bool:
     """Whether a run was started in the folder, but has no results yet."""
     return not (folder / "metrics.json").exists() and ((folder / RECIPE).is_file() or bool(checkpoints(folder)))

@@ -16,15 +16,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.polynomial import Polynomial
 
 from hf_essl.common import table
-from hf_essl.reporting.compare import MARKERS, SCORES, Group, score_of
+from hf_essl.reporting.compare import MARKERS, SCORES, Group, same_device, score_of
 from hf_essl.reporting.figures import GREY, PALETTE, save_figure
+from hf_essl.reporting.recorded import PLAIN
 
 COSTS = {"petaflops": "petaFLOPs", "train_seconds": "training (s)"}
 OF_THE_LENGTH = ("steps", "warmup_epochs")
 """Settings that change with the length of a run."""
-PLAIN = {"lr_schedule": "cosine", "resolution_schedule": "constant", "selection": "none"}
 QUADRATIC_FROM = 4  # lengths; a line through fewer
 RESAMPLES, INTERVAL = 1000, (2.5, 97.5)
+DEVIATIONS = 2  # degrees of freedom of the spread over seeds, over all lengths of a recipe
 ROUNDING = 1e-6  # points of accuracy: a curve reaches its own last point
 
 
@@ -85,10 +86,11 @@ class Ratio:
     """A cost over the cost of another recipe that is as accurate, with a 95 % bootstrap interval."""
 
     accuracy: float  # %
+    cost: float  # at which the first recipe has this accuracy
     value: float  # 0 if the other recipe never reaches the accuracy, infinity if its shortest run is above it
     floor: float  # the cost over that of the other recipe's longest run
     ceiling: float  # and over that of its shortest
-    interval: tuple[float, float] | None = None  # None if a length has a single run
+    interval: tuple[float, float] | None = None  # None if nothing is known of the spread over seeds
 
     def __str__(self) -> str:
         if self.interval is None:
@@ -103,16 +105,18 @@ class Ratio:
 
 
 def ratio_at(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], length: int) -> Ratio:
-    """The plain recipe's cost at one of its lengths over the other's at the accuracy that it has there.
+    """The plain recipe's cost over the other's at the accuracy that the plain one has at one of its lengths.
+
+    Each counts from where its own curve first reaches this accuracy, so a recipe is not ahead of itself.
 
     Args:
         plain, other: cost and accuracy of the runs of each length, ascending, runs x 2 each.
         length: index into `plain`.
 
-    The interval is that of `RESAMPLES` bootstrap samples, which draw from the runs of each length.
+    The interval is that of `RESAMPLES` bootstrap samples, see `_resample`. It needs `DEVIATIONS` in each recipe.
     """
     found = _ratio(plain, other, length)
-    if min(len(runs) for runs in (*plain, *other)) < 2:
+    if min(sum(len(runs) - 1 for runs in points) for points in (plain, other)) < DEVIATIONS:
         return found
     random = np.random.default_rng(0)
     drawn = [_ratio(_resample(plain, random), _resample(other, random), length).value for _ in range(RESAMPLES)]
@@ -122,14 +126,25 @@ def ratio_at(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], length: i
 
 def _ratio(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], length: int) -> Ratio:
     baseline, curve = Curve.fit(plain), Curve.fit(other)
-    cost = float(baseline.costs[length])
-    accuracy = float(baseline.at(cost))
-    reached = curve.cost_of(accuracy)
-    return Ratio(accuracy, cost / reached if reached else math.inf, cost / curve.costs[-1], cost / curve.costs[0])
+    accuracy = float(baseline.at(baseline.costs[length]))
+    cost, reached = baseline.cost_of(accuracy), curve.cost_of(accuracy)
+    value = cost / reached if reached else math.inf
+    return Ratio(accuracy, cost, value, cost / curve.costs[-1], cost / curve.costs[0])
 
 
 def _resample(points: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    return [runs[random.integers(len(runs), size=len(runs))] for runs in points]
+    """Runs around the mean of each length, with deviations drawn from those of all lengths of the recipe.
+
+    Two or three seeds of one length alone say little about their spread. The mean of n runs lies among them, so their
+    deviations are scaled by the root of n / (n - 1). Costs deviate by a share.
+    """
+    logs = [np.stack([np.log(runs[:, 0]), runs[:, 1]], axis=1) for runs in points]
+    means = [runs.mean(axis=0) for runs in logs]
+    several = [(runs, mean) for runs, mean in zip(logs, means, strict=True) if len(runs) > 1]
+    deviations = np.concatenate([(runs - mean) * math.sqrt(len(runs) / (len(runs) - 1)) for runs, mean in several])
+    chosen = [random.integers(len(deviations), size=len(runs)) for runs in points]
+    drawn = [mean + deviations[indices] for mean, indices in zip(means, chosen, strict=True)]
+    return [np.stack([np.exp(runs[:, 0]), runs[:, 1]], axis=1) for runs in drawn]
 
 
 def arms_of(groups: Sequence[Group]) -> list[Arm]:
@@ -154,8 +169,8 @@ def _common_name(groups: Sequence[Group]) -> str:
 
 
 def _base(name: str) -> str:
-    """A name without its length: of `plain_12`, or of the common part of several."""
-    return re.sub(r"[_-]\d*$", "", name.split(" (")[0]) or name
+    """A name without its length: of `plain_12`, of `plain_num_train_epochs12`, or of the common part of several."""
+    return re.sub(r"(?:[_-]|(?:^|_)(?:num_train_epochs|max_steps))[\d.]*$", "", name.split(" (")[0]) or name
 
 
 def pair_arms(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
@@ -175,7 +190,9 @@ def pair_arms(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def _is_plain(arm: Arm) -> bool:
-    return all(arm.lengths[0].settings.get(key) == value for key, value in PLAIN.items())
+    first = arm.lengths[0]
+    known = {**first.runs[0], **first.settings}  # a cell of a results.json has them among its figures
+    return all(known.get(key) == value for key, value in PLAIN.items())
 
 
 def pairs_at_equal_accuracy(groups: Sequence[Group]) -> list[tuple[Arm, Arm]]:
@@ -201,7 +218,7 @@ def equal_accuracy_table(pairs: Sequence[tuple[Arm, Arm]], score: str) -> str:
 def _ratio_of(plain: Arm, other: Arm, cost: str, score: str, length: str) -> Ratio | None:
     ours, theirs = (arm.points(cost, score) for arm in (plain, other))
     measured = plain.names(cost, score)
-    if length not in measured or min(len(ours), len(theirs)) < 2:
+    if length not in measured or not _is_measured((plain, other), cost, score):
         return None
     return ratio_at(ours, theirs, measured.index(length))
 
@@ -236,7 +253,9 @@ def draw_equal_accuracy(pairs: Sequence[tuple[Arm, Arm]], score: str, path: str 
 
 
 def _is_measured(pair: tuple[Arm, Arm], cost: str, score: str) -> bool:
-    return all(len(arm.points(cost, score)) > 1 for arm in pair)
+    """Whether both recipes have the cost at two lengths or more, and seconds of one kind of machine."""
+    groups = [group for arm in pair for group in arm.lengths]
+    return all(len(arm.points(cost, score)) > 1 for arm in pair) and (cost == "petaflops" or same_device(*groups))
 
 
 def _draw_curve(axis: Axes, name: str, points: Sequence[np.ndarray], style: dict, is_plain: bool) -> None:
@@ -249,11 +268,9 @@ def _draw_curve(axis: Axes, name: str, points: Sequence[np.ndarray], style: dict
 
 def _draw_ratio(axis: Axes, plain: Sequence[np.ndarray], other: Sequence[np.ndarray], color: str) -> None:
     """A line at the highest accuracy of the plain lengths that the other recipe reaches, with the ratio."""
-    found = ((length, ratio_at(plain, other, length)) for length in reversed(range(len(plain))))
-    for length, ratio in found:
+    for ratio in (ratio_at(plain, other, length) for length in reversed(range(len(plain)))):
         if 0 < ratio.value < math.inf:
-            cost = float(Curve.fit(plain).costs[length])
-            ends, height = [cost / ratio.value, cost], [ratio.accuracy] * 2
+            ends, height = [ratio.cost / ratio.value, ratio.cost], [ratio.accuracy] * 2
             axis.plot(ends, height, color=color, linewidth=3, alpha=0.4)
             style: dict[str, Any] = {"ha": "right", "fontsize": 8, "bbox": {"color": "white", "alpha": 0.7, "pad": 1}}
             axis.annotate(f"{ratio} ×", (ends[0], height[0]), (-4, 6), textcoords="offset points", **style)

@@ -10,6 +10,8 @@ from hf_essl.reporting.metrics import Metrics
 
 CELL, COLUMNS = "cell", "columns"
 REQUIRED = (CELL, COLUMNS, "seed")
+PLAIN = {"lr_schedule": "cosine", "resolution_schedule": "constant", "selection": "none"}
+"""The settings of a plain recipe; cells have their own, which tells it from the others."""
 
 
 def write_results(path: str | Path, cells: Iterable[Mapping[str, Any]]) -> Path:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from scipy.stats import ttest_rel
+from scipy.stats import t as student_t
+from scipy.stats import ttest_1samp
 
 from hf_essl.common import table
-from hf_essl.reporting.compare import Group
+from hf_essl.reporting.compare import Group, same_device
 
 NOTHING = "not measured"
+EQUAL = 1e-9  # points
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ def _petaflops(key: str) -> Callable[[Row], str]:
 
 def _speedup(key: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
-        reference, value = (row.reference or row).group.mean(key), row.group.mean(key)
+        against = row.reference or row
+        if key == "train_seconds" and not same_device(row.group, against.group):
+            return NOTHING
+        reference, value = against.group.mean(key), row.group.mean(key)
         return f"{reference / value:.2f}x" if reference and value else NOTHING
 
     return show
@@ -105,17 +110,31 @@ def _difference(row: Row) -> str:
     """Accuracy minus the reference's over common seeds: mean ± standard error, and p of a paired t test."""
     if row.reference is None:
         return ""
-    theirs = {run["seed"]: run["accuracy"] for run in row.reference.group.runs}
-    pairs = [(run["accuracy"], theirs[run["seed"]]) for run in row.group.runs if run["seed"] in theirs]
-    pairs = [pair for pair in pairs if None not in pair]
-    if not pairs:
+    found = _differences(row, row.reference)
+    if not found:
         return NOTHING
-    differences = [ours - other for ours, other in pairs]
-    mean = statistics.fmean(differences)
-    if len(pairs) == 1:
+    mean = statistics.fmean(found)
+    if len(found) == 1:
         return f"{mean:+.1f}"
-    error = statistics.stdev(differences) / math.sqrt(len(pairs))
-    return f"{mean:+.1f} ± {error:.1f} (p = {ttest_rel(*zip(*pairs, strict=True)).pvalue:.2g})"
+    error = statistics.stdev(found) / math.sqrt(len(found))
+    p = f" (p = {ttest_1samp(found, 0.0).pvalue:.2g})" if error > EQUAL else ""  # equal differences have no spread
+    return f"{mean:+.1f} ± {error:.1f}{p}"
+
+
+def _at_least(row: Row) -> str:
+    """The lower end of the one-sided 95 % interval of the difference, by Student's t over common seeds."""
+    found = [] if row.reference is None else _differences(row, row.reference)
+    if len(found) < 2:
+        return "" if row.reference is None else NOTHING
+    error = statistics.stdev(found) / math.sqrt(len(found))
+    return f"{statistics.fmean(found) - student_t.ppf(0.95, len(found) - 1) * error:+.1f}"
+
+
+def _differences(row: Row, reference: Row) -> list[float]:
+    """Accuracy minus the reference's, for each seed that both have."""
+    theirs = {run["seed"]: run["accuracy"] for run in reference.group.runs}
+    pairs = [(run["accuracy"], theirs[run["seed"]]) for run in row.group.runs if run["seed"] in theirs]
+    return [ours - other for ours, other in pairs if None not in (ours, other)]
 
 
 def cost_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
@@ -148,6 +167,7 @@ def _equal_accuracy(row: Row) -> str:
 RESULTS = {
     "accuracy": Result("accuracy (%)", _accuracy),
     "difference": Result("difference (points)", _difference),
+    "at_least": Result("at least (points, 95 %)", _at_least),
     "petaflops": Result("petaFLOPs", _petaflops("petaflops")),
     "paper_petaflops": Result("petaFLOPs, paper's convention", _petaflops("petaflops_paper_convention")),
     "speedup": Result("Speedup", _speedup("petaflops")),

@@ -8,7 +8,13 @@ import pytest
 
 from hf_essl import cli
 from hf_essl.reporting.compare import load_groups
-from hf_essl.reporting.equal_accuracy import Curve, equal_accuracy_table, pairs_at_equal_accuracy, ratio_at
+from hf_essl.reporting.equal_accuracy import (
+    Curve,
+    draw_equal_accuracy,
+    equal_accuracy_table,
+    pairs_at_equal_accuracy,
+    ratio_at,
+)
 
 LENGTHS = (1, 2, 4, 8, 16)
 
@@ -50,14 +56,27 @@ def test_one_seed_has_no_interval():
     assert ratio_at(arm(5, 40, seeds=1), arm(5, 40, seeds=3), 2).interval is None
 
 
-def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says(monkeypatch):
+def test_one_seed_of_the_longest_run_borrows_the_spread_of_the_others():
+    plain, other = (arm(5, 40, noise=1, random=np.random.default_rng(seed)) for seed in (1, 2))
+    low, high = ratio_at([*plain[:-1], plain[-1][:1]], other, 4).interval
+    assert low < high
+
+
+def test_a_recipe_is_not_ahead_of_itself_where_it_no_longer_improves():
+    accuracies = (38, 46, 50, 50.2, 49.5)
+    plain = [np.array([[cost, value]]) for cost, value in zip(LENGTHS, accuracies, strict=True)]
+    assert [ratio_at(plain, plain, length).value for length in range(5)] == pytest.approx([1.0] * 5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says(monkeypatch, seeds):
     monkeypatch.setattr("hf_essl.reporting.equal_accuracy.RESAMPLES", 200)
     random, covered = np.random.default_rng(1), 0
     for _ in range(60):
-        plain, other = (arm(5, 40, noise=1, seeds=8, random=random) for _ in range(2))
+        plain, other = (arm(5, 40, noise=1, seeds=seeds, random=random) for _ in range(2))
         low, high = ratio_at(plain, [runs / [2, 1] for runs in other], 2).interval
         covered += low <= 2 <= high
-    assert 48 <= covered <= 60, "95 % of 60 are 57"
+    assert 52 <= covered <= 60, "95 % of 60 are 57"
 
 
 def test_the_curve_does_not_fall_back_after_its_peak():
@@ -118,3 +137,33 @@ def test_a_length_without_seconds_leaves_those_of_the_others_in_their_rows(runs)
     assert [cell[0] for cell in cells] == ["52.0", "49.0", "46.0", "43.0", "40.0"]
     assert cells[-1][2] == "not measured" and not any("not measured" in cell for cell in cells[:-1])
     assert cells[0][2] == "4.00 (4.00 to 4.00)"
+
+
+def test_seconds_of_two_machines_are_not_divided(runs, tmp_path):
+    for run in runs:
+        device = "cpu" if run.name.startswith("plain") else "gpu"
+        metrics = json.loads((run / "metrics.json").read_text()) | {"device": device}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    pairs = pairs_at_equal_accuracy(load_groups(runs))
+    first = equal_accuracy_table(pairs, "knn_accuracy").split("\n")[2]
+    assert "| 2.00 (2.00 to 2.00) | not measured |" in first
+    assert draw_equal_accuracy(pairs, "knn_accuracy", tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize("names", ["{}_{}", "{}_num_train_epochs{}", "{}_max_steps{}"])
+def test_a_results_file_says_which_recipe_is_plain_whatever_its_names_and_order(names, tmp_path):
+    strategies = {
+        "fast": {"lr_schedule": "f1_clr", "resolution_schedule": "super_progressive", "selection": "hard"},
+        "slow": {"lr_schedule": "cosine", "resolution_schedule": "constant", "selection": "none"},
+    }
+    cells = [
+        {
+            "cell": f"{names.format(name, length)}-seed{seed}", "columns": {}, "seed": seed, "method": "simsiam",
+            "knn_accuracy": 40 + 3 * math.log2(length), "petaflops": length / (2 if name == "fast" else 1), **settings,
+        }
+        for name, settings in strategies.items() for length in LENGTHS for seed in (0, 1)
+    ]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps(cells))
+    ((plain, other),) = pairs_at_equal_accuracy(load_groups([tmp_path / "results.json"]))
+    assert (plain.name, other.name) == ("slow", "fast")
+    assert "| fast | slow | 52.0 | 2.00 (2.00 to 2.00) |" in equal_accuracy_table([(plain, other)], "knn_accuracy")
