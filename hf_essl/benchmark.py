@@ -168,7 +168,7 @@ class RoundsCallback(TrainerCallback):
     def _make(self, batch: dict[str, Any]) -> Made:
         """The views of a batch with the trainer's executor, and again with kornia's."""
         trainer, augment, images = self.trainer, self.trainer.hard_augment, batch["image"]
-        with self.watch.part("views"):
+        with self.watch.part("candidates" if augment.args.needs_selection_pass else "views"):
             plan = augment.plan(images, batch["aspect"])
             if plan.small is not None and not isinstance(plan.small, Tensor):  # renders them now
                 plan = plan._replace(small=list(plan.small))
@@ -179,7 +179,7 @@ class RoundsCallback(TrainerCallback):
         with self.watch.part("kornia"):
             if plan.small is not None:
                 self.kornia.render_all(images, plan.candidates, augment.args.selection_resolution)
-            self.kornia.render_all(images, [chosen.first, chosen.second], trainer.views.resolution)
+            chosen.render(self.kornia, images, trainer.views.resolution)
         return Made(plan, views)
 
     def _select(self, plan: Plan) -> Selection:

@@ -13,9 +13,9 @@ from hf_essl.common import table, write_text
 from hf_essl.reporting.figures import BLUE, GREY, PALETTE, RED, save_figure
 from hf_essl.schedules import Size
 
-PARTS = ("decode", "views", "selection", "forward", "backward", "optimizer")
-"""Parts of a step, timed one after the other; a GPU overlaps them, so their sum is more than a step. `views` are both
-the compared views and the training views, `selection` is the forward pass of the compared views."""
+PARTS = ("decode", "candidates", "views", "selection", "forward", "backward", "optimizer")
+"""Parts of a step, timed one after the other; a GPU overlaps them, so their sum is more than a step. `candidates` are
+the views to compare, `selection` is their forward pass, and `views` are those that train."""
 STYLES: dict[str, Literal["-", ":"]] = {"whole": "-", "limit": ":"}
 
 
@@ -26,9 +26,10 @@ class StageSpeed:
     Args:
         tokens: the share that a ViT sees; 1 without a curriculum of tokens.
         share: of the run's steps.
-        seconds: per step, by name: each of `PARTS` (no selection if the recipe has none); `kornia`, the views by
-            kornia's executor; `whole`, the training as it runs; `bare`, forward, backward and optimizer on existing
-            views; `limit`, the same plus the selection among existing small views: all the work of the network.
+        seconds: per step, by name: each of `PARTS` (no candidates and selection if the recipe compares none);
+            `kornia`, the views by kornia's executor; `whole`, the training as it runs; `bare`, forward, backward and
+            optimizer on existing views; `limit`, the same plus the selection among existing small views: all the work
+            of the network.
     """
 
     resolution: int

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -41,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.stage:
         measure, _ = STAGES[options.stage]
-        found = measure(Setting(options.images, options.out, 60 * options.minutes))
-        write_text(options.out / f"{options.stage}.json", json.dumps(found, indent=2))
+        setting = Setting(options.images, options.out, 60 * options.minutes, options.stage)
+        setting.keep(measure(setting))
         return 0
     return run_all(options)
 
@@ -82,14 +83,16 @@ def run_stage(name: str, options: argparse.Namespace, limit: float) -> dict[str,
     result, begin = options.out / f"{name}.json", time.monotonic()
     result.unlink(missing_ok=True)
     with (options.out / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT, start_new_session=True)
         try:
-            done = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=ROOT, timeout=limit)
-            state = "done" if done.returncode == 0 else f"failed, see {name}.log"
+            state = "done" if process.wait(limit) == 0 else f"failed, see {name}.log"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # also the processes that it has started
+            process.wait()
             state = f"failed: not done in {limit:.0f} s"
     found = json.loads(result.read_text()) if result.exists() else {}
-    if found.get("failures") or found.get("errors"):
-        state = f"failed: {', '.join(found['failed']) or 'errors'}"
+    if found.get("failed") and state == "done":
+        state = f"failed: {', '.join(found['failed'])}"
     return {"state": state, "seconds": round(time.monotonic() - begin, 1), "found": found}
 
 
