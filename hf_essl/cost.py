@@ -150,10 +150,13 @@ class FlopCounter:
         return StepFlops(student, backward.get_total_flops() / BATCH, teacher, 0.0)
 
     def _count_forward(self, part: str, resolution: int, tokens: float) -> float:
-        """Operations of one view in `backbone`, `embed` or `image_teacher`, without gradient."""
+        """Operations of one view in `backbone`, `embed` or `image_teacher`.
+
+        With gradient: torch's counter fails without, on a parameter that is expanded, as in attention pooling.
+        """
         kept = self._kept(resolution, tokens)
         counter = _count()
-        with isolated(), torch.no_grad(), keep_tokens(self._model.backbone, kept), counter:
+        with isolated(), torch.enable_grad(), keep_tokens(self._model.backbone, kept), counter:
             getattr(self._model, part)(meta_views(resolution))
         return counter.get_total_flops() / BATCH
 
@@ -211,11 +214,12 @@ def estimate_cost(
     counted[2] += once
     whole = counter.under(replace(view_args, teacher_tokens=1.0)).step(view_args.resolution)
     plain = whole._replace(selection=0.0).total * steps * peta_images + once
-    paper, paper_plain, overhead = _paper_cost(model, view_args, counter, steps_at)
+    paper, paper_plain, selection = (x * peta_images for x in _paper_cost(model, view_args, counter, steps_at))
+    paper, paper_plain = paper + once, paper_plain + once
     return Cost(
         steps=steps,
         images_per_step=images_per_step,
-        paper_petaflops=paper * peta_images + once,
+        paper_petaflops=paper,
         counted_petaflops=sum(counted),
         counted_forward_petaflops=counted[0],
         counted_backward_petaflops=counted[1],
@@ -223,18 +227,19 @@ def estimate_cost(
         counted_selection_petaflops=counted[3],
         counted_local_petaflops=counted[4],
         counted_once_petaflops=once,
-        paper_speedup=(paper_plain * peta_images + once) / (paper * peta_images + once),
+        paper_speedup=paper_plain / paper,
         counted_speedup=plain / sum(counted),
-        paper_selection_overhead=overhead,
+        paper_selection_overhead=100 * selection / (paper - selection),
     )
 
 
 def _paper_cost(
     model: SSLModel, args: ViewArguments, counter: FlopCounter, steps_at: dict[Size, int]
 ) -> tuple[float, float, float]:
-    """The paper's convention, per image of a step, summed over the steps: of this recipe and of the plain one.
+    """The paper's convention, per image of a step, summed over the steps.
 
-    The third is the overhead of the selection in percent.
+    Of this recipe, of the plain one, and of the selection, which the first contains.
+
     The unit is the pair's cost at r_max: two views x (forward + backward as one forward) x two operations per MAC.
     """
     factor, steps = model.cost_factor(), sum(steps_at.values())
@@ -242,15 +247,15 @@ def _paper_cost(
         n * (_paper_share(size, args, factor - 1) + _paper_local(size.resolution, args, factor))
         for size, n in steps_at.items()
     )
-    selected = unselected + steps * _paper_selection(args)
     pair = 8 * factor * counter.backbone_macs(args.resolution)
-    total, plain = pair * selected, pair * steps * (1 + _paper_local(args.resolution, args, factor))
+    total, plain = pair * unselected, pair * steps * (1 + _paper_local(args.resolution, args, factor))
+    selection = pair * steps * _paper_selection(args)
     if not model.has_teacher:  # a frozen one, or none
-        small_views = args.num_views / 2 if args.needs_selection_pass else 0
-        small = small_views * counter.step(args.selection_resolution).teacher if small_views else 0.0
-        total += sum(n * (counter.step(*size).teacher + small) for size, n in steps_at.items())
+        total += sum(n * counter.step(*size).teacher for size, n in steps_at.items())
         plain += steps * counter.step(args.resolution).teacher
-    return total, plain, 100 * (selected / unselected - 1)
+        if args.needs_selection_pass:
+            selection += steps * args.num_views / 2 * counter.step(args.selection_resolution).teacher
+    return total + selection, plain, selection
 
 
 def _paper_share(size: Size, args: ViewArguments, teacher: float) -> float:

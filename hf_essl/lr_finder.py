@@ -17,7 +17,7 @@ from hf_essl.methods import SSLModel
 from hf_essl.reporting.figures import BLUE, GREY, RED, save_figure
 from hf_essl.selection import frozen_running_stats, plain_views
 from hf_essl.trainer import SSLTrainer
-from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.optimizer import build_optimizer, clip_gradients
 from hf_essl.training.step import endless, run_step
 from hf_essl.views import ViewParams
 
@@ -91,13 +91,25 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     trainer.image_targets.fill(trainer.model, trainer.train_dataset, trainer.accelerator)
     train_losses: list[float] = []
     validation_losses: list[float] = []
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+        clip_gradients(model, trainer.args)
+
     for rate in tqdm(rates, desc="range test", disable=trainer.args.disable_tqdm):
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = trainer.feed(next(loader))
         views = plain_views(trainer.views, batch["image"], aspect=batch["aspect"])
         with trainer.show_images(batch, model):
-            loss = run_step(model, views, optimizer, epoch=model.frozen_epochs, autocast=trainer.accelerator.autocast)
+            loss = run_step(
+                model,
+                views,
+                optimizer,
+                epoch=model.frozen_epochs,
+                autocast=trainer.accelerator.autocast,
+                backward=backward,
+            )
         if not math.isfinite(loss.item()):
             break
         train_losses.append(loss.item())

@@ -99,6 +99,14 @@ def test_the_plain_recipe_and_random_selection_save_and_cost_nothing(view_args):
     assert got.counted_selection_petaflops == 0.0
 
 
+def test_attention_pooling_is_counted():
+    """A learned query attends to the 16 patches of 64 dimensions; its value then passes an MLP of 192."""
+    models = [SSLModel.from_timm("test_vit", backbone_args={"global_pool": pool}) for pool in ("token", "map")]
+    without, pooled = (FlopCounter(model).backbone_macs(64) for model in models)
+    query_and_output, keys_and_values, products = 2 * 64 * 64, 16 * 64 * 128, 2 * 16 * 64
+    assert pooled - without == query_and_output + keys_and_values + products + 2 * 64 * 192
+
+
 def test_count_of_resnet50():
     # 8.17 GFLOP per forward pass at 224 px, and the backward pass 1.97 times that
     with torch.device("meta"):

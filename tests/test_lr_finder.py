@@ -49,6 +49,26 @@ def test_dinos_last_layer_trains_and_tau_keeps_its_initial_value(tmp_path, monke
     assert [tau for _, tau in seen] == [0.996] * 10
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_gradients_are_clipped_as_in_the_training(tmp_path, monkeypatch, each):
+    """The step of plain SGD from the same weights is the learning rate times the gradient."""
+    norms = []
+
+    def recorded(model, views, optimizer, **options):
+        before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        loss = run_step(model, views, optimizer, **options)
+        now, rate = [p.detach() for p in model.parameters() if p.requires_grad], optimizer.param_groups[0]["lr"]
+        norms.append([((b - n) / rate).norm().item() for b, n in zip(before, now, strict=True)])
+        return loss
+
+    monkeypatch.setattr("hf_essl.lr_finder.run_step", recorded)
+    settings = {"max_grad_norm": 0.05, "clip_each_parameter": each, "weight_decay": 0.0, "momentum": 0.0}
+    lr_range_test(small_trainer(tmp_path, **settings), start=0.1, steps=10, validation_images=0)
+    for step in norms:
+        together = math.hypot(*step)
+        assert max(step) < 0.0501 and (together > 0.1 if each else together == pytest.approx(0.05, rel=0.01))
+
+
 def test_suggestion_is_where_the_loss_reaches_its_plateau():
     rates = [10 ** (-3 + step / 50) for step in range(151)]  # 1e-3 to 1
     losses = [0.0 if r < 0.01 else -min(1.0, math.log10(r / 0.01)) + max(0.0, math.log10(r / 0.5)) for r in rates]

@@ -54,8 +54,8 @@ class SSLTrainingArguments(TrainingArguments):
         "default weight_decay is constant."
     )
     decay_norm_and_bias: bool = option(
-        "Apply weight decay to all parameters, as published for SimSiam and MoCo; false excludes norms, biases, "
-        "position embeddings and class tokens, as published for BYOL, SimCLR and DINO.",
+        "Apply weight decay to all parameters, as published for SimSiam and MoCo; false excludes norms and biases, as "
+        "published for BYOL, SimCLR and DINO, and also position embeddings and class tokens.",
         True,
     )
     num_train_epochs: Positive = option("Passes over the training split.", 200)

@@ -135,7 +135,8 @@ class ViewArguments:
         factory=lambda: [0.5],
     )
     blur_sigma: Range = option(
-        "Smallest and largest sigma of the blur, in pixels of a 224 px view.", factory=lambda: [0.1, 2.0]
+        "Smallest and largest sigma of the blur, in pixels of a 224 px view and of the local views beside it.",
+        factory=lambda: [0.1, 2.0],
     )
     solarize_p: PerView = option(
         "Probability of solarization; two values if the first and second view differ.", factory=lambda: [0.0]

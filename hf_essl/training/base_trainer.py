@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from hf_essl.compat import keep_batches_on_host, local_tensor
@@ -28,7 +27,7 @@ from hf_essl.run_folder import read_state as read_trainer_state
 from hf_essl.schedules import CurveScheduler, WeightDecay, curve_from_args
 from hf_essl.training.checkpoints import checkpoint_bytes, find_checkpoint, rotate, saving
 from hf_essl.training.clock import Clock
-from hf_essl.training.optimizer import averaged_weights, build_optimizer
+from hf_essl.training.optimizer import averaged_weights, build_optimizer, clip_gradients
 from hf_essl.training.plain_state import explained, read_state, write_state
 from hf_essl.training.run_state import RunState, check_weights
 from hf_essl.training.safe_checkpoints import SafeCheckpointTrainer
@@ -113,9 +112,7 @@ class BaseTrainer(SafeCheckpointTrainer):
         if not self.args.clip_each_parameter:
             return super()._clip_grad_norm(model)
         norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)  # of all, and unscales those of fp16
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                clip_grad_norm_(parameter, self.args.max_grad_norm)
+        clip_gradients(model, self.args)
         return norm
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:

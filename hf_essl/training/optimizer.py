@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.optim import Lars
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 from transformers import Trainer
 
 from hf_essl.config import SSLTrainingArguments
@@ -16,6 +17,11 @@ from hf_essl.methods import SSLModel
 
 FROM_FIELDS = ("initial_lr", "weight_decay", "undecayed", "momentum", "betas", "eps")
 """Settings of a group that fields set; the schedule sets the learning rate."""
+TOKENS = (
+    "cls_token", "class_token", "dist_token", "mask_token", "reg_token", "register_tokens",
+    "pos_embed", "pos_embedding", "position_embeddings", "positional_embedding",
+)  # fmt: skip
+"""Ends of the names of learned tokens and positions in timm, transformers and torchvision."""
 
 
 def build_optimizer(model: SSLModel, args: SSLTrainingArguments, *, fused: bool = True) -> torch.optim.Optimizer:
@@ -58,16 +64,24 @@ def _class_and_settings(model: SSLModel, args: SSLTrainingArguments, fused: bool
 
 
 def norms_and_biases(model: SSLModel) -> set[str]:
-    """Names of the parameters of at most one dimension, and of those that timm lists for the backbone.
+    """Names of the parameters of at most one dimension, and of the backbone's position embeddings and tokens.
 
-    timm's list, `no_weight_decay()`, has position embeddings, class tokens and the like; it may contain wildcards.
+    timm lists these in `no_weight_decay()`, which may contain wildcards; other libraries' have the names in `TOKENS`.
     """
-    listed: set[str] = getattr(model.backbone, "no_weight_decay", set)()
+    listed: set[str] = getattr(model.backbone, "no_weight_decay", set)() | {f"*{name}" for name in TOKENS}
     return {
         name
         for name, parameter in model.named_parameters()
         if parameter.ndim <= 1 or any(fnmatch(name, f"backbone.{pattern}") for pattern in listed)
     }
+
+
+def clip_gradients(model: nn.Module, args: SSLTrainingArguments) -> None:
+    """Scales the gradients down to `max_grad_norm`: of each parameter alone, or of all of them together."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if args.max_grad_norm:
+        for together in [[one] for one in parameters] if args.clip_each_parameter else [parameters]:
+            clip_grad_norm_(together, args.max_grad_norm)
 
 
 @contextmanager

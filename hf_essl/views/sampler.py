@@ -52,11 +52,17 @@ def _sample_augmentations(args: ViewArguments, aspect: Tensor, magnitude: float,
     box = _sample_boxes(args, aspect, kinds)
     jitter = torch.where(jittered[:, None], _sample_jitter(args, views, magnitude), NEUTRAL_JITTER)
     blur = PlainUniformGenerator((tuple(args.blur_sigma), "sigma", None, None))
-    sigma = _sample(blur, (views,))["sigma"] * blurred
+    sigma = _sample(blur, (views,))["sigma"] * blurred * _local_blur(args, kinds).repeat_interleave(count)
     changes = {"box": box, "flip": flip, "jitter": jitter, "grayscale": gray, "sigma": sigma, "solarize": solarize}
     if args.jitter_order == "random":
         changes["order"] = torch.rand(views, 4).argsort(dim=1)
     return ViewParams.neutral(views, **changes)
+
+
+def _local_blur(args: ViewArguments, kinds: Sequence[int]) -> Tensor:
+    """Factors of the blur of each kind: local views get as many pixels of it as the pair, as published for DINO."""
+    wider = args.resolution / args.local_resolution if args.local_views else 1.0
+    return torch.tensor([wider if kind == LOCAL else 1.0 for kind in kinds])
 
 
 def _of_kind(kind: int, pair: Sequence[float], local: float) -> float:

@@ -114,6 +114,18 @@ def test_the_ledger_and_both_speedups_contain_the_teacher(teacher):
     assert 1 < cost.paper_speedup < 1.6
 
 
+def test_the_overhead_of_the_selection_has_the_teachers_passes(teacher):
+    """What the same run without a selection costs less."""
+    model, costs = build(teacher), []
+    for changes in ({}, {"selection": "hard", "num_views": 4, "selection_resolution": 32}):
+        args = ViewArguments(resolution=64, **changes)
+        curriculum = Curriculum.from_args(args, SSLTrainingArguments(use_cpu=True))
+        costs.append(estimate_cost(model, args, curriculum, 10, 100))
+    plain, hard = (cost.paper_petaflops for cost in costs)
+    assert costs[1].paper_selection_overhead == pytest.approx(100 * (hard / plain - 1)) and hard > 1.3 * plain
+    assert costs[0].paper_selection_overhead == 0
+
+
 @pytest.mark.parametrize("views", [{}, {"selection": "none", "num_views": 2}])
 def test_training_leaves_the_teacher_as_it_was(views, tmp_path):
     trainer = small_trainer(tmp_path, method="distill", max_steps=4, views=views, save_strategy="steps", save_steps=4)

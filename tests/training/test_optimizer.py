@@ -1,13 +1,16 @@
 """The optimizer: which parameters decay, against lists written by hand, and LARS against lightly's."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightly.utils.lars import LARS
+from transformers import ViTConfig, ViTModel
 
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
 from hf_essl.schedules import F1CLR, CurveScheduler
-from hf_essl.training.optimizer import build_optimizer
+from hf_essl.training.optimizer import build_optimizer, norms_and_biases
 from tests.helpers import small_trainer
 from tests.test_trainer import whole_and_resumed
 
@@ -68,6 +71,23 @@ def test_position_embeddings_and_class_tokens_of_a_vit_do_not_decay():
     assert decayed == VIT_WEIGHTS + BYOL_WEIGHTS
     assert {"backbone.cls_token", "backbone.pos_embed", "backbone.norm.weight"} < set(undecayed)
     assert not any(name.startswith("teacher") for name in decayed + undecayed)
+
+
+def test_those_of_other_libraries_do_not_decay_either(tmp_path):
+    folder = tmp_path / "vit"
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **size)).save_pretrained(folder)
+    expected = {
+        f"transformers:{folder}": {"model.embeddings.cls_token", "model.embeddings.position_embeddings"},
+        "torchvision:vit_b_32": {"class_token", "encoder.pos_embedding"},
+    }
+    heads = {"projector_hidden": 8, "projector_dim": 8}
+    for name, tokens in expected.items():
+        side = 224 if name.startswith("torchvision") else 32
+        with torch.device("meta") if name.startswith("torchvision") else nullcontext():
+            model = SSLModel.from_timm(name, method_args=heads, resolutions=(side,))
+        found = {name for name in norms_and_biases(model) if model.get_parameter(name).ndim > 1}
+        assert {name.removeprefix("backbone.").removeprefix("network.") for name in found} == tokens
 
 
 def test_by_default_every_parameter_decays():

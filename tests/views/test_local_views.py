@@ -59,6 +59,25 @@ def test_crops_have_the_local_scale_and_the_pair_keeps_its_own(augmentation):
 
 
 @pytest.mark.parametrize("executor", ["fused", "kornia"])
+@pytest.mark.parametrize(("resolution", "local", "size", "expected"), [(224, 96, 96, 2.0), (224, 96, 48, 1.0)])
+def test_a_local_view_has_as_many_pixels_of_blur_as_the_pair(executor, resolution, local, size, expected):
+    """DINO blurs its local crops of 96 px with up to 2 px; the sigma of the derivative of a blurred edge shows it."""
+    image = torch.zeros(1, 3, 400, 400, dtype=torch.uint8)
+    image[..., 200:] = 255
+    args = arguments(
+        local_resolution=local, local_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], blur_sigma=[2.0, 2.0], local_blur_p=1.0,
+        jitter_p=0.0, grayscale_p=0.0, flip_p=0.0, view_executor=executor,
+    )  # fmt: skip
+    views = Views(args, mean=(0, 0, 0), std=(1, 1, 1))
+    view = views.render(image, views.sample(image, LOCAL), size)[0, 0, size // 2]
+    slope, places = view.diff(), torch.arange(size - 1) + 0.5
+    middle = (slope * places).sum() / slope.sum()
+    sigma = ((slope * (places - middle) ** 2).sum() / slope.sum()).sqrt().item()
+    sharp = (400 / size) / 12**0.5 / (400 / size)  # of an edge that the resize itself blurs: below half a pixel
+    assert (sigma**2 - sharp**2) ** 0.5 == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("executor", ["fused", "kornia"])
 def test_views_are_rendered_at_both_sizes_of_the_stage(executor):
     views = Views(arguments(view_executor=executor))
     views.resolution = 160
