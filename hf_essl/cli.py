@@ -54,7 +54,7 @@ def _usage() -> str:
     return "\n\n".join(
         [
             "usage: hf-essl COMMAND [ARGUMENTS]",
-            "Pretrain vision backbones without labels at about 40 % of the usual compute.",
+            "Pretrain vision backbones without labels, in the paper at about 40 % of the usual compute.",
             "\n".join(lines),
             "`hf-essl COMMAND --help` explains a command. HF_ESSL_DEBUG=1 shows the traceback of an error.",
         ]

@@ -89,6 +89,7 @@ class Plan:
     survey: Survey
     machine: Machine
     given: Mapping[str, Any]
+    images: int = 0  # that train
     choices: list[Choice] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -133,14 +134,18 @@ def make_plan(
         found: the images of the dataset.
         given: fields of a recipe that the user has set, by name.
         find_batch: finds the largest batch that fits in the GPU's memory, from the fields chosen so far.
+
+    Raises ValueError for fewer images than a batch that the user has set.
     """
     plan = Plan(dataset, found, machine, given)
     _network(plan)
     _pixels(plan)
     held_out = _evaluation(plan)
-    images = found.train_images - held_out
+    images = plan.images = found.train_images - held_out
     _heads(plan, images)
     batch = _batch(plan, images, find_batch)
+    if images < batch and plan.given.get("dataloader_drop_last", True):
+        raise ValueError(f"{images} training images do not fill a batch of {batch}; lower --batch_size")
     _optimizer(plan, batch)
     _length(plan, images, batch)
     _loading(plan, images + held_out + found.eval_images)
@@ -232,12 +237,10 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
     else:
         limit = find_batch({**plan.fields, **plan.given}) if "per_device_train_batch_size" not in plan.given else 1
         reason = "the largest that fits in the GPU's memory, of at most 256"
-    size = min(limit, per_epoch)
-    size = plan.choose(
-        "per_device_train_batch_size",
-        min(size, each),
-        reason if size == limit else f"a third of {each:,} images or less",
-    )
+    size = min(limit, per_epoch, each)
+    if size < limit:
+        reason = f"a third of {each:,} images or less" if 3 * size <= each else f"there are {each:,} images"
+    size = plan.choose("per_device_train_batch_size", size, reason)
     return size * plan.machine.processes * int(plan.given.get("gradient_accumulation_steps", 1))
 
 
@@ -272,7 +275,10 @@ def _length(plan: Plan, images: int, batch: int) -> None:
     plan.choose("save_strategy", "steps", "epochs may be short")
     plan.choose("save_steps", max(total // 5, 1), "five checkpoints in a run, of which two are kept")
     if total < FEW_STEPS:
-        plan.warnings.append(f"{total:,} steps are few; at least {FEW_STEPS} are needed to learn much: raise --epochs")
+        longer = "max_steps" if int(plan.given.get("max_steps", -1)) > 0 else "epochs"
+        plan.warnings.append(
+            f"{total:,} steps are few; at least {FEW_STEPS} are needed to learn much: raise --{longer}"
+        )
     left = images % batch
     if left > 0.02 * images:
         plan.warnings.append(

@@ -10,7 +10,7 @@ from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.data.builtin import built_in
 from hf_essl.data.survey import survey
 from hf_essl.plan import Machine, Plan, make_plan, run_folder_of
-from hf_essl.recipe import Recipe, build_recipe
+from hf_essl.recipe import Recipe, build_recipe, load_recipe
 from hf_essl.run_folder import RECIPE
 from hf_essl.training.batch_size import largest_batch
 
@@ -57,6 +57,11 @@ def plan_run(dataset: str, words: Sequence[str], processes: int = 1) -> tuple[Pl
     machine = Machine.here(bool(given.get("use_cpu")), processes, given.get("cache_dir"))
     plan = make_plan(dataset, found, machine, given, None if machine.device == "cpu" else _largest_batch)
     return plan, build_recipe(plan.fields | given, dataset, ("pretrain", dataset, *words))
+
+
+def recipe_of(name: str, words: Sequence[str]) -> Recipe:
+    """The recipe of this name or path, or of the plan for a dataset. Raises ValueError as `plan_run` does."""
+    return load_recipe(name, words) if is_recipe(name) else plan_run(name, words)[1]
 
 
 def _largest_batch(fields: dict[str, Any]) -> int:

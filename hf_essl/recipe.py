@@ -15,13 +15,13 @@ from hf_essl.common import one_line
 from hf_essl.config import DataArguments, ModelArguments, SSLTrainingArguments, ViewArguments
 from hf_essl.config.fields import default_of, fields_of
 from hf_essl.config.files import merge, read_file, read_yaml
+from hf_essl.config.inherited import OFTEN_USED, describe_inherited
 from hf_essl.config.inherited import REFUSED as INHERITED_REFUSED
-from hf_essl.config.inherited import describe_inherited
 from hf_essl.config.packaged import find_recipe
 from hf_essl.config.redact import without_paths
 from hf_essl.config.resume import Change, as_comments
 from hf_essl.config.training import WHOLE_SQUARE
-from hf_essl.config.values import GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
+from hf_essl.config.values import ALIASES, GROUPS, REFUSED, RecipeError, all_fields, convert, parse_overrides
 from hf_essl.data.builtin import DATASETS
 from hf_essl.methods import METHODS, SSLModel, check_backbone, check_method
 from hf_essl.methods.backbone import accepted_arguments, meta_backbone
@@ -240,7 +240,13 @@ def describe_fields() -> str:
                     f"{entry}: {known.description}", 110, initial_indent=" " * 35, subsequent_indent=" " * 37
                 )
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, "\n".join(textwrap.wrap(describe_inherited(all_own), 110, break_on_hyphens=False))])
+    often = ["often used, of transformers.TrainingArguments:"]
+    for key, text in OFTEN_USED.items():
+        often += textwrap.wrap(text, 110, initial_indent=f"  --{key:<28} ", subsequent_indent=" " * 33)
+    short = f"Short names: {', '.join(f'--{short} is --{name}' for short, name in ALIASES.items())}."
+    others = describe_inherited({*all_own, *OFTEN_USED})
+    paragraphs = ["\n".join(textwrap.wrap(text, 110, break_on_hyphens=False)) for text in (short, others)]
+    return "\n\n".join([*blocks, "\n".join(often), *paragraphs])
 
 
 def flat_fields(

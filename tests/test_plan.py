@@ -212,6 +212,43 @@ def test_settings_that_a_plan_cannot_have(words, folder, capsys):
     assert error.count("hf-essl: error:") == 1 and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("images", "given", "reason"),
+    [
+        (300, {}, "a CPU gains nothing from more"),
+        (100, {}, "a third of 90 images or less"),
+        (13, {}, "there are 12 images"),  # at least eight, so that BatchNorm has some
+    ],
+)
+def test_the_reason_of_a_batch_size_is_true(images, given, reason):
+    classes = 2 if images == 100 else 0
+    found = Survey(images, classes=classes, per_class=images // 2 if classes else 0)
+    size = next(c for c in chosen(found)[1].choices if c.name == "per_device_train_batch_size")
+    assert size.reason == reason.replace("90", "80").replace("12", "13")
+
+
+def test_a_plan_says_what_the_run_would_refuse_or_could_do(folder, capsys):
+    with pytest.raises(ValueError, match="240 training images do not fill a batch of 500; lower --batch_size"):
+        chosen(given={"per_device_train_batch_size": 500})
+    assert "raise --max_steps" in chosen(given={"max_steps": 100})[1].describe()
+    plan = ["pretrain", str(folder), "--plan", "--use_cpu"]
+    assert cli.main([*plan, "--budget", "5minutes"]) == 2
+    assert "budget is '5minutes'; write a time" in capsys.readouterr().err
+    assert cli.main([*plan, "--budget", "5min"]) == 0
+    assert "the run measures its speed first" in capsys.readouterr().out
+    for words, steps in ((["--budget", "20epochs"], 20 * 4), (["--max_steps", "30"], 30)):  # 41 images in batches of 8
+        assert cli.main([*plan, *words, "--batch_size", "8", "--eval_holdout", "0.2"]) == 0
+        assert f"\n{steps:,} steps of 8 images: " in capsys.readouterr().out
+
+
+def test_other_commands_take_images_as_the_plan_does(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["cost", str(folder), "--use_cpu", "--max_steps", "30"]) == 0
+    assert "| 30 |" in capsys.readouterr().out
+    assert cli.main(["preview", str(folder), "--use_cpu"]) == 0
+    assert Path("preview.png").exists()
+
+
 @pytest.mark.parametrize("words", [[], ["--use_cpu"]])
 def test_a_launch_on_the_cpu_is_planned_for_the_cpu(words, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

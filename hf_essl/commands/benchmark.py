@@ -18,12 +18,12 @@ def run(argv: list[str]) -> None:
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.benchmark import benchmark
-    from hf_essl.recipe import load_recipe
+    from hf_essl.planned_run import recipe_of
     from hf_essl.reporting.figures import png_path
     from hf_essl.reporting.throughput import speed_table, write_speeds
 
     path = png_path(options.output)
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = recipe_of(options.recipe, overrides)
     found = benchmark(recipe, options.steps, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{found.describe()}\n\n{speed_table(found)}\n")
     print(f"wrote {', '.join(str(written) for written in write_speeds(found, path))}")

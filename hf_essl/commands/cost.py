@@ -17,7 +17,12 @@ def run(argv: list[str]) -> None:
         usage="hf-essl cost RECIPE… [OPTIONS] [--FIELD VALUE …]",
     )
     add = parser.add_argument
-    add("recipes", nargs="+", metavar="RECIPE", help="path of a YAML recipe, or of a sweep for each of its cells")
+    add(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="path or name of a recipe, a sweep for each of its cells, or images",
+    )
     add("--baseline", metavar="RECIPE", help="baseline of all speed-ups [each recipe's own `baseline:`]")
     add("--images", type=whole(1), metavar="N", help="number of training images [that of the dataset]")
     add("--processes", type=whole(1), default=1, metavar="N", help="GPUs that train together [1]")
@@ -25,11 +30,15 @@ def run(argv: list[str]) -> None:
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.common import write_text
+    from hf_essl.planned_run import is_recipe, recipe_of
     from hf_essl.recipe import load_recipe
-    from hf_essl.reporting.costs import CostEstimator, compare_costs, cost_table
+    from hf_essl.reporting.costs import CostEstimator, Priced, compare_costs, cost_table
     from hf_essl.sweep import cells_to_price
 
-    recipes = cells_to_price(options.recipes, overrides)
+    images = [name for name in options.recipes if not is_recipe(name)]
+    named = [name for name in options.recipes if name not in images]
+    recipes = cells_to_price(named, overrides) if named else []
+    recipes += [Priced(name, recipe_of(name, overrides)) for name in images]
     if options.baseline:
         baseline = (Path(options.baseline).stem, load_recipe(options.baseline, overrides))
         recipes = [replace(priced, baseline=baseline) for priced in recipes]

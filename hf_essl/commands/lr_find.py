@@ -20,13 +20,13 @@ def run(argv: list[str]) -> None:
     options, overrides = parser.parse_known_args(argv)
 
     from hf_essl.lr_finder import check_range, draw_lr_range, lr_range_test
+    from hf_essl.planned_run import recipe_of
     from hf_essl.pretrain import build_trainer
-    from hf_essl.recipe import load_recipe
     from hf_essl.reporting.figures import png_path
 
     check_range(options.start, options.end, options.steps)
     path = png_path(options.output)
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = recipe_of(options.recipe, overrides)
     found = lr_range_test(
         build_trainer(recipe),
         start=options.start,

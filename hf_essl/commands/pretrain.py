@@ -69,6 +69,7 @@ def _parser(with_fields: bool) -> RecipeParser:
 
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
     """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
+    from hf_essl.budget import Budget, fit_budget
     from hf_essl.commands.launch import process_count, runs_on_cpu
     from hf_essl.common import write_text
     from hf_essl.planned_run import plan_run, planned_recipe
@@ -89,18 +90,43 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     processes = process_count(config) if config else int(environment.get("WORLD_SIZE", "1"))
     if config and runs_on_cpu(config):
         overrides = [*overrides, "--use_cpu", "true"]  # the plan is for the device of the processes
+    budget = Budget.parse(options.budget) if options.budget else None
+    if budget and budget.unit == "seconds" and processes > 1:
+        raise ValueError("a budget of time is measured in one process; give pF or epochs with several")
     plan, recipe = plan_run(options.recipe, overrides, processes)
     recipe.check_network()
     if is_main:
         print(plan.describe(), flush=True)
     if options.plan:
+        _print_cost(recipe, plan.images, processes, budget)
         return
     if config:
-        if options.budget:
-            raise ValueError("budget is given with accelerate_config and without a recipe; plan first with --plan")
+        if budget:
+            recipe, _, why = fit_budget(recipe, budget)
+            print(f"budget {options.budget}: {why}", flush=True)
         path = write_text(recipe.training.folder / "plan.yaml", recipe.to_yaml())
         _relaunch(config, [str(path)], environment)
     _pretrain(recipe, plan.survey.notices, options.budget)
+
+
+def _print_cost(recipe, images: int, processes: int, budget) -> None:
+    """The length and the cost of a plan; a budget of time is measured when the run starts."""
+    from hf_essl.budget import fit_budget
+    from hf_essl.reporting.costs import CostEstimator
+
+    if budget and budget.unit == "seconds":
+        print(
+            "\nthe budget is a time: the run measures its speed first, and then sets the epochs, warm-up and intervals"
+        )
+        return
+    if budget:
+        recipe, _, why = fit_budget(recipe, budget)
+        print(f"\nbudget: {why}")
+    _, cost = CostEstimator(images, processes).estimate(recipe)
+    print(
+        f"\n{cost.steps:,} steps of {cost.images_per_step} images: {cost.counted_petaflops:.4g} petaFLOPs, "
+        f"{cost.counted_speedup:.2f} x less than the plain recipe at equal epochs"
+    )
 
 
 def _relaunch(config: str, words: list[str], environment: dict[str, str]) -> None:

@@ -9,11 +9,11 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--views", metavar="PNG", help="also draw views of the recipe's own images to this path")
     options, overrides = parser.parse_known_args(argv)
 
-    from hf_essl.recipe import load_recipe
+    from hf_essl.planned_run import recipe_of
     from hf_essl.reporting.preview import preview, preview_views
     from hf_essl.views.crops import describe_crops
 
-    recipe = load_recipe(options.recipe, overrides)
+    recipe = recipe_of(options.recipe, overrides)
     print(describe_crops(recipe.views, recipe.data.image_size))
     print(preview(recipe, options.output))
     if options.views:

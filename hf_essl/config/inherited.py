@@ -85,6 +85,20 @@ WORKS = frozenset(
 )
 """Fields that act as transformers documents them."""
 
+OFTEN_USED: Mapping[str, str] = {
+    "resume_from_checkpoint": "true continues an interrupted run from its last whole checkpoint; or a path of one.",
+    "max_steps": "Optimizer steps, instead of num_train_epochs.",
+    "bf16": "Half precision on a GPU; the recipes train in float32.",
+    "gradient_accumulation_steps": "Passes per optimizer step.",
+    "dataloader_num_workers": "Processes that load images.",
+    "torch_compile": "Compile the backbone.",
+    "save_strategy": "no, epoch, steps (see save_steps), or best.",
+    "report_to": "Trackers, such as wandb or tensorboard.",
+    "seed": "Of weights, order and views.",
+    "use_cpu": "Do not use a GPU.",
+}
+"""Of those, what a user needs first, in words for `--help`."""
+
 INHERITED_RULES = {
     **on_resume(free=" ".join([*REFUSED, *WITHOUT_MEANING])),  # their values are the same, or mean nothing
     **on_resume(
@@ -197,7 +211,10 @@ def ignored_lines(values: Any) -> list[str]:
 
 def describe_inherited(shown: Set[str] = frozenset()) -> str:
     """The three groups, for `--help`, without the working fields that it shows elsewhere."""
-    refused = ", ".join(sorted(REFUSED))
+    refused = ", ".join(
+        f"{name} (except {' and '.join(REFUSED[name][0])})" if name == "train_sampling_strategy" else name
+        for name in sorted(REFUSED)
+    )
     meaningless = ", ".join(f"{name} ({why})" for name, why in WITHOUT_MEANING.items())
     return (
         f"The other fields of transformers.TrainingArguments work too "

@@ -40,7 +40,8 @@ def find_recipe(name: str | Path) -> Path:
     alike = alike or nearest(wanted, known, count=3)
     hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
     raise RecipeError(
-        f"there is no recipe {str(name)!r}, as a file or in the package{hint or ';'} `hf-essl recipes` lists all"
+        f"there is no recipe {str(name)!r}, as a file or in the package, and no such folder of images{hint or ';'} "
+        f"`hf-essl recipes` lists the recipes"
     )
 
 

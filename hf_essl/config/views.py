@@ -66,7 +66,7 @@ class ViewArguments:
 
     num_views: Annotated[int, Field(ge=2)] = option("Views per image, m of Hard Augment; the paper uses 6.", 2)
     selection: Literal["none", "hard", "random"] = option(
-        "Which two of the views train: none (there are two), hard (highest loss, Eq. 10) or random.", "none"
+        "Which two of the views train: none (only two are made), hard (highest loss, Eq. 10) or random.", "none"
     )
     selection_resolution: Count = option("Side in pixels at which the pairs are compared, r_sel.", 64)
     selection_tokens: Part = option("Share of a ViT's patch tokens in the selection pass.", 1.0)

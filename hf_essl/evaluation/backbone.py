@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hf_essl.common import one_line, unknown
 from hf_essl.config import DataArguments, ViewArguments
-from hf_essl.config.fields import Count, Part, checked, fields_of
+from hf_essl.config.fields import Count, Part, checked, default_of, fields_of
 from hf_essl.config.training import EVAL_CROP_PCT, WHOLE_SQUARE
 from hf_essl.data.decode import image_path, open_image
 from hf_essl.evaluation.pooling import PooledFeatures
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 PREFIXES = {"student": "backbone.", "teacher": "teacher.backbone."}
 """Where a checkpoint keeps the weights of each backbone."""
+OF_THE_DATASET = ("image_column", "label_column", "train_split", "eval_split", "eval_holdout")
+"""Data arguments that hold for a data set, whoever reads it."""
 HUB_ID = re.compile(r"(?:hf[-_]hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
@@ -182,8 +184,12 @@ def data_of_run(
 ) -> DataArguments:
     """The data arguments with the white and the canvas of the backbone's run, unless they are given.
 
-    The canvas is at least `resolution` pixels; without a run it is that of `canvas_size`.
+    The canvas is at least `resolution` pixels; without a run it is that of `canvas_size`. On the run's own data set,
+    columns, splits and hold-out are those of the run too.
     """
+    if PurePath(data.dataset).name == PurePath(str(recipe.get("dataset"))).name:
+        unset = [name for name in OF_THE_DATASET if getattr(data, name) == default_of(DataArguments, name)]
+        data = replace(data, **{name: recipe[name] for name in unset if recipe.get(name) is not None})
     if image_size is None:
         image_size = max(recipe.get("image_size") or canvas_size(resolution), resolution)
     white = recipe.get("white_level") if data.white_level is None else data.white_level

@@ -46,6 +46,8 @@ class Embeddings:
             facts = json.loads((schema.metadata or {}).get(INFO, b"{}"))
             kind = schema.field("embedding").type
             is_vector = pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+        except FileNotFoundError as error:
+            raise ValueError(f"{file} does not exist; `hf-essl embed` writes such a file") from error
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise ValueError(f"{file} is no file of `hf-essl embed`: {' '.join(str(error).split())}") from error
         if not is_vector:

@@ -158,7 +158,8 @@ def read_metrics(run: str | Path) -> Metrics:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run} is not a finished run ({one_line(error)}); {_completion(Path(run))}") from error
+        why = f"{path.name}: {error.strerror}" if isinstance(error, OSError) else one_line(error)
+        raise ValueError(f"{run} is not a finished run ({why}); {_completion(Path(run))}") from error
     if not isinstance(metrics, dict) or "method" not in metrics:
         raise ValueError(f"{path} does not describe a run; `hf-essl pretrain` writes one")
     metrics.setdefault("crop_pct", WHOLE_SQUARE)

@@ -53,7 +53,8 @@ def test_a_file_of_ones_own_comes_first(tmp_path, monkeypatch):
 def test_an_unknown_or_ambiguous_name_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        RecipeError, match=r"no recipe 'quikstart', .*; did you mean quickstart.*\? `hf-essl recipes` lists all"
+        RecipeError,
+        match=r"no recipe 'quikstart', .*; did you mean quickstart.*\? `hf-essl recipes` lists the recipes",
     ):
         find_recipe("quikstart")
     both = r"did you mean imagenet/simsiam_resnet50_efficient or imagenette/simsiam_resnet50_efficient\?"

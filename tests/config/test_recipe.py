@@ -247,12 +247,12 @@ def test_field_names_are_unique_over_the_groups():
 def test_describe_fields_lists_help_and_default_by_group_and_only_names_the_inherited():
     text = describe_fields()
     assert "--resolution_step              Stages are multiples of this many pixels. [32]" in text
-    assert "--blur_p" in text and "--learning_rate" in text and "--gradient_accumulation_steps" not in text
+    assert "--blur_p" in text and "--learning_rate" in text and "--adam_beta1" not in text
     assert [text.index(f"\n{name}: ") for name in ("data", "views", "training")] == sorted(
         text.index(f"\n{name}: ") for name in ("data", "views", "training")
     )
     closing = text.split("\n\n")[-1]
-    assert "huggingface.co/docs/transformers" in closing and "gradient_accumulation_steps" in closing
+    assert "huggingface.co/docs/transformers" in closing and "adam_beta1" in closing
     refused = closing.partition("Refused")[2]
     assert "hub_token" in refused and "lr_scheduler_type" in refused
 

@@ -3,8 +3,9 @@
     python -m tests.gpu.acceptance --images FOLDER --out DIR [--minutes 9] [--only STAGE …]
 
 Needs one GPU, no network and no W&B. FOLDER is a dataset with a training and a validation split, such as parquet
-files of Imagenette. Stages run in order of worth, each in its own process and with its own time limit; one that fails
-or runs out of time does not stop the next. DIR then has report.json, report.md, report.png and each stage's log.
+files of Imagenette. Stages run, the most important first, each in its own process and with its own time limit; one
+that fails or runs out of time does not stop the next. DIR then has report.json, report.md, report.png and each stage's
+log.
 Without a GPU, the same command is a rehearsal of the code with a tiny network: its figures mean nothing.
 """
 

@@ -290,4 +290,4 @@ STAGES: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
     "compiled": (compiled, 60),
     "training": (training, 0),
 }
-"""In order of worth: what measures it, and its limit in seconds on a GPU; 0 is all the time that is left."""
+"""The most important first: what measures it, and its limit in seconds on a GPU; 0 is all the time that is left."""
