@@ -28,9 +28,8 @@ def run(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if not (options.runs or options.index):
         raise ValueError("no run is given; pass the folder of a finished run, or --index FOLDER")
-    names = [Path(run).resolve().name for run in options.runs]
-    if options.into and (twice := [name for name in names if names.count(name) > 1]):
-        raise ValueError(f"two of the runs are named {twice[0]}, and --into has a folder of that name; rename one")
+    if options.into:
+        check_names(options.runs)
     if options.repo_id is not None:
         check_repo_id(options.repo_id)
     if options.license is not None and not re.fullmatch(r"[\w.+-]+", options.license):
@@ -49,6 +48,13 @@ def run(argv: list[str]) -> None:
             print(f"wrote {add_card(source, options.into)}")
     for folder in dict.fromkeys(filter(None, (options.into, options.index))):
         print(f"wrote {write_index(folder)}")
+
+
+def check_names(runs: list[str]) -> None:
+    """Raises ValueError for two runs whose copies would have the same folder."""
+    names = [Path(run).resolve().name for run in runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two of the runs are named {twice[0]}, and --into has a folder of that name; rename one")
 
 
 def check_repo_id(name: str) -> None:

@@ -12,18 +12,7 @@ from hf_essl.commands.parser import RecipeParser, add_launch_option
 
 def run(argv: list[str]) -> None:
     """Runs the unfinished cells, resumes interrupted ones, and prints the table."""
-    parser = RecipeParser(
-        "sweep",
-        "Run every cell of a sweep and print its table; the same command resumes it.",
-        named="path of a YAML sweep (with rows or grid), or the name of a packaged one, such as proof/methods",
-    )
-    add = parser.add_argument
-    add("--table", action="store_true", help="only print the table of the finished cells")
-    add("--only", nargs="+", default=[], metavar="TEXT", help="run only the cells with one of these in their name")
-    add("--results", nargs="+", default=[], metavar="JSON", help="results.json of cells that ran elsewhere: finished")
-    add("--metric", metavar="NAME", help="knn, online_probe, linear or finetune [that of the file]")
-    add("--metric_args", metavar="YAML", type=_mapping, help='settings of the protocol, such as "{augment: true}"')
-    add_launch_option(parser)
+    parser = _parser()
     options, overrides = parser.parse_known_args(argv)
     if options.metric_args is not None and options.metric is None:
         parser.error("--metric_args is given without --metric; name the metric that it is for")
@@ -54,6 +43,22 @@ def run(argv: list[str]) -> None:
     if results := sweep.finished_cells():
         written = write_results(sweep.folder / "results.json", results)
         print(f"wrote {write_text(sweep.folder / 'table.md', text)}, {written}")
+
+
+def _parser() -> RecipeParser:
+    parser = RecipeParser(
+        "sweep",
+        "Run every cell of a sweep and print its table; the same command resumes it.",
+        named="path of a YAML sweep (with rows or grid), or the name of a packaged one, such as proof/methods",
+    )
+    add = parser.add_argument
+    add("--table", action="store_true", help="only print the table of the finished cells")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="run only the cells with one of these in their name")
+    add("--results", nargs="+", default=[], metavar="JSON", help="results.json of cells that ran elsewhere: finished")
+    add("--metric", metavar="NAME", help="knn, online_probe, linear or finetune [that of the file]")
+    add("--metric_args", metavar="YAML", type=_mapping, help='settings of the protocol, such as "{augment: true}"')
+    add_launch_option(parser)
+    return parser
 
 
 def _relaunch(options: Namespace, overrides: list[str], environment: dict[str, str]) -> None:
