@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from hf_essl.commands import COMMANDS
-from hf_essl.common import SUPERVISED, Diverged, one_line, unknown
+from hf_essl.common import CONTINUED_BY, SUPERVISED, Diverged, one_line, unknown
 
 ALIASES = {"neighbours": "neighbors"}
 CONTINUES = {  # what is left of an interrupted command
@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(COMMANDS[name][0]).run(rest)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
-            kept = getattr(stop, "continues", None) or CONTINUES.get(name, "no result is written")
+            kept = (
+                os.environ.get(CONTINUED_BY)
+                or getattr(stop, "continues", None)
+                or CONTINUES.get(name, "no result is written")
+            )
             print(f"\nhf-essl: {str(stop) or f'{name} was interrupted'}; {kept}", file=sys.stderr)
         # a launcher takes another code for a crash and kills the processes that still save
         return 0 if SUPERVISED in os.environ else getattr(stop, "code", 130)

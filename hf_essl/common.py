@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+CONTINUED_BY = "HF_ESSL_CONTINUED_BY"  # variable: how the user continues what `--accelerate_config` has started
 SUPERVISED = "HF_ESSL_SUPERVISED"  # variable of processes that `--accelerate_config` has started
 
 

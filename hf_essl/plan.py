@@ -26,6 +26,7 @@ CPU_BACKBONE, GPU_BACKBONE = "test_resnet", "resnet50"
 CPU_STEPS, GPU_STEPS = 2_000, 20_000  # of a run, at least
 CPU_EPOCHS, GPU_EPOCHS = 10, 100  # at least
 FEW_STEPS = 500
+LEAST_IMAGES, MOST_IMAGES = 8, 256  # of a batch in one process
 SHORT_QUEUE = 2 * 65_536  # images; with fewer, MoCo's own queue would hold most of them
 HOLDOUT, SMALL_HOLDOUT, HOLDOUT_IMAGES = 0.1, 0.2, 60  # a small set holds out up to a fifth, to have 60 images
 REASON = 38  # column of the reasons
@@ -40,10 +41,17 @@ class Machine:
     free_memory: int  # bytes of the host
     free_disk: int  # bytes of the cache folder
     has_bf16: bool = False
-    processes: int = 1
+    processes: int = 1  # of the run
+    machines: int = 1  # that share them
+
+    @property
+    def local_processes(self) -> int:
+        return max(self.processes // self.machines, 1)
 
     @classmethod
-    def here(cls, use_cpu: bool = False, processes: int = 1, cache_dir: str | None = None) -> "Machine":
+    def here(
+        cls, use_cpu: bool = False, processes: int = 1, machines: int = 1, cache_dir: str | None = None
+    ) -> "Machine":
         gpu = torch.accelerator.is_available() and not use_cpu
         device = torch.accelerator.current_accelerator().type if gpu else "cpu"  # type: ignore[union-attr]
         return cls(
@@ -55,6 +63,7 @@ class Machine:
             ).free,
             has_bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
             processes=processes,
+            machines=machines,
         )
 
 
@@ -144,8 +153,6 @@ def make_plan(
     images = plan.images = found.train_images - held_out
     _heads(plan, images)
     batch = _batch(plan, images, find_batch)
-    if images < batch and plan.given.get("dataloader_drop_last", True):
-        raise ValueError(f"{images} training images do not fill a batch of {batch}; lower --batch_size")
     _optimizer(plan, batch)
     _length(plan, images, batch)
     _loading(plan, images + held_out + found.eval_images)
@@ -173,7 +180,9 @@ def _heads(plan: Plan, images: int) -> None:
     heads = _small_heads(fields["method"]) if fields["backbone"] == CPU_BACKBONE else {}
     reasons = ["heads in proportion to the network"] if heads else []
     if fields["method"] == "mocov2" and images < SHORT_QUEUE:
-        heads |= {"queue_length": 2 ** int(math.log2(max(images // 2, 2)))}
+        processes = plan.machine.processes
+        batch = processes * min(MOST_IMAGES, max(images // processes // 3, LEAST_IMAGES))  # at most, see `_batch`
+        heads |= {"queue_length": 2 ** int(math.log2(max(min(images // 2, images - batch - 1), 2)))}
         reasons.append("a queue of at most half of the images")
     if heads:
         plan.choose("method_args", heads, ", ".join(reasons))
@@ -231,7 +240,7 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
     if total := plan.given.get("total_batch_size"):
         return int(total)
     each = max(images // plan.machine.processes, 1)
-    per_epoch = 2 ** int(math.log2(max(each // 3, 8)))  # at least three steps per epoch
+    per_epoch = 2 ** int(math.log2(max(each // 3, LEAST_IMAGES)))  # at least three steps per epoch
     if plan.on_cpu or find_batch is None:
         limit, reason = 64 if plan.on_cpu else 128, "a CPU gains nothing from more" if plan.on_cpu else "the paper's"
     else:
@@ -241,7 +250,10 @@ def _batch(plan: Plan, images: int, find_batch: Callable[[dict[str, Any]], int] 
     if size < limit:
         reason = f"a third of {each:,} images or less" if 3 * size <= each else f"there are {each:,} images"
     size = plan.choose("per_device_train_batch_size", size, reason)
-    return size * plan.machine.processes * int(plan.given.get("gradient_accumulation_steps", 1))
+    once = size * plan.machine.processes
+    if images < once and plan.given.get("dataloader_drop_last", True):
+        raise ValueError(f"{images} training images do not fill a batch of {once}; lower --batch_size")
+    return once * int(plan.given.get("gradient_accumulation_steps", 1))
 
 
 def _optimizer(plan: Plan, batch: int) -> None:
@@ -289,9 +301,9 @@ def _length(plan: Plan, images: int, batch: int) -> None:
 def _loading(plan: Plan, images: int) -> None:
     size = int({**plan.fields, **plan.given}["image_size"])
     needed = 3 * size * size * images
-    in_memory = needed * plan.machine.processes  # each has its own copy
+    in_memory = needed * plan.machine.local_processes  # each has its own copy
     gigabytes = f"{needed / 1e9:.2g} GB decoded"
-    each = " in each process" if plan.machine.processes > 1 else ""
+    each = " in each process" if plan.machine.local_processes > 1 else ""
     if built_in(plan.dataset) or in_memory < 0.5 * plan.machine.free_memory:
         cache = plan.choose(
             "cache", "memory", f"{gigabytes}{each}, {plan.machine.free_memory / 1e9:.0f} GB of memory are free"
@@ -301,7 +313,7 @@ def _loading(plan: Plan, images: int) -> None:
     else:
         cache = plan.choose("cache", "none", f"{gigabytes} fit neither in memory nor on the disk")
     if cache != "memory":
-        workers = max(plan.machine.cores // plan.machine.processes - 1, 1)
+        workers = max(plan.machine.cores // plan.machine.local_processes - 1, 1)
         plan.choose("dataloader_num_workers", workers, f"{plan.machine.cores} cores")
     if plan.machine.has_bf16 and "fp16" not in plan.given:
         plan.choose("bf16", True, "the GPU computes it twice as fast")

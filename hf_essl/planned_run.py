@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_essl.config import DataArguments
-from hf_essl.config.packaged import find_recipe
+from hf_essl.config.packaged import find_recipe, packaged
 from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.data.builtin import built_in
 from hf_essl.data.survey import survey
@@ -27,7 +27,8 @@ def is_recipe(name: str) -> bool:
     try:
         find_recipe(name)
     except RecipeError:
-        if "/" in name:  # a Hub id, or a path that does not exist
+        folders = {known.partition("/")[0] for known in packaged()}
+        if "/" in name and name.partition("/")[0] not in folders:  # a Hub id, or a path that does not exist
             return False
         raise
     return True
@@ -40,11 +41,12 @@ def planned_recipe(dataset: str, words: Sequence[str]) -> Path | None:
     return path if given.get("resume_from_checkpoint") and path.exists() else None
 
 
-def plan_run(dataset: str, words: Sequence[str], processes: int = 1) -> tuple[Plan, Recipe]:
+def plan_run(dataset: str, words: Sequence[str], processes: int = 1, machines: int = 1) -> tuple[Plan, Recipe]:
     """The plan of a run on a dataset, and its recipe.
 
     Args:
         words: fields that the user has set, as words of a command line.
+        processes, machines: that train together.
 
     Raises ValueError, in one line, for a dataset or a field that cannot work.
     """
@@ -54,7 +56,7 @@ def plan_run(dataset: str, words: Sequence[str], processes: int = 1) -> tuple[Pl
     if given.get("streaming"):
         raise RecipeError("streaming is true without a recipe; a stream has no length, write a recipe with max_steps")
     found = survey(_data_arguments(dataset, given))
-    machine = Machine.here(bool(given.get("use_cpu")), processes, given.get("cache_dir"))
+    machine = Machine.here(bool(given.get("use_cpu")), processes, machines, given.get("cache_dir"))
     plan = make_plan(dataset, found, machine, given, None if machine.device == "cpu" else _largest_batch)
     return plan, build_recipe(plan.fields | given, dataset, ("pretrain", dataset, *words))
 

@@ -1,6 +1,7 @@
 """The cells of a sweep file: every row meets every combination of its grid, each in a folder of its own."""
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from hf_essl.config.files import SWEEP_KEYS, merge, pop_path, read_file, read_yaml
 from hf_essl.config.packaged import find_recipe
-from hf_essl.config.resume import resume_rules, same_value, value_of
+from hf_essl.config.resume import IMAGES, resume_rules, same_value, value_of
 from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.recipe import Recipe, load_recipe, read_recipe
 from hf_essl.reporting.recorded import PLAIN
@@ -124,11 +125,17 @@ def check_finished(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if not (cell.folder / METRICS).is_file() or not (cell.folder / RECIPE).is_file():
             continue
-        ran = read_recipe(cell.folder / RECIPE).given
-        for key, rule in resume_rules().items():
-            old, new = value_of(ran, key), value_of(cell.recipe.given, key)
+        ran, wanted = read_recipe(cell.folder / RECIPE).given, cell.recipe.given
+        for key, rule in [*resume_rules().items(), (IMAGES, "fixed")]:
+            old, new = (_batch(given) if key == IMAGES else value_of(given, key) for given in (ran, wanted))
             if rule != "free" and not same_value(key, old, new):
                 raise RecipeError(
                     f"{cell.folder} holds a finished run with {key} {old!r}, in this sweep it is {new!r}; choose "
                     f"another --output_dir, or delete that folder to run the cell again"
                 )
+
+
+def _batch(given: Mapping[str, Any]) -> int:
+    """Images of an optimizer step, of one process or of all."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return value_of(given, "total_batch_size") or math.prod(int(value_of(given, name)) for name in names)

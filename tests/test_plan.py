@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,9 +59,9 @@ def test_images_are_kept_where_they_fit(free_memory, free_disk, cache):
     assert fields["cache"] == cache
 
 
-@pytest.mark.parametrize(("processes", "cache"), [(1, "memory"), (2, "disk")])
-def test_each_process_has_its_own_copy_of_the_images_in_memory(processes, cache):
-    machine = Machine("cpu", 4, free_memory=60 * 10**9, free_disk=10**12, processes=processes)
+@pytest.mark.parametrize(("processes", "machines", "cache"), [(1, 1, "memory"), (2, 1, "disk"), (2, 2, "memory")])
+def test_each_process_has_its_own_copy_of_the_images_in_memory(processes, machines, cache):
+    machine = Machine("cpu", 4, free_memory=60 * 10**9, free_disk=10**12, processes=processes, machines=machines)
     fields, _ = chosen(Survey(100_000, short_side=480), machine, {"image_size": 288})
     assert fields["cache"] == cache  # 3 · 288² · 100,000 bytes are 24.9 GB, below and above half of the memory
 
@@ -73,12 +74,17 @@ def test_the_disk_of_the_cache_folder_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("images", [17, 63, 300, 5_000, 9_469, 100_000, 1_300_000])
+@pytest.mark.parametrize("processes", [1, 2, 8])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
-def test_a_small_set_has_a_short_queue(images, machine):
-    fields, _ = chosen(Survey(images), machine, {"method": "mocov2"})
+def test_a_small_set_has_a_short_queue(images, machine, processes):
+    machine = replace(machine, processes=processes)
+    fields, _ = chosen(Survey(images), machine, {"method": "mocov2"}, lambda fields: 256)
     queue = fields.get("method_args", {}).get("queue_length", 65_536)
-    assert queue < images - fields["per_device_train_batch_size"], "as MoCo itself requires"
-    assert queue >= min(images / 4, 65_536)
+    batch = fields["per_device_train_batch_size"] * processes
+    if images > batch + 2:
+        assert queue < images - batch, "as MoCo itself requires"
+    if images >= 8 * batch:
+        assert queue >= min(images / 4, 65_536)
 
 
 def test_the_learning_rate_follows_the_batch_over_all_processes():
@@ -168,6 +174,7 @@ def test_a_trial_is_a_step_with_the_selection_pass(tmp_path):
         ("missing.yaml", True),
         ("photo-patches", False),
         ("frgfm/imagenette", False),
+        ("imagenette/simsiam_resnet50_efficient", True),
         ("/no/such/folder", False),
         ("tests", False),
     ],
@@ -175,6 +182,11 @@ def test_a_trial_is_a_step_with_the_selection_pass(tmp_path):
 def test_recipes_and_datasets_are_told_apart(word, recipe, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     assert is_recipe(word) == recipe
+
+
+def test_a_misspelled_name_of_a_packaged_folder_is_no_dataset():
+    with pytest.raises(RecipeError, match="did you mean imagenette/simsiam_resnet50_efficient"):
+        is_recipe("imagenette/simsiam_resnet5_efficient")
 
 
 def test_a_word_that_is_neither_is_one_line():
@@ -230,6 +242,8 @@ def test_the_reason_of_a_batch_size_is_true(images, given, reason):
 def test_a_plan_says_what_the_run_would_refuse_or_could_do(folder, capsys):
     with pytest.raises(ValueError, match="240 training images do not fill a batch of 500; lower --batch_size"):
         chosen(given={"per_device_train_batch_size": 500})
+    for given in ({"gradient_accumulation_steps": 8}, {"total_batch_size": 512}):
+        chosen(given=given)  # a step of several passes may see images twice
     assert "raise --max_steps" in chosen(given={"max_steps": 100})[1].describe()
     plan = ["pretrain", str(folder), "--plan", "--use_cpu"]
     assert cli.main([*plan, "--budget", "5minutes"]) == 2

@@ -387,18 +387,26 @@ def test_a_sweep_that_would_count_runs_twice_or_has_odd_parts_is_one_line(tmp_pa
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("words", [["--weight_decay", "0.3"], ["--method_args", "{predictor_hidden: 64}"]])
-def test_a_finished_run_with_other_settings_does_not_count(tmp_path, words):
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--weight_decay", "0.3"], "weight_decay"),
+        (["--method_args", "{predictor_hidden: 64}"], "method_args"),
+        (["--per_device_train_batch_size", "16"], "images_per_step 128"),
+        (["--gradient_accumulation_steps", "4"], "images_per_step 128"),
+        (["--total_batch_size", "512"], "images_per_step 128"),
+    ],
+)
+def test_a_finished_run_with_other_settings_does_not_count(tmp_path, words, field):
     path = tmp_path / "s.yaml"
     path.write_text(f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\ngrid: {{seed: [0, 1]}}\n")
     for cell in load_cells(path):
         write(cell, knn_accuracy=1.0)
         (cell.folder / "recipe.yaml").write_text(cell.recipe.to_yaml())
     check_finished(load_cells(path, ["--logging_steps", "7"]))  # decides nothing about the result
+    check_finished(load_cells(path, ["--batch_size", "64", "--gradient_accumulation_steps", "2"]))  # 128 images too
     loaded = load_sweep(path, words)
-    with pytest.raises(
-        RecipeError, match=rf"holds a finished run with {words[0][2:]} .*, in this sweep it is"
-    ) as error:
+    with pytest.raises(RecipeError, match=rf"holds a finished run with {field}\b.*, in this sweep it is") as error:
         run_sweep(loaded, lambda recipe: pytest.fail("trained"))
     assert "\n" not in str(error.value)
 

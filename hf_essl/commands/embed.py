@@ -10,10 +10,12 @@ DATA = ("dataset", "dataset_config", "image_column", "label_column", "white_leve
 
 def run(argv: list[str]) -> None:
     options = vars(_parser().parse_args(argv))
+    from hf_essl.commands.evaluate import with_those_of_the_run
     from hf_essl.config import DataArguments
     from hf_essl.evaluation.embed import embed
 
-    data = {name: options.pop(name) for name in DATA}
+    given = {name: value for name in DATA if (value := options.pop(name)) is not None}
+    data = with_those_of_the_run(options["source"], given)
     done = embed(options.pop("source"), DataArguments(**data), options.pop("output"), **options)
     if done.unreadable:
         images = "1 image has" if len(done.unreadable) == 1 else f"{len(done.unreadable):,} images have"
@@ -46,8 +48,8 @@ def _parser() -> Parser:
     add("--pool", choices=tuple(POOLS), help="features of a ViT: class token, mean of the patches, both [its own]")
     add("--image_size", type=whole(1), metavar="PX", help="side of the decoded images [that of the backbone's run]")
     add("--dataset_config", metavar="NAME", help="configuration (subset) of a Hub dataset")
-    add("--image_column", default="image", metavar="NAME", help="column of the images [image]")
-    add("--label_column", default="label", metavar="NAME", help="column of the labels [label]")
+    add("--image_column", metavar="NAME", help="column of the images [image; on the run's data set, the run's]")
+    add("--label_column", metavar="NAME", help="column of the labels [label; on the run's data set, the run's]")
     add("--white_level", type=float, metavar="X", help="white of images of more than 8 bits [the run's, or 65535]")
     add("--batch_size", type=whole(1), default=256, metavar="N", help="images per batch [256]")
     add("--num_workers", type=whole(0), default=0, metavar="N", help="processes that load images [0]")

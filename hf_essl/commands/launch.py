@@ -1,6 +1,7 @@
 """`--accelerate_config NAME`: runs the command under `accelerate launch` with a named configuration."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,11 @@ def process_count(name: str) -> int:
     if "--num_processes" in command:
         return int(command[command.index("--num_processes") + 1])
     return int(settings.get("num_processes", 1))
+
+
+def machine_count(name: str) -> int:
+    """How many machines share the processes of a launch configuration."""
+    return int(_settings(find_config(name)).get("num_machines", 1))
 
 
 def _settings(config: Path) -> dict[str, Any]:
@@ -88,6 +94,8 @@ def join_slurm_step(environment: MutableMapping[str, str]) -> None:
         "MASTER_ADDR": environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
         "MASTER_PORT": str(port),
     }
+    if per_node := environment.get("SLURM_STEP_TASKS_PER_NODE"):
+        joined["LOCAL_WORLD_SIZE"] = re.split(r"\D", per_node)[0]  # such as 4(x2)
     for name, value in joined.items():
         environment.setdefault(name, value)
 

@@ -73,7 +73,7 @@ class RecipeParser(Parser):
         description: str,
         epilog: str | None = None,
         name: str = "RECIPE",
-        named: str = "path of a YAML recipe, or the name of a packaged one, such as quickstart",
+        named: str = "path of a YAML recipe, or the name of a packaged one, such as quickstart; or images",
     ):
         super().__init__(
             command,

@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext
 
 from hf_essl.commands.parser import RecipeParser, add_launch_option
-from hf_essl.common import SUPERVISED, Interrupted
+from hf_essl.common import CONTINUED_BY, SUPERVISED, Interrupted
 
 
 def run(argv: list[str]) -> None:
@@ -36,7 +36,8 @@ def run(argv: list[str]) -> None:
     recipe.check_network()  # report a mistake once, before any process starts
     if options.accelerate_config:
         budget = ["--budget", options.budget] if options.budget else []
-        _relaunch(options.accelerate_config, [options.recipe, *overrides, *budget], environment)
+        words = [options.recipe, *overrides, *budget]
+        _relaunch(options.accelerate_config, words, environment, recipe if budget else None)
     if recipe.training.process_index == 0:
         print(f"loading {recipe.data.dataset} …", file=sys.stderr)
     _pretrain(recipe, budget=options.budget)
@@ -70,7 +71,7 @@ def _parser(with_fields: bool) -> RecipeParser:
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
     """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
     from hf_essl.budget import Budget, fit_budget
-    from hf_essl.commands.launch import process_count, runs_on_cpu
+    from hf_essl.commands.launch import runs_on_cpu
     from hf_essl.common import write_text
     from hf_essl.planned_run import plan_run, planned_recipe
 
@@ -87,13 +88,13 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     is_main = environment.get("RANK", "0") == "0"
     if is_main:
         print(f"surveying {options.recipe} …", file=sys.stderr)
-    processes = process_count(config) if config else int(environment.get("WORLD_SIZE", "1"))
+    processes, machines = _processes(config, environment)
     if config and runs_on_cpu(config):
         overrides = [*overrides, "--use_cpu", "true"]  # the plan is for the device of the processes
     budget = Budget.parse(options.budget) if options.budget else None
     if budget and budget.unit == "seconds" and processes > 1:
         raise ValueError("a budget of time is measured in one process; give pF or epochs with several")
-    plan, recipe = plan_run(options.recipe, overrides, processes)
+    plan, recipe = plan_run(options.recipe, overrides, processes, machines)
     recipe.check_network()
     if is_main:
         print(plan.describe(), flush=True)
@@ -101,11 +102,12 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
         _print_cost(recipe, plan.images, processes, budget)
         return
     if config:
-        if budget:
+        measured = ["--budget", options.budget] if budget and budget.unit == "seconds" else []
+        if budget and not measured:
             recipe, _, why = fit_budget(recipe, budget)
             print(f"budget {options.budget}: {why}", flush=True)
         path = write_text(recipe.training.folder / "plan.yaml", recipe.to_yaml())
-        _relaunch(config, [str(path)], environment)
+        _relaunch(config, [str(path), *measured], environment, recipe if budget else None)
     _pretrain(recipe, plan.survey.notices, options.budget)
 
 
@@ -129,10 +131,28 @@ def _print_cost(recipe, images: int, processes: int, budget) -> None:
     )
 
 
-def _relaunch(config: str, words: list[str], environment: dict[str, str]) -> None:
+def _processes(config: str | None, environment: dict[str, str]) -> tuple[int, int]:
+    """The processes that will train, and the machines that share them."""
+    from hf_essl.commands.launch import machine_count, process_count
+
+    if config:
+        return process_count(config), machine_count(config)
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    return processes, max(processes // int(environment.get("LOCAL_WORLD_SIZE", processes)), 1)
+
+
+def _relaunch(config: str, words: list[str], environment: dict[str, str], budgeted=None) -> None:
+    """`budgeted` is the recipe of a run with a budget, which another command continues."""
     from hf_essl.commands.launch import find_config, launch_command, relaunch
 
+    if budgeted is not None:
+        again = f"{_continuing(budgeted)} --accelerate_config {config}"
+        environment = {**environment, CONTINUED_BY: f"`{again}` continues from the last checkpoint"}
     relaunch(launch_command(find_config(config), words), environment)
+
+
+def _continuing(recipe) -> str:
+    return f"hf-essl pretrain {recipe.training.folder / 'recipe.yaml'} --resume_from_checkpoint true"
 
 
 def _pretrain(recipe, seen: tuple[str, ...] = (), budget: str | None = None) -> None:
@@ -141,7 +161,7 @@ def _pretrain(recipe, seen: tuple[str, ...] = (), budget: str | None = None) -> 
 
     images = None
     with without_notices(seen) if seen else nullcontext():
-        again = f"hf-essl pretrain {recipe.training.folder / 'recipe.yaml'} --resume_from_checkpoint true"
+        again = _continuing(recipe)
         if budget and recipe.training.resume_from_checkpoint:
             raise ValueError(
                 f"budget is given with resume_from_checkpoint; the run has its length already, resume it by its own "

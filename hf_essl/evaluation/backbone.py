@@ -184,16 +184,29 @@ def data_of_run(
 ) -> DataArguments:
     """The data arguments with the white and the canvas of the backbone's run, unless they are given.
 
-    The canvas is at least `resolution` pixels; without a run it is that of `canvas_size`. On the run's own data set,
-    columns, splits and hold-out are those of the run too.
+    The canvas is at least `resolution` pixels; without a run it is that of `canvas_size`.
     """
-    if PurePath(data.dataset).name == PurePath(str(recipe.get("dataset"))).name:
-        unset = [name for name in OF_THE_DATASET if getattr(data, name) == default_of(DataArguments, name)]
-        data = replace(data, **{name: recipe[name] for name in unset if recipe.get(name) is not None})
     if image_size is None:
         image_size = max(recipe.get("image_size") or canvas_size(resolution), resolution)
     white = recipe.get("white_level") if data.white_level is None else data.white_level
     return replace(data, image_size=image_size, white_level=white)
+
+
+def arguments_of_run(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns, splits and hold-out of the run of a backbone, where its data set is read again.
+
+    Args:
+        source: of the backbone; only a folder knows its run.
+        given: data arguments that the user has set, with `dataset`; the run's others are returned. A split and a
+            hold-out exclude each other. It is the run's data set if its name is.
+    """
+    recipe = run_recipe(Path(source).expanduser())
+    if PurePath(given["dataset"]).name != PurePath(str(recipe.get("dataset"))).name:
+        return {}
+    chosen = {"eval_split", "eval_holdout"}
+    taken = given.keys() | (chosen if chosen & given.keys() else set())
+    found = {name: recipe[name] for name in OF_THE_DATASET if name not in taken and name in recipe}
+    return {name: value for name, value in found.items() if value not in (None, default_of(DataArguments, name))}
 
 
 def _picture(image: Any) -> Image.Image:

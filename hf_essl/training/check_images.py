@@ -26,8 +26,8 @@ def check_images(
     check_neighbors(held_out, bank, args.knn_k)
     if held_out is not None and image_count(held_out) == 1:
         raise ValueError(
-            "there is 1 image to evaluate on, and its statistics need 2; raise max_eval_samples, or choose another "
-            "eval_split"
+            "there is 1 image to evaluate on, and its statistics need 2; raise max_eval_samples or eval_holdout, or "
+            "choose another eval_split"
         )
     if args.auto_find_batch_size and isinstance(train, StreamedImages):
         raise ValueError("auto_find_batch_size is true with a stream, which cannot start over; set the batch size")

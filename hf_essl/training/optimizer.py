@@ -20,6 +20,7 @@ FROM_FIELDS = ("initial_lr", "weight_decay", "undecayed", "momentum", "betas", "
 TOKENS = (
     "cls_token", "class_token", "dist_token", "mask_token", "reg_token", "register_tokens",
     "pos_embed", "pos_embedding", "position_embeddings", "positional_embedding",
+    "position_embedding.weight", "position_embeddings.weight", "probe",
 )  # fmt: skip
 """Ends of the names of learned tokens and positions in timm, transformers and torchvision."""
 

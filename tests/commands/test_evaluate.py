@@ -20,7 +20,7 @@ from hf_essl.config.fields import Positive, option
 from hf_essl.config.training import KNN_K, KNN_TEMPERATURE
 from hf_essl.data.photo_patches import photo_patches
 from hf_essl.evaluation import extract_features, knn_accuracy
-from hf_essl.evaluation.backbone import data_of_run, load_backbone
+from hf_essl.evaluation.backbone import arguments_of_run, load_backbone
 from hf_essl.evaluation.evaluate_backbone import evaluate_backbone, sample_indices
 from hf_essl.evaluation.protocols import PROTOCOLS
 from hf_essl.evaluation.task import Protocol
@@ -255,17 +255,19 @@ def test_images_without_labels_or_evaluation_split(run_folder, tmp_path, capsys)
     assert "kNN accuracy" in capsys.readouterr().out
 
 
+def test_the_runs_own_data_set_is_split_as_in_the_run(tmp_path):
+    lines = "dataset: photos/mine\neval_holdout: 0.2\nlabel_column: kind\ntrain_split: all\nimage_column: image\n"
+    (tmp_path / "recipe.yaml").write_text(lines)
+    own = {"eval_holdout": 0.2, "label_column": "kind", "train_split": "all"}
+    assert arguments_of_run(str(tmp_path), {"dataset": "/elsewhere/mine"}) == own
+    label = {"dataset": "mine", "label_column": "label"}
+    assert arguments_of_run(str(tmp_path), label) == {"eval_holdout": 0.2, "train_split": "all"}, "what is given wins"
+    split = {"dataset": "mine", "eval_split": "test"}
+    assert arguments_of_run(str(tmp_path), split) == {"label_column": "kind", "train_split": "all"}, "no hold-out then"
+    assert arguments_of_run(str(tmp_path), {"dataset": "others"}) == {}
+
+
 @pytest.mark.slow
-def test_the_runs_own_data_set_is_split_as_in_the_run():
-    recipe = {"dataset": "photos/mine", "eval_holdout": 0.2, "label_column": "kind", "train_split": "all"}
-    of_the_run = data_of_run(DataArguments(dataset="/elsewhere/mine"), recipe, 64)
-    assert (of_the_run.eval_holdout, of_the_run.label_column, of_the_run.train_split) == (0.2, "kind", "all")
-    named = data_of_run(DataArguments(dataset="mine", eval_holdout=0.1), recipe, 64)
-    assert (named.eval_holdout, named.label_column) == (0.1, "kind"), "what is given wins"
-    other = data_of_run(DataArguments(dataset="others"), recipe, 64)
-    assert (other.eval_holdout, other.label_column) == (0.0, "label")
-
-
 def test_two_processes_print_the_accuracy_of_one_once(run_folder, backbones, tmp_path):
     words = ["evaluate", str(run_folder), *SMALL, "--output", str(tmp_path / "two.json")]
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m hf_essl.cli".split()
@@ -288,7 +290,8 @@ def test_help_is_derived_from_the_fields(capsys):
     for part in ("--protocol {knn,linear,finetune}", "--which {student,teacher}", "[20]", "[0.07]", "3,000 steps"):
         assert part in text
     assert "linear: Passes over the training images; by default 90," in text
-    assert "Column of class labels, used for evaluation only; may be absent. [label]" in text
+    label = "Column of class labels, used for evaluation only; may be absent."
+    assert f"{label} [label; on the run's data set, the run's]" in text
 
 
 @dataclass(frozen=True)

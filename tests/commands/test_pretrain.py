@@ -148,6 +148,10 @@ def test_after_a_signal_the_command_that_continues_a_budget_is_shown(tmp_path, m
     shown = capsys.readouterr().err
     again = f"hf-essl pretrain {tmp_path}/x/recipe.yaml --resume_from_checkpoint true"
     assert f"after step 3; `{again}` continues" in shown and "the same command" not in shown
+    monkeypatch.setenv("HF_ESSL_CONTINUED_BY", "`another command` continues")  # from the launcher
+    assert cli.main([*words, "--budget", "1min"]) == 143
+    assert "after step 3; `another command` continues" in capsys.readouterr().err
+    monkeypatch.delenv("HF_ESSL_CONTINUED_BY")
     assert cli.main(words) == 143
     assert "after step 3; the same command with `--resume_from_checkpoint true` continues" in capsys.readouterr().err
 

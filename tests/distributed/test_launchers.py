@@ -59,10 +59,11 @@ def test_the_tasks_of_a_slurm_step_train_together(tmp_path):
 
 def test_slurms_variables_become_torchruns():
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12003"}
-    environment = {**step, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    environment = {**step, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
     join_slurm_step(environment)
     assert (environment["RANK"], environment["LOCAL_RANK"], environment["WORLD_SIZE"]) == ("9", "1", "16")
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("10.0.0.7", "29503")
+    assert environment["LOCAL_WORLD_SIZE"] == "8"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from lightly.utils.lars import LARS
-from transformers import ViTConfig, ViTModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
 
 from hf_essl.config import SSLTrainingArguments
 from hf_essl.methods import METHODS, SSLModel
@@ -81,6 +81,9 @@ def test_those_of_other_libraries_do_not_decay_either(tmp_path):
         f"transformers:{folder}": {"model.embeddings.cls_token", "model.embeddings.position_embeddings"},
         "torchvision:vit_b_32": {"class_token", "encoder.pos_embedding"},
     }
+    clip = tmp_path / "clip"
+    CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **size)).save_pretrained(clip)
+    expected[f"transformers:{clip}"] = {"model.embeddings.position_embedding.weight"}  # its class token is a vector
     heads = {"projector_hidden": 8, "projector_dim": 8}
     for name, tokens in expected.items():
         side = 224 if name.startswith("torchvision") else 32
