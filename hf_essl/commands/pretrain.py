@@ -99,7 +99,8 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     if is_main:
         print(plan.describe(), flush=True)
     if options.plan:
-        _print_cost(recipe, plan.images, processes, budget)
+        if is_main:
+            _print_cost(recipe, plan.images, processes, budget)
         return
     if config:
         measured = ["--budget", options.budget] if budget and budget.unit == "seconds" else []
