@@ -155,7 +155,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     rows = "rows: [{name: a}, {name: b, weight_decay: 0.1}, {name: c, weight_decay: 0.2}]\ngrid: {seed: [0, 1, 2, 3]}"
     path.write_text(
         f"dataset: photo-patches\nuse_cpu: true\noutput_dir: {tmp_path / 'out'}\n{rows}\n"
-        f"results: [difference, at_least, wallclock_speedup]\n"
+        f"results: [accuracy, difference, at_least, wallclock_speedup]\n"
     )
     accuracies = {"a": [40.0, 42.0, 41.0, 39.0], "b": [43.0, 43.5, 45.0], "c": [41.0, 43.0, 42.0, 40.0]}
     for cell in load_cells(path):
@@ -167,6 +167,8 @@ def test_differences_are_paired_by_seed(tmp_path):
     lower = expected.confidence_interval(0.90).low  # both ends at 5 %
     rows = columns(load_sweep(path).table())
     error = np.std([3.0, 1.5, 4.0], ddof=1) / 3**0.5
+    assert [row[2] for row in rows[2:]] == ["40.5 ± 1.3", "43.8 ± 1.0", "41.5 ± 1.3"], "without differences of means"
+    rows = [row[:2] + row[3:] for row in rows]
     assert rows[0][2:] == ["difference (points)", "at least (points, 95 %)", "Speedup in wall-clock"]
     assert rows[2][2:] == ["", "", "1.00x"]
     assert rows[3][2:] == [f"+2.8 ± {error:.1f} (p = {expected.pvalue:.2g})", f"{lower:+.1f}", "1.00x"]

@@ -63,7 +63,9 @@ def sweep_table(
     for place, found in lines.items():
         line = [*place, *([] if across else [str(len(found[""].group.runs))])]
         for value, names in results.items():
-            line += [RESULTS[name].show(found[value]) if value in found else "" for name in names]
+            paired = "difference" in names  # which says more than the difference of two means
+            shown = {name: _mean if name == "accuracy" and paired else RESULTS[name].show for name in names}
+            line += [shown[name](found[value]) if value in found else "" for name in names]
         body.append(line)
     return table(header, body)
 
@@ -76,8 +78,12 @@ def _title(across: str | None, value: str, title: str) -> str:
     return f"{across}={value}: {title}" if is_number else f"{value}: {title}"
 
 
+def _mean(row: Row) -> str:
+    return row.group.show("accuracy", ".1f")
+
+
 def _accuracy(row: Row) -> str:
-    text, ours = row.group.show("accuracy", ".1f"), row.group.mean("accuracy")
+    text, ours = _mean(row), row.group.mean("accuracy")
     baseline = None if row.reference is None else row.reference.group.mean("accuracy")
     return text if ours is None or baseline is None else f"{text} ({ours - baseline:+.1f})"
 
