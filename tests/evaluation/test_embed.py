@@ -333,7 +333,8 @@ def test_the_file_of_an_image_is_a_query_too(backbone, folder, tmp_path):
         (["neighbors", "FILE", "--query", "train/dog/01.png"], "query is 'train/dog/01.png'; choose one of"),
         (["neighbors", "FILE", "--neighbors", "12"], "neighbors is 12 with 12 images; choose 1 to 11"),
         (["neighbors", "FILE", "--images", "NOWHERE"], "has no "),
-        (["neighbors", "NOWHERE"], "is no file of `hf-essl embed`"),
+        (["neighbors", "NOWHERE"], "NOWHERE does not exist; `hf-essl embed` writes such a file"),
+        (["neighbors", "SOURCE"], "is no file of `hf-essl embed`"),
         (["embed", "BACKBONE", "NOWHERE"], "NOWHERE"),
         (["embed", "BACKBONE", "FOLDER", "--batch_size", "0"], "--batch_size: it is 0; it must be at least 1"),
     ],
@@ -341,7 +342,7 @@ def test_the_file_of_an_image_is_a_query_too(backbone, folder, tmp_path):
 def test_mistakes_are_one_line(words, message, backbone, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = embed(backbone, DataArguments(dataset=str(folder)), tmp_path / "f.parquet").path
-    names = {"FILE": str(file), "BACKBONE": backbone, "FOLDER": str(folder)}
+    names = {"FILE": str(file), "BACKBONE": backbone, "FOLDER": str(folder), "SOURCE": __file__}
     capsys.readouterr()
     assert cli.main([names.get(word, word) for word in words]) == 2
     error = capsys.readouterr().err

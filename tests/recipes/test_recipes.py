@@ -69,7 +69,8 @@ PAPERS = [path for path in RECIPES if path.parent.name in ("imagenet", "imagenet
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
 def test_the_header_names_the_evaluation_of_the_papers_figure(path):
     """Linear evaluation as cited for ImageNet, kNN for Imagenette, of the recipe's own run and data set."""
-    (line,) = re.findall(r"^#   hf-essl evaluate (.+)$", path.read_text(), re.M)
+    text = path.read_text().replace(" \\\n#       ", " ")  # continued lines
+    (line,) = re.findall(r"^#   hf-essl evaluate (.+)$", text, re.M)
     options = evaluate_parser().parse_args(line.split())
     recipe = load_recipe(path, ["--use_cpu"])
     assert (options.source, options.dataset) == (recipe.training.output_dir, recipe.data.dataset)
