@@ -61,6 +61,7 @@ def test_resumed_between_epochs_with_dropout_and_workers(tmp_path):
     assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_every_cache_trains_alike(tmp_path):
     """Decoded each time by workers, in memory, and on disk: the weights are equal bit for bit."""
     images = Uncached(patches("train", 96))
