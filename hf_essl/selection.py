@@ -68,7 +68,7 @@ class Selection(NamedTuple):
     def _compared(self, small: Tensor) -> Tensor:
         """The pair among the views that were compared, 2 x N x 3 x r_sel x r_sel; rendering it gives the same."""
         assert self.chosen is not None, "the pair was chosen among them"
-        positions = self.chosen.T.to(small.device, non_blocking=True)
+        positions = self.chosen.T.contiguous().to(small.device, non_blocking=True)  # the result has its layout
         return small[positions, torch.arange(small.shape[1], device=small.device)]
 
     def scalars(self) -> dict[str, Tensor]:

@@ -281,3 +281,11 @@ def test_rotation(tmp_path, steps, newest, best, limit, left):
     paths = [None if step is None else tmp_path / f"checkpoint-{step}" for step in (newest, best)]
     rotate(tmp_path, paths[0], limit, paths[1] and str(paths[1]))
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path)] == list(left)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 42])
+def test_the_seed_of_the_data_is_that_of_the_run_unless_it_is_given(seed):
+    before, now = {"seed": seed}, {"seed": seed, "data_seed": seed}
+    assert changes_since(before, now, 1, "checkpoint-1") == changes_since(now, before, 1, "checkpoint-1") == []
+    with pytest.raises(ValueError, match="data_seed is 7, but checkpoint-1 was trained with"):
+        changes_since(before, {"seed": seed, "data_seed": 7}, 1, "checkpoint-1")

@@ -95,6 +95,7 @@ def test_views_of_the_compared_size_are_not_rendered_again(model, changes, rende
     monkeypatch.setattr(views, "render_all", lambda *args: rendered.append(args) or render_all(*args))
     shown = chosen.render(views, IMAGES, size)
     assert torch.equal(torch.stack([shown["first"], shown["second"]]), expected)
+    assert shown["first"].stride() == expected[0].stride(), "or a compiled network is compiled again"
     assert len(rendered) == (0 if (render, size) == ("direct", 32) else 1)
 
 

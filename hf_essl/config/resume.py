@@ -67,6 +67,8 @@ def as_comments(changes: Sequence[Change]) -> str:
 
 def value_of(settings: Mapping[str, Any], key: str) -> Any:
     """The value of a field in flat settings, its default where they do not have it."""
+    if key == "data_seed" and settings.get(key) is None:
+        key = "seed"  # which is its default; a data_seed of 0 is not among flat settings
     if key in settings:
         return settings[key]
     group = next((group for group in GROUPS.values() if key in fields_of(group)), None)
