@@ -26,7 +26,7 @@ CPU_BACKBONE, GPU_BACKBONE = "test_resnet", "resnet50"
 CPU_STEPS, GPU_STEPS = 2_000, 20_000  # of a run, at least
 CPU_EPOCHS, GPU_EPOCHS = 10, 100  # at least
 FEW_STEPS = 500
-LEAST_IMAGES, MOST_IMAGES = 8, 256  # of a batch in one process
+LEAST_IMAGES = 8  # of a batch in one process
 SHORT_QUEUE = 2 * 65_536  # images; with fewer, MoCo's own queue would hold most of them
 HOLDOUT, SMALL_HOLDOUT, HOLDOUT_IMAGES = 0.1, 0.2, 60  # a small set holds out up to a fifth, to have 60 images
 REASON = 38  # column of the reasons
@@ -151,8 +151,8 @@ def make_plan(
     _pixels(plan)
     held_out = _evaluation(plan)
     images = plan.images = found.train_images - held_out
-    _heads(plan, images)
     batch = _batch(plan, images, find_batch)
+    _heads(plan, images)
     _optimizer(plan, batch)
     _length(plan, images, batch)
     _loading(plan, images + held_out + found.eval_images)
@@ -180,9 +180,8 @@ def _heads(plan: Plan, images: int) -> None:
     heads = _small_heads(fields["method"]) if fields["backbone"] == CPU_BACKBONE else {}
     reasons = ["heads in proportion to the network"] if heads else []
     if fields["method"] == "mocov2" and images < SHORT_QUEUE:
-        processes = plan.machine.processes
-        batch = processes * min(MOST_IMAGES, max(images // processes // 3, LEAST_IMAGES))  # at most, see `_batch`
-        heads |= {"queue_length": 2 ** int(math.log2(max(min(images // 2, images - batch - 1), 2)))}
+        once = plan.machine.processes * int(fields.get("per_device_train_batch_size", LEAST_IMAGES))
+        heads |= {"queue_length": 2 ** int(math.log2(max(min(images // 2, images - once - 1), 2)))}
         reasons.append("a queue of at most half of the images")
     if heads:
         plan.choose("method_args", heads, ", ".join(reasons))

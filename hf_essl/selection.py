@@ -46,8 +46,7 @@ class Selection(NamedTuple):
     scores: Tensor | None = None  # N x pairs, of the comparison
     extra: Tensor | None = None  # N x (m - 2) x D: keys of the other small views, with `extra_targets`
     local: tuple[ViewParams, ...] = ()  # the local views, whatever the pair
-    small: Tensor | None = None  # m x N x 3 x r_sel x r_sel, the views that were compared
-    chosen: Tensor | None = None  # N x 2, on the host: which of the m views the pair is
+    rendered: Tensor | None = None  # 2 x N x 3 x r x r, if the compared views have the current resolution r
 
     def render(self, views: Views, images: Tensor, size: int | None = None) -> dict[str, Tensor]:
         """What the model's forward takes: the pair, N x 3 x r x r each, and n local views, n x N x 3 x s x s.
@@ -55,8 +54,8 @@ class Selection(NamedTuple):
         Args:
             size: r in pixels; by default the current resolution.
         """
-        if self.small is not None and self.small.shape[-1] == (size or views.resolution):
-            first, second = self._compared(self.small)
+        if self.rendered is not None and self.rendered.shape[-1] == (size or views.resolution):
+            first, second = self.rendered
         else:
             first, second = views.render_all(images, [self.first, self.second], size)
         rendered = {"first": first, "second": second}
@@ -64,12 +63,6 @@ class Selection(NamedTuple):
             local_size = views.args.local_size(size or views.resolution)
             rendered["local"] = views.render_all(images, self.local, local_size)
         return rendered if self.extra is None else {**rendered, "extra": self.extra}
-
-    def _compared(self, small: Tensor) -> Tensor:
-        """The pair among the views that were compared, 2 x N x 3 x r_sel x r_sel; rendering it gives the same."""
-        assert self.chosen is not None, "the pair was chosen among them"
-        positions = self.chosen.T.contiguous().to(small.device, non_blocking=True)  # the result has its layout
-        return small[positions, torch.arange(small.shape[1], device=small.device)]
 
     def scalars(self) -> dict[str, Tensor]:
         """Mean scores and the share of images that do not train on the first pair; {} without scores."""
@@ -160,8 +153,10 @@ class HardAugment:
         chosen = torch.tensor(self.pairs)[pair]  # N x 2
         first, second = (ViewParams.gather(candidates, side) for side in chosen.unbind(dim=1))
         extra = keys_not_chosen(keys, chosen) if keys is not None and self.args.extra_targets else None
-        small = plan.small if isinstance(plan.small, Tensor) else None
-        return Selection(first, second, pair, scores, extra, plan.local, small, chosen)
+        small, rendered = plan.small, None
+        if isinstance(small, Tensor) and small.shape[-1] == self.views.resolution:
+            rendered = take_views(small, chosen)
+        return Selection(first, second, pair, scores, extra, plan.local, rendered)
 
     def _kept(self, model: SSLModel, plan: Plan) -> Sequence[Tensor | None]:
         """The patch tokens of each of the m small views, N x K; None for all."""
@@ -239,6 +234,15 @@ def frozen_running_stats(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+def take_views(small: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen ones of m views of each image: m x N x 3 x r x r and positions N x 2, on the host, to 2 x N x …
+
+    They are bit for bit those that rendering the pair gives.
+    """
+    positions = chosen.T.contiguous().to(small.device, non_blocking=True)  # the result has its layout
+    return small[positions, torch.arange(small.shape[1], device=small.device)]
 
 
 def keys_not_chosen(keys: tuple[Tensor, ...], chosen: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_essl.config.files import SWEEP_KEYS, merge, pop_path, read_file, read_yaml
 from hf_essl.config.packaged import find_recipe
-from hf_essl.config.resume import IMAGES, resume_rules, same_value, value_of
+from hf_essl.config.resume import IMAGES, differences, value_of
 from hf_essl.config.values import RecipeError, parse_overrides
 from hf_essl.recipe import Recipe, load_recipe, read_recipe
 from hf_essl.reporting.recorded import PLAIN
@@ -126,13 +126,11 @@ def check_finished(cells: Sequence[Cell]) -> None:
         if not (cell.folder / METRICS).is_file() or not (cell.folder / RECIPE).is_file():
             continue
         ran, wanted = read_recipe(cell.folder / RECIPE).given, cell.recipe.given
-        for key, rule in [*resume_rules().items(), (IMAGES, "fixed")]:
-            old, new = (_batch(given) if key == IMAGES else value_of(given, key) for given in (ran, wanted))
-            if rule != "free" and not same_value(key, old, new):
-                raise RecipeError(
-                    f"{cell.folder} holds a finished run with {key} {old!r}, in this sweep it is {new!r}; choose "
-                    f"another --output_dir, or delete that folder to run the cell again"
-                )
+        for key, _, old, new in differences(ran | {IMAGES: _batch(ran)}, wanted | {IMAGES: _batch(wanted)}):
+            raise RecipeError(
+                f"{cell.folder} holds a finished run with {key} {old!r}, in this sweep it is {new!r}; choose another "
+                f"--output_dir, or delete that folder to run the cell again"
+            )
 
 
 def _batch(given: Mapping[str, Any]) -> int:

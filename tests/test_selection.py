@@ -89,6 +89,7 @@ def test_the_chosen_views_have_the_parameters_that_were_compared(model, chain):
 @pytest.mark.parametrize(("render", "size"), [("direct", 32), ("direct", 48), ("downsample", 32)])
 def test_views_of_the_compared_size_are_not_rendered_again(model, changes, render, size, monkeypatch):
     views = Views(arguments(selection_render=render, **changes), seed=5)
+    views.resolution = size
     chosen = HardAugment(views)(model, IMAGES)
     expected = views.render_all(IMAGES, [chosen.first, chosen.second], size)
     rendered, render_all = [], views.render_all

@@ -10,7 +10,7 @@ DATA = ("dataset", "dataset_config", "image_column", "label_column", "white_leve
 
 def run(argv: list[str]) -> None:
     options = vars(_parser().parse_args(argv))
-    from hf_essl.commands.evaluate import with_those_of_the_run
+    from hf_essl.commands.run_data import with_those_of_the_run
     from hf_essl.config import DataArguments
     from hf_essl.evaluation.embed import embed
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_essl.commands.parser import Parser, output_file, whole
+from hf_essl.commands.run_data import with_those_of_the_run
 from hf_essl.common import write_text
 from hf_essl.config import DataArguments
 from hf_essl.config.fields import check_field, default_of, fields_of, hints_of, kinds
-from hf_essl.evaluation.backbone import OF_THE_DATASET, PREFIXES, arguments_of_run
+from hf_essl.evaluation.backbone import OF_THE_DATASET, PREFIXES
 from hf_essl.evaluation.evaluate_backbone import evaluate_backbone
 from hf_essl.evaluation.pooling import POOLS
 from hf_essl.evaluation.protocols import PROTOCOLS
@@ -44,15 +44,6 @@ def run(argv: list[str]) -> None:
         print(f"{facts['title']} {facts['accuracy']:.2f} % ({settings})")
         if output:
             print(f"wrote {write_text(Path(output), json.dumps(facts, indent=2))}")
-
-
-def with_those_of_the_run(source: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The data arguments that the user has given, and those of the run on its own data set, which are printed."""
-    own = arguments_of_run(source, given)
-    if own and os.environ.get("RANK", "0") == "0":
-        shown = ", ".join(f"{name} {value}" for name, value in own.items())
-        print(f"on the data set of the run, as in its recipe: {shown}", file=sys.stderr)
-    return own | given
 
 
 def _parser() -> Parser:

@@ -5,9 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 import torch
@@ -28,24 +28,28 @@ def find_config(name: str) -> Path:
     raise ValueError(f"{unknown('accelerate_config', name, sorted(known))}; or pass the path of a file")
 
 
-def runs_on_cpu(name: str) -> bool:
-    """Whether a launch configuration keeps its processes off the GPUs."""
-    return bool(_settings(find_config(name)).get("use_cpu"))
+class Launch(NamedTuple):
+    """What a launch starts: processes in all, the machines that share them, and whether they stay off the GPUs."""
+
+    processes: int
+    machines: int = 1
+    on_cpu: bool = False
 
 
-def process_count(name: str) -> int:
-    """How many processes a launch configuration starts in all."""
+def launch_of(name: str) -> Launch:
+    """What a launch configuration starts. Raises ValueError as `find_config` and `launch_command` do."""
     config = find_config(name)
-    settings = _settings(config)
-    command = launch_command(config, [])
+    settings, command = _settings(config), launch_command(config, [])
+    processes = settings.get("num_processes", 1)
     if "--num_processes" in command:
-        return int(command[command.index("--num_processes") + 1])
-    return int(settings.get("num_processes", 1))
+        processes = command[command.index("--num_processes") + 1]
+    return Launch(int(processes), int(settings.get("num_machines", 1)), bool(settings.get("use_cpu")))
 
 
-def machine_count(name: str) -> int:
-    """How many machines share the processes of a launch configuration."""
-    return int(_settings(find_config(name)).get("num_machines", 1))
+def launch_here(environment: Mapping[str, str]) -> Launch:
+    """What torchrun or SLURM has started, by its variables; else one process."""
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    return Launch(processes, max(processes // int(environment.get("LOCAL_WORLD_SIZE", processes)), 1))
 
 
 def _settings(config: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _parser(with_fields: bool) -> RecipeParser:
 def _pretrain_images(options, overrides: list[str], environment: dict[str, str]) -> None:
     """Plans a run on images and trains it; an interrupted one continues by the plan that it began with."""
     from hf_essl.budget import Budget, fit_budget
-    from hf_essl.commands.launch import runs_on_cpu
+    from hf_essl.commands.launch import launch_here, launch_of
     from hf_essl.common import write_text
     from hf_essl.planned_run import plan_run, planned_recipe
 
@@ -88,19 +88,19 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     is_main = environment.get("RANK", "0") == "0"
     if is_main:
         print(f"surveying {options.recipe} …", file=sys.stderr)
-    processes, machines = _processes(config, environment)
-    if config and runs_on_cpu(config):
+    launch = launch_of(config) if config else launch_here(environment)
+    if launch.on_cpu:
         overrides = [*overrides, "--use_cpu", "true"]  # the plan is for the device of the processes
     budget = Budget.parse(options.budget) if options.budget else None
-    if budget and budget.unit == "seconds" and processes > 1:
+    if budget and budget.unit == "seconds" and launch.processes > 1:
         raise ValueError("a budget of time is measured in one process; give pF or epochs with several")
-    plan, recipe = plan_run(options.recipe, overrides, processes, machines)
+    plan, recipe = plan_run(options.recipe, overrides, launch.processes, launch.machines)
     recipe.check_network()
     if is_main:
         print(plan.describe(), flush=True)
     if options.plan:
         if is_main:
-            _print_cost(recipe, plan.images, processes, budget)
+            _print_cost(recipe, plan.images, launch.processes, budget)
         return
     if config:
         measured = ["--budget", options.budget] if budget and budget.unit == "seconds" else []
@@ -130,16 +130,6 @@ def _print_cost(recipe, images: int, processes: int, budget) -> None:
         f"\n{cost.steps:,} steps of {cost.images_per_step} images: {cost.counted_petaflops:.4g} petaFLOPs, "
         f"{cost.counted_speedup:.2f} x less than the plain recipe at equal epochs"
     )
-
-
-def _processes(config: str | None, environment: dict[str, str]) -> tuple[int, int]:
-    """The processes that will train, and the machines that share them."""
-    from hf_essl.commands.launch import machine_count, process_count
-
-    if config:
-        return process_count(config), machine_count(config)
-    processes = int(environment.get("WORLD_SIZE", "1"))
-    return processes, max(processes // int(environment.get("LOCAL_WORLD_SIZE", processes)), 1)
 
 
 def _relaunch(config: str, words: list[str], environment: dict[str, str], budgeted=None) -> None:

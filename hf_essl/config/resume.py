@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -46,11 +46,8 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any], step: int, 
     Raises:
         ValueError: if a field differs that must not change, with both values.
     """
-    changes, rules = [], resume_rules()
-    for key, rule in [*rules.items(), (IMAGES, "fixed")]:
-        old, new = value_of(before, key), value_of(now, key)
-        if rule == "free" or same_value(key, old, new):
-            continue
+    changes = []
+    for key, rule, old, new in differences(before, now):
         if rule == "fixed":
             raise ValueError(
                 f"{key} is {new!r}, but {where} was trained with {old!r}; it must not change on resume: set {key} to "
@@ -58,6 +55,14 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any], step: int, 
             )
         changes.append(Change(step, key, old, new))
     return changes
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """The fields that differ and matter: name, rule, both values. A field that is missing has its default."""
+    for key, rule in [*resume_rules().items(), (IMAGES, "fixed")]:
+        old, new = value_of(before, key), value_of(now, key)
+        if rule != "free" and not _same(key, old, new):
+            yield key, rule, old, new
 
 
 def as_comments(changes: Sequence[Change]) -> str:
@@ -76,7 +81,7 @@ def value_of(settings: Mapping[str, Any], key: str) -> Any:
     return getattr(default, "value", default)
 
 
-def same_value(key: str, old: Any, new: Any) -> bool:
+def _same(key: str, old: Any, new: Any) -> bool:
     """Whether two values of a field mean the same: empty ones, and a data set in another folder, do."""
     if key == "dataset" and isinstance(old, str) and isinstance(new, str):
         old, new = PurePath(old).name, PurePath(new).name  # a folder may have moved

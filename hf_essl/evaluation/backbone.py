@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 PREFIXES = {"student": "backbone.", "teacher": "teacher.backbone."}
 """Where a checkpoint keeps the weights of each backbone."""
 OF_THE_DATASET = ("image_column", "label_column", "train_split", "eval_split", "eval_holdout")
-"""Data arguments that hold for a data set, whoever reads it."""
+"""The data arguments that belong to a data set: its columns, its splits and its hold-out."""
 HUB_ID = re.compile(r"(?:hf[-_]hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
