@@ -103,21 +103,18 @@ def _check_given_once(
     """Raises RecipeError for a field that one cell is given twice: the table may show a value that it did not use."""
     for row in rows:
         where = f"row {row['name']}" if "name" in row else "a row"
-        if "output_dir" in row or "output_dir" in grid:
-            owner = where if "output_dir" in row else "grid"
+        owners = dict.fromkeys(row, where) | dict.fromkeys(grid, "grid")
+        if "output_dir" in owners:
             raise RecipeError(
-                f"output_dir is given by {owner} in {path}; give one for all, each cell has a folder in it"
+                f"output_dir is given by {owners['output_dir']} in {path}; give one for all, each cell has a folder in it"
             )
         if twice := [key for key in row if key in grid]:
             raise RecipeError(f"{twice[0]} is given by {where} and by grid in {path}; give it once")
-        if twice := [key for key in overrides if key in row]:
+        if twice := [key for key in overrides if key in owners]:
             raise RecipeError(
-                f"{twice[0]} is given on the command line and by {where} in {path}; run a sweep without it there"
+                f"{twice[0]} is given on the command line and by {owners[twice[0]]} in {path}; run a sweep without it "
+                f"there"
             )
-    if twice := [key for key in overrides if key in grid]:
-        raise RecipeError(
-            f"{twice[0]} is given on the command line and by grid in {path}; run a sweep without it there"
-        )
 
 
 def check_finished(cells: Sequence[Cell]) -> None:
