@@ -105,8 +105,9 @@ def _check_given_once(
         where = f"row {row['name']}" if "name" in row else "a row"
         owners = dict.fromkeys(row, where) | dict.fromkeys(grid, "grid")
         if "output_dir" in owners:
+            owner = owners["output_dir"]
             raise RecipeError(
-                f"output_dir is given by {owners['output_dir']} in {path}; give one for all, each cell has a folder in it"
+                f"output_dir is given by {owner} in {path}; give one for all, each cell has a folder in it"
             )
         if twice := [key for key in row if key in grid]:
             raise RecipeError(f"{twice[0]} is given by {where} and by grid in {path}; give it once")
