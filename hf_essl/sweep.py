@@ -168,9 +168,9 @@ def run_sweep(
     cells = [cell for cell in sweep.cells if not only or any(part in cell.name for part in only)]
     if not cells:
         raise ValueError(f"no cell has {' or '.join(only)} in its name; there are {sweep.cells[0].name}, …")
-    check_finished(cells)
     for cell in cells:
         cell.recipe.check_network()
+    check_finished(cells)
     for number, cell in enumerate(sorted(cells, key=lambda cell: cell.recipe.training.seed), 1):
         PartialState().wait_for_everyone()  # until the main process has written the files of the cell before
         state = _state(sweep, cell)

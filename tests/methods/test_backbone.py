@@ -146,8 +146,9 @@ def test_errors_in_one_line_before_images_are_loaded(backbone, backbone_args, me
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_sweep_checks_all_networks_before_the_first_run():
-    recipes = [load_recipe(QUICKSTART, ["--backbone", name]) for name in ("test_resnet", "resnet5O")]
+def test_a_sweep_checks_all_networks_before_the_first_run(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--backbone"]
+    recipes = [load_recipe(QUICKSTART, [*words, name]) for name in ("test_resnet", "resnet5O")]
     cells = [Cell(str(number), {}, recipe) for number, recipe in enumerate(recipes)]
     sweep = Sweep("", cells, RunMetric(), {"": ["accuracy"]}, None, {})
     with pytest.raises(ValueError, match="backbone is 'resnet5O'"):
