@@ -6,7 +6,7 @@ student, and keep the parameters of the hardest pair. `HardAugment.__call__` doe
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_essl.config import ViewArguments, cpu_has_bf16
-from hf_essl.methods import Pair, SSLModel
+from hf_essl.methods import SSLModel
 from hf_essl.methods.base import full_precision
 from hf_essl.methods.tokens import patch_count
 from hf_essl.views import LOCAL, ViewParams, Views
@@ -127,9 +127,9 @@ class HardAugment:
             return None
         with torch.no_grad(), frozen_running_stats(model):
             kept = self._kept(model, plan)
-            queries, keys = zip(
-                *(self._embed(model, *small) for small in zip(plan.small, kept, strict=True)), strict=True
-            )
+            with self._precision(next(model.parameters()).device.type):
+                embedded = [model.embed_tokens(*small) for small in zip(plan.small, kept, strict=True)]
+            queries, keys = zip(*embedded, strict=True)
             if self.args.selection != "hard":
                 return Comparison(keys, None)
             score = self.args.selection_score
@@ -167,11 +167,11 @@ class HardAugment:
         kept = self.views.kept_tokens(plan.candidates, patches, device, share)
         return everything if kept is None else kept.unbind(dim=1)
 
-    def _embed(self, model: SSLModel, view: Tensor, kept: Tensor | None) -> Pair:
-        if self.args.selection_precision == "training" or (view.device.type == "cpu" and not cpu_has_bf16()):
-            return model.embed_tokens(view, kept)
-        with torch.autocast(view.device.type, torch.bfloat16):
-            return model.embed_tokens(view, kept)
+    def _precision(self, device: str) -> AbstractContextManager:
+        """One context for all views, because autocast converts the weights again in each."""
+        if self.args.selection_precision == "training" or (device == "cpu" and not cpu_has_bf16()):
+            return nullcontext()
+        return torch.autocast(device, torch.bfloat16)
 
 
 def seen_tokens(views: Views, model: SSLModel, chosen: Selection, seed: int) -> dict[str, Tensor]:

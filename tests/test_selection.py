@@ -8,6 +8,7 @@ import skimage.data
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_essl.config import ViewArguments
 from hf_essl.methods import METHODS, SSLModel
@@ -144,6 +145,24 @@ def test_compared_in_bf16_if_the_device_has_it(model, capable, monkeypatch):
     assert rough.dtype == torch.float32
     torch.testing.assert_close(exact, rough, atol=0.05, rtol=0)
     assert torch.equal(exact, rough) != capable
+
+
+def test_a_weight_is_converted_to_bf16_once_for_all_views(model, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    augment, converted = HardAugment(Views(arguments(selection_precision="bf16"))), []
+    weight = next(model.backbone.parameters())
+
+    class Conversions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+                converted.append(args[0].data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    plan = augment.plan(IMAGES)
+    with Conversions():
+        augment.compare(model, plan)
+    assert converted.count(weight.data_ptr()) == 1
+    assert len(converted) > len(plan.candidates)  # the views themselves too
 
 
 @pytest.mark.parametrize("selection", ["hard", "random"])
