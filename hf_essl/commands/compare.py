@@ -1,7 +1,5 @@
 """`hf-essl compare RUN…`: accuracy against cost of finished runs, as a picture and a table."""
 
-from pathlib import Path
-
 from hf_essl.commands.parser import Parser
 
 
@@ -9,7 +7,7 @@ def run(argv: list[str]) -> None:
     parser = Parser(
         "compare",
         "Compare finished runs. Runs of one name up to a trailing -seedN are averaged if their recipes are equal. "
-        "If recipes were run at several lengths, also at equal accuracy, with 95 % bootstrap intervals.",
+        "Recipes that were run at several lengths are compared at equal accuracy, with 95 % bootstrap intervals.",
     )
     parser.add_argument(
         "runs",
@@ -31,9 +29,11 @@ def run(argv: list[str]) -> None:
         complete_report(source)
     groups = load_groups(options.runs)
     check_evaluation(groups)
-    print(f"{comparison_table(groups)}\n\nwrote {draw_comparison(groups, path)}")
-    if pairs := pairs_at_equal_accuracy(groups):
-        picture = Path(options.output)
-        picture = picture.with_name(f"{picture.stem}_at_equal_accuracy{picture.suffix or '.png'}")
-        score = score_of(groups)
-        print(f"\n{equal_accuracy_table(pairs, score)}\n\nwrote {draw_equal_accuracy(pairs, score, picture)}")
+    print(comparison_table(groups))
+    pairs, score = pairs_at_equal_accuracy(groups), score_of(groups)
+    in_pairs = {group.name for pair in pairs for arm in pair for group in arm.lengths}
+    if any(group.name not in in_pairs for group in groups):
+        print(f"\nwrote {draw_comparison(groups, path)}")
+        path = path.with_stem(f"{path.stem}_at_equal_accuracy")
+    if pairs:
+        print(f"\n{equal_accuracy_table(pairs, score)}\n\nwrote {draw_equal_accuracy(pairs, score, path)}")

@@ -61,11 +61,11 @@ class Group:
         return statistics.fmean(values) if values else None
 
     def show(self, key: str, form: str) -> str:
-        """The mean, and for several runs their standard deviation."""
+        """The mean, and for runs of different values their standard deviation."""
         values = self.values(key)
         if not values:
             return "not measured"
-        spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+        spread = f" ± {statistics.stdev(values):{form}}" if len(set(values)) > 1 else ""
         return f"{statistics.fmean(values):{form}}{spread}"
 
     @property

@@ -105,7 +105,18 @@ def test_the_command_compares_lengths_of_recipes_at_equal_accuracy(runs, tmp_pat
     assert cli.main(["compare", *map(str, runs), "--output", str(tmp_path / "c.png")]) == 0
     printed = capsys.readouterr().out
     assert "| fast | plain | 52.0 | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) |" in printed
-    assert (tmp_path / "c_at_equal_accuracy.png").stat().st_size > 10_000
+    assert "| plain_16 | 2 | 52.0 | not measured | 16.0000 | 960 |" in printed, "equal values have no spread"
+    assert [path.name for path in tmp_path.glob("*.png")] == ["c.png"], "one picture shows all runs"
+
+
+def test_runs_of_one_length_have_a_picture_of_their_own(runs, tmp_path, capsys):
+    single = tmp_path / "single"
+    single.mkdir()
+    metrics = {"method": "byol", "backbone": "net", "knn_accuracy": 50.0, "petaflops": 3.0}
+    (single / "metrics.json").write_text(json.dumps(metrics))
+    assert cli.main(["compare", *map(str, runs), str(single), "--output", str(tmp_path / "c.png")]) == 0
+    assert "| fast | plain | 52.0 | 2.00 (2.00 to 2.00) |" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*.png")} == {"c.png", "c_at_equal_accuracy.png"}
 
 
 def test_recipes_tell_the_lengths_of_one_recipe_whatever_their_names(runs):
