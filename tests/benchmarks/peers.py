@@ -8,7 +8,8 @@ own process on the same cores:
 - lightly: its transform, heads and loss (`pip install lightly`) in the loop of its documentation; by default without
   workers, its fastest setting on two cores;
 - baseline: hf_essl with the same hyperparameters and the same augmentations;
-- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, for `--efficient_epochs`.
+- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, for `--efficient_epochs`. Pairs are
+  compared in bfloat16 if the CPU supports it.
 
 All start from decoded uint8 images of `--image_size` in memory. Seconds are those of training only; the kNN accuracy
 is that of hf_essl on the whole evaluation split, at the training resolution.
@@ -52,6 +53,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--learning_rate", type=float, default=0.05)
+    parser.add_argument("--selection_precision", choices=["training", "bf16"], default="bf16")
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -63,7 +65,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         stored = store(options, Path(folder) / "images.pt")
         command = [sys.executable, __file__, str(stored)]
-        for name in ("backbone", "learning_rate", *NUMBERS):
+        for name in ("backbone", "learning_rate", "selection_precision", *NUMBERS):
             command += [f"--{name}", str(getattr(options, name))]
         for seed, arm in itertools.product(options.seeds, ARMS):
             arguments = [*command, "--arm", arm, "--seeds", str(seed)]
@@ -210,6 +212,7 @@ def our_recipe(options, seed, arm) -> Recipe:
     if arm == "efficient":  # proportions as in the paper: 80 of 480 epochs, twice the learning rate
         epochs, learning_rate = options.efficient_epochs, 2 * options.learning_rate
         fields |= {"num_train_epochs": epochs, "warmup_epochs": epochs / 6, "learning_rate": learning_rate}
+        fields["selection_precision"] = options.selection_precision
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     return load_recipe(RECIPES / f"simsiam_resnet50_{arm}.yaml", words)
 
