@@ -107,6 +107,7 @@ def test_the_command_compares_lengths_of_recipes_at_equal_accuracy(runs, tmp_pat
     assert "| fast | plain | 52.0 | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) |" in printed
     assert "| plain_16 | 2 | 52.0 | not measured | 16.0000 | 960 |" in printed, "equal values have no spread"
     assert [path.name for path in tmp_path.glob("*.png")] == ["c.png"], "one picture shows all runs"
+    assert (tmp_path / "c.png").stat().st_size > 10_000
 
 
 def test_runs_of_one_length_have_a_picture_of_their_own(runs, tmp_path, capsys):
@@ -117,6 +118,7 @@ def test_runs_of_one_length_have_a_picture_of_their_own(runs, tmp_path, capsys):
     assert cli.main(["compare", *map(str, runs), str(single), "--output", str(tmp_path / "c.png")]) == 0
     assert "| fast | plain | 52.0 | 2.00 (2.00 to 2.00) |" in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.png")} == {"c.png", "c_at_equal_accuracy.png"}
+    assert (tmp_path / "c_at_equal_accuracy.png").stat().st_size > 10_000
 
 
 def test_recipes_tell_the_lengths_of_one_recipe_whatever_their_names(runs):
