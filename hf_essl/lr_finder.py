@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,15 @@ class LRRange:
     validation_losses: list[float]  # empty without validation images
     suggestion: float  # the peak learning rate, where the fall of the (validation) loss meets its plateau
 
+    @property
+    def remark(self) -> str:
+        """What the suggestion is, in words."""
+        if self.suggestion == self.learning_rates[-1]:
+            return "the loss still falls here, at the end of the range; raise --end"
+        if self.suggestion == self.learning_rates[0]:
+            return "the loss only rises from here; lower --start"
+        return "the loss has reached its plateau here"
+
 
 @checked
 def lr_range_test(
@@ -44,7 +54,8 @@ def lr_range_test(
     """Trains a copy of the model while the learning rate grows exponentially from `start` to `end`.
 
     Every parameter trains, as after the epochs in which DINO's last layer is frozen. The momentum of a teacher, tau,
-    keeps its initial value: a rise to 1 within the test would change the loss as well.
+    keeps its initial value: a rise to 1 within the test would change the loss as well. For the same reason, MoCo's
+    queue and DINO's center are first filled by forward passes alone.
 
     The trainer's model, optimizer and random state do not change. The test ends early if the loss is not finite.
 
@@ -89,6 +100,7 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
     loader = endless(trainer.get_train_dataloader())
     held_out = _validation_views(trainer, validation_images)
     trainer.image_targets.fill(trainer.model, trainer.train_dataset, trainer.accelerator)
+    _settle(model, trainer, loader)
     train_losses: list[float] = []
     validation_losses: list[float] = []
 
@@ -116,6 +128,19 @@ def _run(trainer: SSLTrainer, rates: list[float], validation_images: int) -> tup
         if held_out:
             validation_losses.append(_loss_on(model, trainer, held_out))
     return train_losses, validation_losses
+
+
+@torch.no_grad()
+def _settle(model: SSLModel, trainer: SSLTrainer, loader: Iterator) -> None:
+    """Forward passes until queue and center are those of the network, whose weights do not change."""
+    steps = range(model.settling_steps(trainer.args.per_device_train_batch_size))
+    for _ in tqdm(steps, desc="filling queue or center", disable=trainer.args.disable_tqdm or not steps):
+        batch = trainer.feed(next(loader))
+        views = plain_views(trainer.views, batch["image"], aspect=batch["aspect"])
+        model.before_step(progress=0.0, epoch=0.0)
+        with trainer.show_images(batch, model), trainer.accelerator.autocast():
+            model(**views)
+        model.after_step()
 
 
 def _validation_views(trainer: SSLTrainer, count: int) -> list[tuple[Tensor, ViewParams, ViewParams, Tensor | None]]:

@@ -101,34 +101,16 @@ class SSLTrainer(TrialTrainer):
         optimizers=(None, None),
         **others,
     ):
-        args, data_args = args or SSLTrainingArguments(), data_args or DataArguments()
+        args, view_args = args or SSLTrainingArguments(), view_args or ViewArguments()
+        self.data_args = data_args or DataArguments()
         check_arguments(args, optimizers, others)
         model = init_model(model, model_init)
-        view_args = view_args or ViewArguments()
-        self.curriculum = check_groups(model.config, data_args, view_args, args)
+        self.curriculum = check_groups(model.config, self.data_args, view_args, args)
         check_network(model, view_args, args)
-        set_up_loading(args, data_args)
-        if isinstance(train_dataset, (str, Path)):
-            data_args = replace(data_args, dataset=str(train_dataset))
-        train_dataset, eval_dataset, bank_dataset = (
-            None if source is None else as_images(source, data_args, args.device)
-            for source in (train_dataset, eval_dataset, bank_dataset)
-        )
-        self.data_args = data_args
+        set_up_loading(args, self.data_args)
+        train_dataset, eval_dataset = self._open_images(args, train_dataset, eval_dataset, bank_dataset)
         check_image_teacher(model, train_dataset, view_args)
-        self.feed, self.image_targets = Feed(args.device), ImageTargets(args)
-        self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
-        self.views = Views(view_args, model.pixel_mean, model.pixel_std)
-        self.hard_augment = HardAugment(self.views)
-        can_be_bank = bank_dataset is None and not isinstance(train_dataset, StreamedImages)
-        self.bank_dataset = train_dataset if can_be_bank else bank_dataset
-        self.flop_counter = FlopCounter.of(model, view_args)
-        prepare_layers(model, args)
-        self.clock = Clock()
-        self.step_log, self.run_state = StepLog(self.clock), RunState()
-        self.neighbor_log = NeighborLog(args.folder)
-        for line in [*ignored_lines(args), *idle_lines(args), *accumulation_lines(model, args)]:
-            logger.warning(line)
+        self._set_up(model, args, view_args, train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -140,8 +122,34 @@ class SSLTrainer(TrialTrainer):
         )
         self.model_init = model_init
         self.loss_is_scaled_for_ga = False
-        self.unreadable = UnreadableLog(image_count(train_dataset), data_args.max_unreadable)
+        self.unreadable = UnreadableLog(image_count(train_dataset), self.data_args.max_unreadable)
         self._add_callbacks()
+
+    def _open_images(self, args: SSLTrainingArguments, train, evaluation, bank):
+        """Opens and returns the images to train on and to evaluate on; those of the bank are in `bank_dataset`."""
+        if isinstance(train, (str, Path)):
+            self.data_args = replace(self.data_args, dataset=str(train))
+        train, evaluation, bank = (
+            None if source is None else as_images(source, self.data_args, args.device)
+            for source in (train, evaluation, bank)
+        )
+        can_be_bank = bank is None and not isinstance(train, StreamedImages)
+        self.bank_dataset = train if can_be_bank else bank
+        return train, evaluation
+
+    def _set_up(self, model: SSLModel, args: SSLTrainingArguments, view_args: ViewArguments, train_dataset) -> None:
+        """The parts of a step and their records, and warnings about settings without effect."""
+        self.feed, self.image_targets = Feed(args.device), ImageTargets(args)
+        self.online_probe = OnlineProbe.for_model(model, train_dataset, args.device) if args.online_probe else None
+        self.views = Views(view_args, model.pixel_mean, model.pixel_std)
+        self.hard_augment = HardAugment(self.views)
+        self.flop_counter = FlopCounter.of(model, view_args)
+        prepare_layers(model, args)
+        self.clock = Clock()
+        self.step_log, self.run_state = StepLog(self.clock), RunState()
+        self.neighbor_log = NeighborLog(args.folder)
+        for line in [*ignored_lines(args), *idle_lines(args), *accumulation_lines(model, args)]:
+            logger.warning(line)
 
     def _add_callbacks(self) -> None:
         self.remove_callback(default_progress_bar())

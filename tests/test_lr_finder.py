@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_essl import lr_range_test
-from hf_essl.lr_finder import suggest
+from hf_essl.lr_finder import LRRange, suggest
 from hf_essl.training.step import run_step
 from tests.helpers import small_trainer
 
@@ -47,6 +47,25 @@ def test_dinos_last_layer_trains_and_tau_keeps_its_initial_value(tmp_path, monke
     assert len(weights) == 11
     assert not any(torch.equal(one, other) for one, other in itertools.pairwise(weights))
     assert [tau for _, tau in seen] == [0.996] * 10
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol", "simclr", "mocov2", "dino"])
+def test_the_loss_does_not_drift_while_the_weights_stay(tmp_path, method):
+    """At negligible rates, so the first steps see the same queue and center as the last ones."""
+    trainer = small_trainer(tmp_path, method=method)
+    found = lr_range_test(trainer, start=1e-12, end=1e-11, steps=24, validation_images=0)
+    losses = torch.tensor(found.train_losses)
+    first, last = losses[:8], losses[-12:]
+    assert (first.mean() - last.mean()).abs() < 3 * last.std() / 8**0.5
+
+
+def test_a_suggestion_at_an_end_of_the_range_is_told():
+    words = [LRRange([0.1, 0.2, 0.4], [], [], rate).remark for rate in (0.1, 0.2, 0.4)]
+    assert words == [
+        "the loss only rises from here; lower --start",
+        "the loss has reached its plateau here",
+        "the loss still falls here, at the end of the range; raise --end",
+    ]
 
 
 @pytest.mark.parametrize("each", [False, True])

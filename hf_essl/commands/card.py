@@ -8,24 +8,7 @@ from hf_essl.commands.parser import Parser, output_folder
 
 def run(argv: list[str]) -> None:
     """Writes the cards; `--into` copies them into a folder of cards and updates its index."""
-    parser = Parser(
-        "card",
-        "Write the model card of finished runs into their backbone/, from their own files.",
-        "The card includes the results of `hf-essl evaluate RUN --output RUN/linear.json …`.",
-    )
-    add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="output folder of a finished run")
-    add("--baseline", metavar="RUN", help="finished run on the same data, for the speed-up over it")
-    add("--repo_id", metavar="USER/NAME", help="repository on the Hub from which the card's code loads the backbone")
-    add("--license", metavar="ID", help="license of the weights, such as apache-2.0 [none is named]")
-    add(
-        "--into",
-        type=output_folder,
-        metavar="FOLDER",
-        help="copy card, pictures and numbers into sub-folders, and update their index",
-    )
-    add("--index", metavar="FOLDER", help="write the table of the runs in FOLDER into its README.md")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     if not (options.runs or options.index):
         raise ValueError("no run is given; pass the folder of a finished run, or --index FOLDER")
     if options.into:
@@ -48,6 +31,27 @@ def run(argv: list[str]) -> None:
             print(f"wrote {add_card(source, options.into)}")
     for folder in dict.fromkeys(filter(None, (options.into, options.index))):
         print(f"wrote {write_index(folder)}")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "card",
+        "Write the model card of finished runs into their backbone/, from their own files.",
+        "The card includes the results of `hf-essl evaluate RUN --output RUN/linear.json …`.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="output folder of a finished run")
+    add("--baseline", metavar="RUN", help="finished run on the same data, for the speed-up over it")
+    add("--repo_id", metavar="USER/NAME", help="repository on the Hub from which the card's code loads the backbone")
+    add("--license", metavar="ID", help="license of the weights, such as apache-2.0 [none is named]")
+    add(
+        "--into",
+        type=output_folder,
+        metavar="FOLDER",
+        help="copy card, pictures and numbers into sub-folders, and update their index",
+    )
+    add("--index", metavar="FOLDER", help="write the table of the runs in FOLDER into its README.md")
+    return parser
 
 
 def check_names(runs: list[str]) -> None:

@@ -36,4 +36,4 @@ def run(argv: list[str]) -> None:
     )
     title = f"{recipe.model.method} · {recipe.model.backbone} · {recipe.data.dataset}"
     path = draw_lr_range(found, path, title)
-    print(f"learning_rate: {found.suggestion:.2g}    # the loss has reached its plateau here; wrote {path}")
+    print(f"learning_rate: {found.suggestion:.2g}    # {found.remark}; wrote {path}")

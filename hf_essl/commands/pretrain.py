@@ -79,11 +79,9 @@ def _pretrain_images(options, overrides: list[str], environment: dict[str, str])
     if (begun := planned_recipe(options.recipe, overrides)) is not None:
         if options.plan or options.budget:
             name = "plan" if options.plan else "budget"
-            raise ValueError(
-                f"{name} is given with resume_from_checkpoint, and {begun} is the plan of the run; remove it"
-            )
-        words = [str(begun), "--dataset", options.recipe, *overrides]
-        run([*words, *(["--accelerate_config", config] if config else [])])
+            raise ValueError(f"{name} is given with resume_from_checkpoint; {begun} is the plan of the run; remove it")
+        launched = ["--accelerate_config", config] if config else []
+        run([str(begun), "--dataset", options.recipe, *overrides, *launched])
         return
     is_main = environment.get("RANK", "0") == "0"
     if is_main:

@@ -72,13 +72,9 @@ def extract_features(
     device = accelerator.device if accelerator else next((p.device for p in backbone.parameters()), "cpu")
     backbone.to(device)
     prepare = transform or center_crops(resolution, crop_pct, mean, std)
+    own_stream = torch.Generator()  # without one the loader draws from the global generator
     loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=share,
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator(),  # without one the loader draws from the global generator
+        dataset, batch_size, sampler=share, num_workers=num_workers, collate_fn=collate, generator=own_stream
     )
     bank = None
     with _eval_mode(backbone):

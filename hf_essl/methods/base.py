@@ -234,6 +234,10 @@ class SSLModel(nn.Module, PretrainedMethod):
     def check_data(self, images: int, batch: int) -> None:
         """Raises ValueError if the method cannot train on this many images in batches of this size."""
 
+    def settling_steps(self, batch: int) -> int:
+        """Steps of `batch` images after which the method's state, such as a queue or a center, fits its network."""
+        return 0
+
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
     ) -> None:

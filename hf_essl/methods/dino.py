@@ -111,6 +111,11 @@ class DINO(SSLModel):
     def loss_at_collapse(self, images: int) -> float:
         return math.log(self.center.shape[1])
 
+    def settling_steps(self, batch: int) -> int:
+        """Until the share of the initial center, 0, is below a hundredth."""
+        momentum = self.center_momentum
+        return math.ceil(math.log(0.01) / math.log(momentum)) if 0 < momentum < 1 else 1
+
     def before_step(self, progress: float, epoch: float) -> None:
         self.momentum = cosine_momentum(self.base_momentum, progress)
         warm = min(int(epoch) / max(self.warmup_epochs - 1, 1), 1.0) if self.warmup_epochs else 1.0

@@ -116,6 +116,9 @@ class MoCoV2(SSLModel):
                 f"below {max(images - batch, 1)}"
             )
 
+    def settling_steps(self, batch: int) -> int:
+        return math.ceil(len(self.queue) / (2 * batch))  # the queue starts with random keys
+
     def before_step(self, progress: float, epoch: float) -> None:
         self._pending_keys.clear()  # left over if fp16 skipped the last step
 

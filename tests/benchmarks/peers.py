@@ -2,14 +2,14 @@
 
     python tests/benchmarks/peers.py DATASET [--images 4000] [--epochs 20] [--seeds 0 1 2] [--backbone test_resnet]
 
-DATASET is a recipe's `dataset`, with an evaluation split. Each seed has three runs, one after the other, each in its
+DATASET is a recipe's `dataset`, with an evaluation split. Each seed has these runs, one after the other, each in its
 own process on the same cores:
 
 - lightly: its transform, heads and loss (`pip install lightly`) in the loop of its documentation; by default without
   workers, its fastest setting on two cores;
 - baseline: hf_essl with the same hyperparameters and the same augmentations;
-- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, for `--efficient_epochs`. Pairs are
-  compared in bfloat16 if the CPU supports it.
+- efficient: hf_essl with F1-CLR, Super Progressive Learning and Hard Augment, one run for each length in
+  `--efficient_epochs`. Pairs are compared in bfloat16 if the CPU supports it.
 
 All start from decoded uint8 images of `--image_size` in memory. Seconds are those of training only; the kNN accuracy
 is that of hf_essl on the whole evaluation split, at the training resolution.
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from scipy.stats import ttest_1samp
 
 from hf_essl.config import DataArguments
 from hf_essl.data import CachedImages, Images, load_images
@@ -41,7 +42,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "imagenette"
 DIM, HIDDEN = 512, 128
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 NUMBERS = {
-    "images": 4000, "epochs": 20, "efficient_epochs": 12, "batch_size": 64, "resolution": 64, "min_resolution": 32,
+    "images": 4000, "epochs": 20, "batch_size": 64, "resolution": 64, "min_resolution": 32,
     "resolution_step": 16, "selection_resolution": 32, "image_size": 96, "workers": 0, "threads": 2,
 }  # fmt: skip
 
@@ -54,6 +55,7 @@ def main():
     parser.add_argument("--backbone", default="test_resnet")
     parser.add_argument("--learning_rate", type=float, default=0.05)
     parser.add_argument("--selection_precision", choices=["training", "bf16"], default="bf16")
+    parser.add_argument("--efficient_epochs", type=int, nargs="+", default=[8, 12])
     for name, default in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
@@ -61,18 +63,20 @@ def main():
         torch.set_num_threads(options.threads)
         print(json.dumps(run(options)))
         return
-    found = {arm: [] for arm in ARMS}
+    lengths = {"lightly": [options.epochs], "baseline": [options.epochs], "efficient": options.efficient_epochs}
+    found = {(arm, epochs): [] for arm in ARMS for epochs in lengths[arm]}
     with tempfile.TemporaryDirectory() as folder:
         stored = store(options, Path(folder) / "images.pt")
         command = [sys.executable, __file__, str(stored)]
         for name in ("backbone", "learning_rate", "selection_precision", *NUMBERS):
             command += [f"--{name}", str(getattr(options, name))]
-        for seed, arm in itertools.product(options.seeds, ARMS):
-            arguments = [*command, "--arm", arm, "--seeds", str(seed)]
+        for seed, (arm, epochs) in itertools.product(options.seeds, found):
+            arguments = [*command, "--arm", arm, "--epochs", str(epochs), "--seeds", str(seed)]
             done = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True)
-            found[arm].append(json.loads(done.stdout.splitlines()[-1]))
-            print(json.dumps({"arm": arm, "seed": seed, **found[arm][-1]}), flush=True)
-    print(table(found, options))
+            one = json.loads(done.stdout.splitlines()[-1])
+            found[arm, epochs].append(one)
+            print(json.dumps({"arm": arm, "epochs": epochs, "seed": seed, **one}), flush=True)
+    print(table(found))
 
 
 def store(options, path: Path) -> Path:
@@ -210,24 +214,35 @@ def our_recipe(options, seed, arm) -> Recipe:
         "disable_tqdm": "true",
     }
     if arm == "efficient":  # proportions as in the paper: 80 of 480 epochs, twice the learning rate
-        epochs, learning_rate = options.efficient_epochs, 2 * options.learning_rate
-        fields |= {"num_train_epochs": epochs, "warmup_epochs": epochs / 6, "learning_rate": learning_rate}
+        fields |= {"warmup_epochs": options.epochs / 6, "learning_rate": 2 * options.learning_rate}
         fields["selection_precision"] = options.selection_precision
     words = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     return load_recipe(RECIPES / f"simsiam_resnet50_{arm}.yaml", words)
 
 
-def table(found, options) -> str:
-    """A Markdown table of means ± standard deviations over the seeds; time ratios are per seed."""
-    header = "| run | epochs | images/s | training (s) | against lightly | random init, kNN (%) | kNN (%) |"
-    lines = [header, "| --- " * 7 + "|"]
-    for arm, runs in found.items():
-        epochs = options.efficient_epochs if arm == "efficient" else options.epochs
+def table(found) -> str:
+    """A Markdown table of means ± standard deviations over the seeds; ratios and differences are per seed."""
+    header = (
+        "| run | epochs | images/s | training (s) | against lightly | random init, kNN (%) | kNN (%) | difference |"
+    )
+    lines = [header, "| --- " * 8 + "|"]
+    reference = next(runs for (arm, _), runs in found.items() if arm == "lightly")
+    for (arm, epochs), runs in found.items():
         columns = [[one[name] for one in runs] for name in ("images_per_second", "seconds", "random", "kNN")]
-        ratios = [one["seconds"] / other["seconds"] for one, other in zip(runs, found["lightly"], strict=True)]
+        pairs = list(zip(runs, reference, strict=True))
+        ratios = [one["seconds"] / other["seconds"] for one, other in pairs]
         rates, seconds, random, knn = (spread(column) for column in columns)
-        lines.append(f"| {arm} | {epochs} | {rates} | {seconds} | {spread(ratios, 2)} | {random} | {knn} |")
+        words = "" if arm == "lightly" else difference([one["kNN"] - other["kNN"] for one, other in pairs])
+        lines.append(f"| {arm} | {epochs} | {rates} | {seconds} | {spread(ratios, 2)} | {random} | {knn} | {words} |")
     return "\n".join(lines)
+
+
+def difference(values) -> str:
+    """Mean ± standard error of paired differences, and p of a paired t test."""
+    if len(values) < 2:
+        return f"{values[0]:+.1f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):+.1f} ± {error:.1f} (p = {ttest_1samp(values, 0).pvalue:.2g})"
 
 
 def spread(values, digits=1) -> str:
