@@ -31,12 +31,14 @@ class LRRange:
     train_losses: list[float]
     validation_losses: list[float]  # empty without validation images
     suggestion: float  # the peak learning rate, where the fall of the (validation) loss meets its plateau
+    ended_early: bool = False  # the next loss was not finite
 
     @property
     def remark(self) -> str:
         """What the suggestion is, in words."""
         if self.suggestion == self.learning_rates[-1]:
-            return "the loss still falls here, at the end of the range; raise --end"
+            above = "and is not finite above" if self.ended_early else "at the end of the range; raise --end"
+            return f"the loss still falls here, {above}"
         if self.suggestion == self.learning_rates[0]:
             return "the loss only rises from here; lower --start"
         return "the loss has reached its plateau here"
@@ -70,7 +72,8 @@ def lr_range_test(
     with torch.random.fork_rng():
         train_losses, validation_losses = _run(trainer, rates, validation_images)
     judged = validation_losses or train_losses
-    return LRRange(rates[: len(train_losses)], train_losses, validation_losses, suggest(rates, judged))
+    tested = rates[: len(train_losses)]
+    return LRRange(tested, train_losses, validation_losses, suggest(rates, judged), ended_early=len(tested) < steps)
 
 
 def check_range(start: float, end: float, steps: int) -> None:

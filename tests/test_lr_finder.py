@@ -21,6 +21,7 @@ def test_model_and_random_numbers_are_left_as_they_were(tmp_path):
     assert torch.equal(torch.get_rng_state(), generator)
     assert trainer.optimizer is None
     assert len(result.train_losses) == len(result.validation_losses) == len(result.learning_rates) == 12
+    assert not result.ended_early
     assert all(math.isfinite(loss) for loss in result.validation_losses)
 
 
@@ -66,6 +67,15 @@ def test_a_suggestion_at_an_end_of_the_range_is_told():
         "the loss has reached its plateau here",
         "the loss still falls here, at the end of the range; raise --end",
     ]
+    stopped = LRRange([0.1, 0.2], [], [], 0.2, ended_early=True)
+    assert stopped.remark == "the loss still falls here, and is not finite above"
+
+
+def test_a_loss_that_is_not_finite_ends_the_test(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 1.0, math.nan])
+    monkeypatch.setattr("hf_essl.lr_finder.run_step", lambda *args, **kwargs: torch.tensor(next(losses)))
+    found = lr_range_test(small_trainer(tmp_path), steps=12, validation_images=0)
+    assert found.ended_early and found.train_losses == [3.0, 2.0, 1.0] and len(found.learning_rates) == 3
 
 
 @pytest.mark.parametrize("each", [False, True])
